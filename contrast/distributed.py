@@ -1,0 +1,53 @@
+"""What a rank needs of the others: who is there, their rows with an exact gradient, a mean over all queries."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Every rank's rows in order of rank, [N, ...] on each of W ranks -> [W N, ...]; N must be the same everywhere.
+
+    The gradient is the sum over ranks of what they send back to these rows. With each rank's loss a mean over its
+    own queries, and the parameter gradients averaged over ranks as DDP does, the result is exactly the gradient of
+    the mean over all queries.
+    """
+    return rows if world_size() == 1 else _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # a column-major gradient would be summed element by element in the wrong places
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+def mean_counted(values: Tensor, counted: Tensor) -> Tensor:
+    """This rank's share of the mean of `values` [B] over the queries of all ranks that are `counted` [B] bool.
+
+    Scaled by the world size, since DDP divides by it: the average over ranks is the mean over all counted queries.
+    Nobody counted: 0, with a zero gradient.
+    """
+    total = counted.sum()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return world_size() * torch.where(counted, values, 0).sum() / total.clamp(min=1)

@@ -1,0 +1,79 @@
+"""Temperatures: values, gradients, schedules, and what a resume restores."""
+
+import math
+
+import pytest
+import torch
+
+from contrast.errors import InputError
+from contrast.heads import Cosine, InfoNCE, Learnable, Temperature
+from contrast.negatives import InBatch
+
+
+def loss_at(head: InfoNCE, z: torch.Tensor) -> torch.Tensor:
+    return head(z.flatten(0, 1), InBatch()(z, z, torch.arange(z.shape[1])))[0].mean()
+
+
+def test_gradient_with_respect_to_temperature_is_the_finite_difference() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(2, 8, 5, dtype=torch.float64)
+    head = InfoNCE(Learnable(0.2)).double()
+    loss_at(head, z).backward()
+    log_t, step = head.temperature.log_temperature, 1e-6
+    around = []
+    for sign in (-1, 1):
+        with torch.no_grad():
+            log_t.fill_(math.log(0.2) + sign * step)
+        around.append(loss_at(head, z).item())
+    assert log_t.grad.item() == pytest.approx((around[1] - around[0]) / (2 * step), rel=1e-6)
+
+
+def test_learnable_is_clamped_after_a_step_and_comes_back() -> None:
+    temperature = Learnable(0.07, minimum=0.05, maximum=0.1)
+    assert temperature().item() == pytest.approx(0.07)
+    assert temperature.log_temperature.no_decay
+    for wanted, got in ((1e-9, 0.05), (3.0, 0.1)):
+        with torch.no_grad():
+            temperature.log_temperature.fill_(math.log(wanted))
+        temperature.advance()
+        assert temperature().item() == pytest.approx(got)
+        temperature().backward()
+        assert temperature.log_temperature.grad != 0
+        temperature.log_temperature.grad = None
+
+
+def test_cosine_runs_between_its_ends_and_resumes() -> None:
+    schedule = Cosine(0.5, 0.1)
+    schedule.plan(10)
+    seen = []
+    for _ in range(12):
+        seen.append(schedule().item())
+        schedule.advance()
+    expected = [0.1 + 0.4 * (1 + math.cos(math.pi * min(t, 10) / 10)) / 2 for t in range(12)]
+    assert seen == pytest.approx(expected)
+    resumed = Cosine(0.5, 0.1)
+    resumed.load_state_dict(schedule.state_dict())
+    resumed.plan(99)  # the horizon of the run it resumes stays
+    assert resumed().item() == pytest.approx(0.1)
+    assert resumed.steps.item() == 10
+
+
+def test_a_fixed_temperature_is_in_the_state_dict() -> None:
+    resumed = Temperature(0.5)
+    resumed.load_state_dict(Temperature(0.2).state_dict())
+    assert resumed().item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("bad", [0, -0.1, float("nan"), float("inf"), "warm"])
+def test_a_temperature_must_be_positive(bad: float) -> None:
+    with pytest.raises(InputError, match=r"temperature must be a positive number, got"):
+        InfoNCE(bad)
+    with pytest.raises(InputError, match="start temperature"):
+        Cosine(bad, 0.1)
+
+
+def test_other_bad_schedules() -> None:
+    with pytest.raises(InputError, match="at least 1 step, got 0"):
+        Cosine(0.5, 0.1, steps=0)
+    with pytest.raises(InputError, match="0 < minimum <= initial <= maximum, got 0.1, 0.07, 1.0"):
+        Learnable(0.07, minimum=0.1)
