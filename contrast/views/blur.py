@@ -1,0 +1,45 @@
+"""Gaussian blur, each image with its own width.
+
+N images [N, C, H, W] floats, R the radius of the kernel: 2 R + 1 pixels wide.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from contrast.views.separable import separable
+
+
+def blur_radius(size: int) -> int:
+    """Half of SimCLR's kernel, which is about a tenth of the image: 3 wide at 32 pixels, 9 at 96, 23 at 224."""
+    return max(1, size // 20)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Blur with standard deviation sigma [N] in pixels, a kernel of 2 R + 1 pixels and reflected borders.
+
+    Equal to torchvision's `gaussian_blur(image, 2 * radius + 1, sigma)`; `radius` has to be less than both sides.
+    """
+    distance = torch.arange(radius + 1, dtype=images.dtype, device=images.device)
+    taps = torch.exp(-0.5 * (distance / sigma[:, None]).square())  # [N, R + 1]
+    taps = taps / (2 * taps.sum(dim=1, keepdim=True) - taps[:, :1])  # both sides, the middle once
+    height, width = images.shape[2:]
+    rows = _convolution(taps, height)
+    return separable(images, rows, rows if width == height else _convolution(taps, width))
+
+
+def _convolution(taps: Tensor, size: int) -> Tensor:
+    """The matrices [N, size, size] of the convolution with taps [N, R + 1], given by distance; borders reflected."""
+    basis = _basis(taps.shape[1] - 1, size, taps.dtype, taps.device)
+    return (taps @ basis.flatten(1)).view(-1, size, size)  # [N, R + 1] @ [R + 1, size size]
+
+
+@functools.lru_cache(maxsize=8)
+def _basis(radius: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[R + 1, size, size]: `basis[d] @ x` adds up the pixels at distance d."""
+    pixel = torch.arange(size, device=device)
+    offset = torch.arange(-radius, radius + 1, device=device)[:, None]  # [2 R + 1, 1]
+    source = size - 1 - (size - 1 - (pixel + offset).abs()).abs()  # reflected into the image
+    basis = torch.zeros(radius + 1, size, size, dtype=dtype, device=device)
+    return basis.index_put_((offset.abs(), pixel, source), basis.new_ones(()), accumulate=True)

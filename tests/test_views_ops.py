@@ -1,0 +1,155 @@
+"""Each operation on a batch against torchvision's functional operation on each image, with the same parameters."""
+
+import pytest
+import torch
+import torchvision.transforms.functional as F
+from torchvision.transforms import InterpolationMode
+
+from contrast.views.affine import affine
+from contrast.views.blur import blur_radius, gaussian_blur
+from contrast.views.choose import choose_
+from contrast.views.colour import brightness, contrast, greyscale, hue, saturation, solarise
+from contrast.views.crop import horizontal_flip, resized_crop
+from contrast.views.jitter import jitter_, jitter_steps
+
+SHAPES = [(3, 32, 32), (1, 8, 8), (3, 17, 29), (1, 31, 12), (3, 9, 40)]
+KINDS = ["float", "uint8"]
+
+
+def batch(shape, kind, count=6, seed=0):
+    """Images with flat patches, saturated pixels and greys among the noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+    pixels[:, :, :3, :3] = 0
+    pixels[:, :, 3:5, :4] = 255
+    pixels[:, :, :2, 5:7] = pixels[:, :1, :2, 5:7]
+    return pixels if kind == "uint8" else pixels.float() / 255
+
+
+def compare(ours, theirs, tolerance=2e-6):
+    """`theirs` is a list of images. On uint8 torchvision cuts off fractions, of intermediate results too: one level."""
+    theirs = torch.stack(theirs)
+    if theirs.dtype == torch.uint8:
+        assert ((ours * 255 + 1e-3).floor() - theirs).abs().max() <= 1
+    else:
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+
+
+def unit(pixels):
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_colour_operations(shape, kind):
+    pixels = batch(shape, kind)
+    factors = torch.tensor([0.0, 0.3, 0.9, 1.0, 1.4, 1.8])
+    for ours, theirs in (
+        (brightness, F.adjust_brightness),
+        (contrast, F.adjust_contrast),
+        (saturation, F.adjust_saturation),
+    ):
+        compare(ours(unit(pixels), factors), [theirs(i, f.item()) for i, f in zip(pixels, factors, strict=True)])
+    shifts = torch.tensor([-0.5, -0.13, 0.0, 0.07, 0.31, 0.5])
+    expected = [F.adjust_hue(i, s.item()) for i, s in zip(pixels, shifts, strict=True)]
+    compare(hue(unit(pixels), shifts), expected)
+    expected = [F.rgb_to_grayscale(i, num_output_channels=shape[0]) for i in pixels]
+    compare(greyscale(unit(pixels)), expected)
+    compare(solarise(unit(pixels)), [F.solarize(i, 128 if kind == "uint8" else 0.5) for i in pixels])
+    expected = [F.hflip(i) if f > 1 else i for i, f in zip(pixels, factors, strict=True)]
+    compare(horizontal_flip(unit(pixels), factors > 1), expected)
+
+
+def test_hue_of_every_sector_and_of_grey():
+    """All corners and edge midpoints of the colour cube: ties between channels are where sectors meet."""
+    levels = torch.tensor([0.0, 0.5, 1.0])
+    colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 27, 1)
+    for shift in torch.linspace(-0.5, 0.5, 25):
+        compare(hue(colours, shift[None]), [F.adjust_hue(colours[0], shift.item())])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [32, 13, 5])
+def test_resized_crop(shape, size, kind):
+    pixels = batch(shape, kind)
+    height, width = shape[1:]
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(1, height + 1, (6,), generator=generator)
+    columns = torch.randint(1, width + 1, (6,), generator=generator)
+    rows[0], columns[0], rows[1], columns[1] = height, width, 1, 1
+    top = (torch.rand(6, generator=generator) * (height - rows + 1)).long()
+    left = (torch.rand(6, generator=generator) * (width - columns + 1)).long()
+    boxes = torch.stack((top, left, rows, columns), dim=1)
+    flip = torch.tensor([True, False] * 3)
+    expected = [
+        F.resized_crop(i, *b, [size, size], antialias=True) for i, b in zip(pixels, boxes.tolist(), strict=True)
+    ]
+    compare(resized_crop(unit(pixels), boxes, size), expected)
+    expected = [F.hflip(i) if on else i for i, on in zip(expected, flip, strict=True)]
+    compare(resized_crop(unit(pixels), boxes, size, flip), expected)
+
+
+def test_resized_crop_at_imagenet_size():
+    pixels = batch((3, 250, 224), "float", count=2)
+    boxes = [[3, 5, 201, 150], [0, 0, 250, 224]]
+    expected = [F.resized_crop(i, *b, [224, 224], antialias=True) for i, b in zip(pixels, boxes, strict=True)]
+    compare(resized_crop(pixels, torch.tensor(boxes), 224), expected, tolerance=3e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("radius", [1, 2, 5])
+def test_gaussian_blur(shape, radius, kind):
+    pixels = batch(shape, kind)
+    sigma = torch.tensor([0.1, 0.4, 0.7, 1.0, 1.5, 2.0])
+    expected = [F.gaussian_blur(i, [2 * radius + 1] * 2, [s.item()] * 2) for i, s in zip(pixels, sigma, strict=True)]
+    compare(gaussian_blur(unit(pixels), sigma, radius), expected)
+
+
+def test_blur_radius_is_simclr_s():
+    assert [2 * blur_radius(size) + 1 for size in (8, 32, 96, 224)] == [3, 3, 9, 23]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_affine(shape, kind):
+    pixels = batch(shape, kind)
+    angle = torch.tensor([0.0, 10.0, -37.5, 90.0, 180.0, 5.0])
+    shift = torch.tensor([[0, 0], [0, 0], [2, -1], [1, 0], [0, 0], [-3, 2]])
+    scale = torch.tensor([1.0, 1.0, 0.8, 1.0, 1.3, 1.0])
+    rows = list(zip(pixels, angle.tolist(), shift.tolist(), scale.tolist(), strict=True))
+    expected = [F.affine(i, a, t, s, [0.0], interpolation=InterpolationMode.BILINEAR) for i, a, t, s in rows]
+    compare(affine(unit(pixels), angle, shift, scale), expected, tolerance=3e-5)
+    expected = [F.affine(i, a, t, 1.0, [0.0], interpolation=InterpolationMode.BILINEAR) for i, a, t, _ in rows]
+    compare(affine(unit(pixels), angle, shift), expected, tolerance=3e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_jitter_in_every_order(shape):
+    orders = torch.cartesian_prod(*[torch.arange(4)] * 4)
+    orders = orders[[len(set(order)) == 4 for order in orders.tolist()]]  # 24 permutations
+    images = batch(shape, "float", count=len(orders))
+    generator = torch.Generator().manual_seed(2)
+    factors = 0.3 + 1.4 * torch.rand(len(orders), 4, generator=generator)
+    factors[:, 3] = torch.rand(len(orders), generator=generator) - 0.5
+    factors[5] = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    operations = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    expected = []
+    for image, order, factor in zip(images, orders.tolist(), factors.tolist(), strict=True):
+        for which in order:
+            image = operations[which](image, factor[which])
+        expected.append(image)
+    unchanged = images[5].clone()
+    ours = jitter_(images, jitter_steps(factors, orders, shape[0]))
+    compare(ours, expected, tolerance=1e-5)  # four roundings, and hue divides by the range of the channels
+    torch.testing.assert_close(ours[5], unchanged, atol=2e-7, rtol=0)
+
+
+def test_choose_changes_the_chosen_only():
+    images = torch.rand(5, 3, 4, 4)
+    on = torch.tensor([True, False, False, True, False])
+    factor = torch.arange(5.0)
+    expected = torch.where(on[:, None, None, None], brightness(images, factor), images)
+    assert torch.equal(choose_(images.clone(), on, brightness, factor), expected)
+    assert torch.equal(choose_(images.clone(), on & False, brightness, factor), images)
