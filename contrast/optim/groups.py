@@ -1,0 +1,43 @@
+"""Which parameters decay: matrices and kernels do, the rest does not."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from contrast.errors import InputError
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
+    """Groups for an optimiser that hold every trainable parameter of `module` exactly once.
+
+    No weight decay, and no layer-wise adaptation in LARS, for biases and everything else of at most one dimension
+    (scales, a log temperature), the parameters of norm layers and those with the attribute `no_decay = True` (tokens,
+    position embeddings; `copy.deepcopy` drops the attribute). The others decay by `weight_decay`; None leaves it to
+    the optimiser's own setting. Raises InputError if nothing is trainable.
+    """
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
+    seen = set()
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            exempt = (
+                parameter.ndim <= 1
+                or name.endswith("bias")
+                or isinstance(part, NORMS)
+                or getattr(parameter, "no_decay", False)
+            )
+            (no_decay if exempt else decay).append(parameter)
+    if not seen:
+        raise InputError(f"{type(module).__name__} has no trainable parameter")
+    groups: list[dict[str, Any]] = []
+    if decay:
+        groups.append({"params": decay} | ({} if weight_decay is None else {"weight_decay": weight_decay}))
+    if no_decay:
+        groups.append({"params": no_decay, "weight_decay": 0.0, "adapt": False})
+    return groups
