@@ -1,0 +1,26 @@
+"""What frozen features are worth: kNN, a linear probe, the geometry of the embedding. Pure functions."""
+
+from contrast.evaluation.features import cached_features, digest, features
+from contrast.evaluation.geometry import alignment, effective_rank, uniformity
+from contrast.evaluation.knn import KNN, knn_predict, knn_score, knn_top1
+from contrast.evaluation.linear import fit_linear
+from contrast.evaluation.probe import LinearProbe, Setting, linear_probe
+from contrast.evaluation.protocol import frozen_scores
+
+__all__ = [
+    "KNN",
+    "LinearProbe",
+    "Setting",
+    "alignment",
+    "cached_features",
+    "digest",
+    "effective_rank",
+    "features",
+    "fit_linear",
+    "frozen_scores",
+    "knn_predict",
+    "knn_score",
+    "knn_top1",
+    "linear_probe",
+    "uniformity",
+]

@@ -1,0 +1,120 @@
+"""Weighted-vote nearest neighbours on frozen features, exact and in blocks.
+
+N training rows, M test rows, F features, K classes, k neighbours.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from contrast.errors import InputError
+from contrast.evaluation.check import check_labelled
+
+
+class KNN(NamedTuple):
+    """Shares of the test rows, 0 to 1. top5 is None with fewer than six classes."""
+
+    top1: float
+    top5: float | None
+
+
+def nearest(
+    train: Tensor, test: Tensor, k: int, test_block: int = 512, train_block: int = 32768
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each block of test rows the k largest cosine similarities and the training rows that gave them.
+
+    train [N, F], test [M, F] on one device; yields ([b, k], [b, k]), most similar first. k above N is cut to N. No
+    tensor is larger than [test_block, train_block] or the inputs: the best k so far are merged with the best k of the
+    next training block. Which of several equally similar rows takes the last place is not defined.
+    """
+    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    for query in test.split(test_block):
+        best, rows = query.new_empty(len(query), 0), query.new_empty(len(query), 0, dtype=torch.long)
+        for start in range(0, len(train), train_block):
+            key = train[start : start + train_block]
+            similarity, row = (query @ key.T).topk(min(k, len(key)))  # [b, F] x [c, F] -> [b, c] -> [b, k]
+            similarity, row = torch.cat([best, similarity], dim=1), torch.cat([rows, row + start], dim=1)
+            best, place = similarity.topk(min(k, similarity.shape[1]))
+            rows = row.gather(1, place)
+        yield best, rows
+
+
+@torch.no_grad()
+def knn_predict(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    k: int = 200,
+    temperature: float = 0.07,
+    classes: int | None = None,
+    test_block: int = 512,
+    train_block: int = 32768,
+    progress: bool = True,
+) -> Tensor:
+    """Classes in order of their votes, [M, min(5, K)] int64; column 0 is the prediction.
+
+    train [N, F], train_labels [N], test [M, F], on one device. Each of the k nearest training rows votes for its
+    class with weight exp(similarity / temperature) (Wu et al. 2018, section 3.4; k = 200 and temperature 0.07 are
+    theirs). k above N is cut to N; equal votes go to the lower class number. Computed in float32 (float64 stays),
+    whatever autocast says; on CUDA exact as far as torch's float32 matmul precision is left at "highest".
+    """
+    check_labelled(train, train_labels, "kNN training set")
+    if test.ndim != 2 or test.shape[1] != train.shape[1]:
+        raise InputError(f"kNN: training features {list(train.shape)} do not fit test {list(test.shape)}")
+    if k < 1 or not temperature > 0 or min(test_block, train_block) < 1:
+        raise InputError(
+            f"kNN: k ({k}), temperature ({temperature}) and blocks ({test_block}, {train_block}) must be positive"
+        )
+    classes = classes or int(train_labels.max()) + 1
+    dtype = torch.float64 if train.dtype == torch.float64 else torch.float32
+    ranking = []
+    bar = tqdm(total=len(test), desc="kNN", unit="image", delay=1, leave=False, disable=not progress)
+    with bar, torch.autocast(train.device.type, enabled=False):
+        for similarity, rows in nearest(train.to(dtype), test.to(dtype), k, test_block, train_block):
+            weight = ((similarity - similarity[:, :1]) / temperature).exp()  # the largest is 1; order unchanged
+            votes = weight.new_zeros(len(rows), classes)
+            votes.scatter_add_(1, train_labels[rows], weight)  # [b, k] -> [b, K]
+            ranking.append(votes.sort(dim=1, descending=True, stable=True).indices[:, :5])
+            bar.update(len(rows))
+    return torch.cat(ranking)
+
+
+def knn_score(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    k: int = 200,
+    temperature: float = 0.07,
+    device: torch.device | str | None = None,
+    test_block: int = 512,
+    train_block: int = 32768,
+    progress: bool = True,
+) -> KNN:
+    """Top-1 and top-5 of `knn_predict` on labelled test rows, computed on device (by default the features')."""
+    check_labelled(test, test_labels, "kNN test set")
+    train, train_labels, test, test_labels = (
+        value.to(device or train.device) for value in (train, train_labels, test, test_labels)
+    )
+    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
+    ranking = knn_predict(train, train_labels, test, k, temperature, classes, test_block, train_block, progress)
+    hit = ranking == test_labels[:, None]  # [M, min(5, K)]
+    top1, top5 = hit[:, 0].double().mean().item(), hit.any(dim=1).double().mean().item()
+    return KNN(top1, top5 if classes > 5 else None)
+
+
+def knn_top1(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    k: int = 200,
+    temperature: float = 0.07,
+    device: torch.device | str | None = None,
+) -> float:
+    """The share of test rows whose class gets most votes: `knn_score(...).top1`."""
+    return knn_score(train, train_labels, test, test_labels, k, temperature, device).top1
