@@ -110,7 +110,8 @@ def test_log_q_is_subtracted_and_one_set_per_query_is_the_shared_set() -> None:
 def test_the_softmax_is_applied_once() -> None:
     """Three rows of scores, class 9: their negative log-likelihoods, and what a second softmax would make of them."""
     rows = torch.tensor(
-        [[0.1] * 10, [0.2, 0.05, 0.05] + [0.1] * 7, [0.1, 0.05, 0.05] + [0.0] * 6 + [0.8]], dtype=torch.float64
+        [[0.1] * 10, [0.2, 0.05, 0.05] + [0.1] * 7, [0.1, 0.05, 0.05] + [0.0] * 6 + [0.8]],
+        dtype=torch.float64,
     )
     positive = torch.zeros(3, 10, dtype=torch.bool)
     positive[:, 9] = True

@@ -28,10 +28,11 @@ class Temperature(nn.Module):
 
 
 class Learnable(Temperature):
-    """exp of a parameter, so that it stays positive, kept in [minimum, maximum] after every step; no weight decay.
+    """exp of a parameter, so that it stays positive, kept in [minimum, maximum] after every step.
 
     The parameter itself is clamped: a clamp inside `forward` would have no gradient beyond the bounds, and the
-    temperature would stick there. CLIP (Radford et al. 2021, section 2.5) clips at 0.01.
+    temperature would stick there. As a scalar it has no weight decay (contrast.optim.groups). CLIP (Radford et al.
+    2021, section 2.5) clips at 0.01.
     """
 
     def __init__(self, initial: float = 0.07, minimum: float = 0.01, maximum: float = 1.0) -> None:
@@ -42,7 +43,6 @@ class Learnable(Temperature):
             )
         self.bounds = (math.log(minimum), math.log(maximum))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(initial)))
-        self.log_temperature.no_decay = True  # type: ignore[attr-defined]
 
     def forward(self) -> Tensor:
         return self.log_temperature.exp()

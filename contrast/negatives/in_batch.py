@@ -12,7 +12,7 @@ from contrast.errors import InputError
 
 
 class InBatch(nn.Module):
-    """All views of the whole batch are candidates; the other views of the same image are positive (Chen et al. 2020)."""
+    """All views of the whole batch are candidates, the other views of an image positive (Chen et al. 2020, eq. 1)."""
 
     def forward(self, query: Tensor, key: Tensor, ids: Tensor) -> Candidates:
         """Candidates of the V*B queries, view by view.
