@@ -1,0 +1,52 @@
+"""Images per second of the training loop, evaluations left out."""
+
+from time import perf_counter
+from typing import Any
+
+import pytorch_lightning as pl
+
+
+class Throughput(pl.Callback):
+    """Logs `train/images_per_second` over the steps since the last log; `images` and `seconds` hold the totals.
+
+    The clock stops from the end of an epoch's last batch to the start of the next one's first, where probes run.
+    No device is synchronised: the host runs at most a few steps ahead, and the error is that of one log interval.
+    """
+
+    def __init__(self) -> None:
+        self.images, self.seconds = 0, 0.0
+        self.since_images, self.since_seconds = 0, 0.0
+        self.started: float | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.started is None:
+            self.started = perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert self.started is not None
+        now = perf_counter()
+        self.since_seconds += now - self.started
+        self.since_images += len(batch.pixels) * trainer.world_size
+        self.started = now
+        if pl_module.logs_this_step():
+            pl_module.log("train/images_per_second", self.since_images / self.since_seconds, prog_bar=True)
+            self._add()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._add()
+        self.started = None
+
+    def _add(self) -> None:
+        self.images += self.since_images
+        self.seconds += self.since_seconds
+        self.since_images, self.since_seconds = 0, 0.0
+
+    def figures(self) -> dict[str, float]:
+        """Seconds of training and images per second over the whole run, interruptions left out."""
+        return {"seconds": self.seconds, "images_per_second": self.images / self.seconds if self.seconds else 0.0}
+
+    def state_dict(self) -> dict[str, float]:
+        return {"images": self.images + self.since_images, "seconds": self.seconds + self.since_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]

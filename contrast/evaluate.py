@@ -1,0 +1,66 @@
+"""contrast-evaluate: what a checkpoint's encoder is worth on a labelled data set."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from contrast import entry
+from contrast.data.images import Splits
+from contrast.data.subset import labelled_subset
+from contrast.encoders.weights import read
+from contrast.errors import InputError
+from contrast.figures import has_labels, labelled, write_metrics
+from contrast.frozen import checkpoint_file, from_checkpoint, from_weights, is_own
+from contrast.logs.environment import write_environment
+from contrast.logs.quiet import quiet
+from contrast.protocols import Bench
+from contrast.sweep.jobs import figure
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Run `cfg.protocol` on the encoder in `cfg.checkpoint`; returns the figure `cfg.metric`.
+
+    `cfg.data` is by default what the checkpoint was trained on. `label_fraction` or `labels_per_class` leave only so
+    many labelled training images, the same in every class.
+    """
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    quiet()
+    file = checkpoint_file(cfg.checkpoint)
+    saved = read(file)
+    own = is_own(saved)
+    if cfg.data is None and not own:
+        raise InputError(f"{file} does not say what it was trained on: give data=...")
+    splits: Splits = instantiate(OmegaConf.create(saved["config"]["data"]) if cfg.data is None else cfg.data)
+    if not has_labels(splits) or splits.test is None:
+        raise InputError(f"{splits.name} has no labelled training images or no test set: nothing to evaluate on")
+    encoder = from_checkpoint(saved, cfg.encoder) if own else from_weights(saved, cfg.encoder, splits.train)
+    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+    train = labelled(splits.train, None)
+    if cfg.label_fraction is not None or cfg.labels_per_class is not None:
+        train = train.select(labelled_subset(train.labels, cfg.label_fraction, cfg.labels_per_class, cfg.seed))
+    bench = Bench(
+        encoder.eval(),
+        train,
+        labelled(splits.test, None),
+        cache=Path(cfg.feature_cache),
+        device=trainer.strategy.root_device,
+        trainer=cfg.trainer,
+        batch_size=cfg.batch_size,
+        workers=cfg.workers,
+        seed=cfg.seed,
+    )
+    write_environment(run_dir)
+    name = HydraConfig.get().runtime.choices["protocol"]
+    print(f"{name} on {splits.name}: {len(bench.train):,} labelled training images, {len(bench.test):,} test images")
+    figures = instantiate(cfg.protocol)(bench)
+    write_metrics(run_dir, figures)
+    for key, value in figures.items():
+        print(f"{key:<16}{value:>10.4g}")
+    print(f"everything lies in {run_dir}")
+    return figure(figures, cfg.metric)
+
+
+def main() -> None:
+    entry.run(evaluate, "evaluate")

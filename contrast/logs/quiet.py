@@ -1,0 +1,12 @@
+"""Lightning's notes on itself, which would bury what a run has to say."""
+
+import logging
+import warnings
+
+
+def quiet() -> None:
+    """Leaves Lightning's warnings, and drops its notes and the deprecations inside it."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")

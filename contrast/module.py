@@ -1,0 +1,156 @@
+"""The main path: batch -> views -> encoder -> projector -> negatives -> head -> loss -> log.
+
+V views, B images of this rank, F features, D dimensions of the projection.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from contrast.data.images import Batch
+from contrast.distributed import mean_counted
+from contrast.errors import InputError
+from contrast.evaluation.geometry import alignment, effective_rank, uniformity
+from contrast.optim.groups import parameter_groups
+
+
+class Normalize(nn.Module):
+    """uint8 or float-in-0..1 images [B, C, H, W] to zero mean and unit variance per channel; part of the state dict."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.shape[1] != self.mean.shape[1]:
+            raise InputError(f"the encoder takes {self.mean.shape[1]} channels, the images have {pixels.shape[1]}")
+        if pixels.dtype == torch.uint8:
+            pixels = pixels / 255
+        return (pixels - self.mean) / self.std
+
+
+class Contrastive(pl.LightningModule):
+    """A contrastive model: what it is made of, and the step that trains it.
+
+    views       `draw(batch, generator) -> [V, B, P]`, `views(pixels, uniforms) -> V tensors [B, C, H, W]`
+    encoder     [B, C, H, W] -> [B, F]
+    projector   [B, F] -> [B, D]
+    negatives   `negatives(query [V, B, D], key [V, B, D], ids [B]) -> Candidates`
+    head        `head(query [V*B, D], candidates) -> losses [V*B], counted [V*B]`
+    optimizer   called with parameter groups; scheduler called with the optimizer and `total_steps`
+    seed        of the augmentations: a pure function of (seed, batch number), the same whatever the number of ranks
+    """
+
+    views: Any
+    encoder: Any
+    negatives: Any
+    head: Any
+
+    def __init__(
+        self,
+        normalize: Normalize,
+        views: nn.Module,
+        encoder: nn.Module,
+        projector: nn.Module,
+        negatives: nn.Module,
+        head: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Callable[..., Any],
+        seed: int = 0,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.normalize, self.views = normalize, views
+        self.encoder, self.projector = encoder, projector
+        self.negatives, self.head = negatives, head
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.seed, self.config = seed, config
+        self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embeddings of images, [B, C, H, W] uint8 or float in 0..1 -> [B, F]: what is evaluated and shipped."""
+        return self.encoder(self.normalize(pixels))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        views = self.views(batch.pixels, self.uniforms(len(batch.pixels)))  # V x [B, C, H, W]
+        embedding = self.embed(views)  # [V, B, F]
+        query = self.projector(embedding.flatten(0, 1)).unflatten(0, embedding.shape[:2])  # [V, B, D]
+        candidates = self.negatives(query, query, batch.index)
+        losses, counted = self.head(query.flatten(0, 1), candidates)  # [V*B], [V*B]
+        loss = mean_counted(losses, counted)
+        if self.logs_this_step():
+            self.observe(loss, embedding.detach(), query.detach(), candidates)
+        return {"loss": loss, "embedding": embedding.detach()}  # the embedding is there for online probes
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.head.advance()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.batch_number += 1
+
+    def uniforms(self, images: int) -> Tensor:
+        """This rank's part of the random numbers behind the views of the whole batch, [V, B, P].
+
+        Drawn on the CPU from (seed, number of the batch) alone: nothing to save but that number, and the same views
+        on every device and for one process or many.
+        """
+        generator = torch.Generator().manual_seed((self.seed << 32) + self.batch_number)
+        uniforms = self.views.draw(images * self.trainer.world_size, generator)  # [V, W B, P]
+        uniforms = uniforms[:, images * self.global_rank :][:, :images]
+        if self.device.type == "cuda":
+            uniforms = uniforms.pin_memory()  # from pageable memory the copy would wait for the device
+        return uniforms.to(self.device, non_blocking=True)
+
+    def embed(self, views: list[Tensor]) -> Tensor:
+        """Embeddings of all views, [V, B, F]: one pass through the encoder for all views of one size."""
+        sizes = [view.shape[-2:] for view in views]
+        parts: dict[int, Tensor] = {}
+        for size in dict.fromkeys(sizes):
+            same = [v for v in range(len(views)) if sizes[v] == size]
+            out = self(torch.cat([views[v] for v in same]))  # [V' B, F]
+            parts.update(zip(same, out.chunk(len(same)), strict=True))
+        return torch.stack([parts[v] for v in range(len(views))])
+
+    def logs_this_step(self) -> bool:
+        return self.batch_number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def observe(self, loss: Tensor, embedding: Tensor, query: Tensor, candidates: Any) -> None:
+        """Log what the loss does not tell: the scores, the geometry of the embedding, the temperature."""
+        told = self.head.describe(query.flatten(0, 1), candidates)
+        told["temperature"] = self.head.temperature()
+        told["alignment"] = alignment(query[0], query[1])
+        told["uniformity"] = uniformity(query[0])
+        told["rank_embedding"] = effective_rank(embedding[0])
+        told["rank_projection"] = effective_rank(query[0])
+        self.log_dict({f"train/{name}": value.float() for name, value in told.items()})
+        self.log("train/loss", loss, prog_bar=True)
+
+    def on_fit_start(self) -> None:
+        self.head.plan(int(self.trainer.estimated_stepping_batches))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.logs_this_step():
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+            self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(parameter_groups(self))
+        schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batch_number"] = self.batch_number
+        checkpoint["config"] = self.config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batch_number = checkpoint["batch_number"]

@@ -1,0 +1,80 @@
+"""What an encoder is worth on a labelled data set: kNN, a linear probe, fine-tuning. Each returns its figures.
+
+N training images, M test images.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from contrast.data.images import ImageFiles, Images
+from contrast.evaluation.features import cached_features, digest, features
+from contrast.evaluation.knn import knn_score
+from contrast.evaluation.probe import LEARNING_RATES, WEIGHT_DECAYS, linear_probe
+from contrast.frozen import Frozen
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything an evaluation works on; `train` holds the labelled images that it may learn from."""
+
+    encoder: Frozen
+    train: Images | ImageFiles
+    test: Images | ImageFiles
+    cache: Path
+    device: torch.device
+    trainer: DictConfig
+    batch_size: int = 512
+    workers: int = 0
+    seed: int = 0
+
+    def features(self, images: Images | ImageFiles, what: str) -> Tensor:
+        """Features [N, F] of the frozen encoder; computed once for these weights and these images, then read."""
+        content = images.pixels if isinstance(images, Images) else [str(images.root), images.names.tolist()]
+        key = digest(self.encoder, content)
+        return cached_features(
+            self.cache,
+            key,
+            lambda: features(
+                self.encoder.to(self.device),
+                images,
+                batch_size=self.batch_size,
+                device=self.device,
+                desc=f"{what} features",
+                workers=self.workers,
+            ),
+        )
+
+
+def knn(bench: Bench, k: int = 200, temperature: float = 0.07) -> dict[str, float]:
+    """Weighted k-nearest-neighbour vote of the training features (Wu et al. 2018)."""
+    train, test = bench.features(bench.train, "training"), bench.features(bench.test, "test")
+    found = knn_score(train, bench.train.labels, test, bench.test.labels, k, temperature, device=bench.device)
+    return {"top1": found.top1} | ({} if found.top5 is None else {"top5": found.top5})
+
+
+def linear(
+    bench: Bench, learning_rates: list[float] | None = None, weight_decays: list[float] | None = None, steps: int = 100
+) -> dict[str, float]:
+    """A linear probe, its learning rate and weight decay chosen on held-out training images."""
+    found = linear_probe(
+        bench.features(bench.train, "training"),
+        bench.train.labels,
+        bench.features(bench.test, "test"),
+        bench.test.labels,
+        learning_rates=learning_rates or LEARNING_RATES,
+        weight_decays=weight_decays or WEIGHT_DECAYS,
+        steps=steps,
+        seed=bench.seed,
+        device=bench.device,
+    )
+    figures = {
+        "top1": found.test_top1,
+        "val_top1": found.val_top1,
+        "learning_rate": found.learning_rate,
+        "weight_decay": found.weight_decay,
+    }
+    return figures | ({} if found.test_top5 is None else {"top5": found.test_top5})

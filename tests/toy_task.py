@@ -1,0 +1,63 @@
+"""A task of milliseconds for the tests of the entry point and of sweeps; run as a program it is a console command."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from contrast import entry
+from contrast.errors import InputError
+from contrast.sweep.jobs import figure
+
+
+class Net:
+    def __init__(self, widths: list[int], inner: object = None) -> None:
+        if min(widths) < 1:
+            raise InputError(f"a layer of width {min(widths)}: widths start at 1")
+        self.widths = [width + 0 for width in widths]
+
+
+def optimizer(parameters: list[int], learn: float) -> tuple[list[int], float]:
+    return parameters, learn
+
+
+def task(cfg: DictConfig) -> float | None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    call: dict[str, object] = {"resume": cfg.resume, "seed": cfg.seed, "left": os.environ.get("LEFT_BEHIND")}
+    call |= {"pid": os.getpid(), "threads": torch.get_num_threads()}
+    with Path(cfg.record).open("a") as file:
+        file.write(json.dumps({**call, "folder": str(folder), "argv": sys.argv[1:]}) + "\n")
+    os.environ["LEFT_BEHIND"] = os.environ.get("LEFT_BEHIND", "") + str(cfg.seed)
+    instantiate(cfg.encoder)
+    build: Callable[[list[int]], object] = instantiate(cfg.optimizer)
+    build([1])
+    if cfg.checkpoint:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        (folder / "checkpoints" / "last.ckpt").touch()
+    if cfg.seed == cfg.fails:
+        raise RuntimeError("it broke\non two lines")
+    if cfg.seed == cfg.stops:
+        raise KeyboardInterrupt
+    if cfg.seed == cfg.exits:  # as Lightning's trainer does
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+    if cfg.seed == cfg.dies and cfg.resume is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    figures = {"accuracy": 1 - cfg.head.temperature + 0.01 * cfg.seed, "linear_top1": 0.5, "loss": 1.0}
+    (folder / "metrics.json").write_text(json.dumps(figures))
+    return figure(figures, cfg.metric)
+
+
+if __name__ == "__main__":
+    import toy_task
+
+    entry.run(toy_task.task, "toy")
