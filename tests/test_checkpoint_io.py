@@ -199,3 +199,27 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 def test_negative_periods_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="every -1 epochs"):
         Checkpoints(tmp_path, every_n_epochs=-1)
+    with pytest.raises(InputError, match="at least 1, not 0"):
+        Checkpoints(tmp_path, last_every_n_epochs=0)
+
+
+def test_the_last_checkpoint_may_be_refreshed_less_often_but_never_misses_the_end(tmp_path: Path) -> None:
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            last = tmp_path / "last.ckpt"
+            seen.append(torch.load(last, weights_only=True)["global_step"] if last.exists() else None)
+
+    trainer = pl.Trainer(
+        max_epochs=5,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Checkpoints(tmp_path, every_n_epochs=0, last_every_n_epochs=2), Look()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Model(-1, 0), Loader())
+    steps = trainer.global_step // 5
+    assert seen == [None, None, 2 * steps, 2 * steps, 4 * steps]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5 * steps

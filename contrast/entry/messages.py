@@ -96,7 +96,7 @@ def _of_key(error: ConfigAttributeError | ConfigKeyError, groups: Iterable[str])
     where = node._get_full_key(None)
     keys = [str(key) for key in node if key != "hydra" or where]
     if where:
-        known = f"; keys: {', '.join(sorted(keys))}" if keys else ""
+        known = f"; keys: {', '.join(sorted(keys))}; +{where}.{error.key}=... adds one" if keys else ""
         return f"{where} has no key '{error.key}'{nearest(str(error.key), keys)}{known}"
     names = sorted({*keys, *(group for group in groups if not group.startswith("hydra"))})
     return f"there is no key or group '{error.key}'{nearest(str(error.key), names)}; there are {', '.join(names)}"

@@ -18,21 +18,30 @@ from contrast.logs.csv_log import CSVLog
 class Checkpoints(Checkpoint):
     """Keeps `last.ckpt` and, every `every_n_epochs` epochs (0: never), `epoch_00010.ckpt` (after 10 epochs).
 
-    `last.ckpt` is refreshed after each epoch, each `every_n_steps` optimiser steps (0: never) and, in a run of one
-    process, at the step at which SIGTERM arrived; with several, SIGTERM ends them at once. Lightning's
-    ModelCheckpoint saves on any exception or on none: it would put the weights of a NaN step, or of a step that
-    Ctrl-C cut in half, in the place of the last good ones.
+    `last.ckpt` is refreshed after every `last_every_n_epochs` epochs and the last one, each `every_n_steps` optimiser
+    steps (0: never) and, in a run of one process, at the step at which SIGTERM arrived; with several, SIGTERM ends
+    them at once. Lightning's ModelCheckpoint saves on any exception or on none: it would put the weights of a NaN
+    step, or of a step that Ctrl-C cut in half, in the place of the last good ones.
 
     The file also holds the global generators of torch on every rank, restored when training starts, so that a
     resumed dropout draws what the uninterrupted one would have; and each `CSVLog` forgets the rows that come again.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], every_n_epochs: int = 10, every_n_steps: int = 0) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        every_n_epochs: int = 10,
+        every_n_steps: int = 0,
+        last_every_n_epochs: int = 1,
+    ) -> None:
         if every_n_epochs < 0 or every_n_steps < 0:
             raise InputError(f"checkpoints every {every_n_epochs} epochs and {every_n_steps} steps: 0 means never")
+        if last_every_n_epochs < 1:
+            raise InputError(f"last.ckpt is refreshed every so many epochs, at least 1, not {last_every_n_epochs}")
         self.folder = Path(folder).absolute()
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
+        self.last_every_n_epochs = last_every_n_epochs
         self._saved_step = -1
         self._generators: list[dict[str, torch.Tensor]] = []  # of each rank, from the checkpoint
 
@@ -66,7 +75,8 @@ class Checkpoints(Checkpoint):
         epochs = trainer.current_epoch + 1
         if self.every_n_epochs and epochs % self.every_n_epochs == 0:
             trainer.save_checkpoint(self.folder / f"epoch_{epochs:05d}.ckpt")
-        self._save_last(trainer)
+        if epochs % self.last_every_n_epochs == 0 or epochs == trainer.max_epochs:
+            self._save_last(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # SIGTERMException is raised between two batches, when weights, optimiser and loops agree with each other,
