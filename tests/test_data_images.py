@@ -49,8 +49,8 @@ def test_pretrain_joins_the_unlabelled_images():
     train, extra = random_images(3), random_images(4)
     assert Splits("x", train, None).pretrain is train
     both = Splits("x", train, None, extra).pretrain
-    assert torch.equal(both.pixels, torch.cat([extra.pixels, train.pixels]))
-    assert torch.equal(both.labels, torch.cat([extra.labels, train.labels]))
+    assert torch.equal(both.pixels, torch.cat([train.pixels, extra.pixels]))
+    assert torch.equal(both.labels, torch.cat([train.labels, extra.labels]))
 
 
 @pytest.mark.parametrize(

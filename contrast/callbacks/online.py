@@ -92,7 +92,7 @@ class OnlineLinear(_Online):
         assert self.classifier is not None
         assert self.optimizer is not None
         embedding: Tensor = outputs["embedding"][0].float()  # [V, B, F] -> [B, F]
-        held = self.held[batch.index]
+        held = self.held[batch.index.clamp(max=len(self.held) - 1)]  # rows beyond are unlabelled
         weight = ((batch.labels >= 0) & ~held).float()  # [B]
         losses = F.cross_entropy(self.classifier(embedding), batch.labels.clamp(min=0), reduction="none")  # [B]
         self.optimizer.zero_grad()

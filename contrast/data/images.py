@@ -157,14 +157,14 @@ class Splits:
 
     @cached_property
     def pretrain(self) -> Images | ImageFiles:
-        """Everything that pretraining may see: `train`, and before it `unlabelled` where there is one."""
+        """Everything that pretraining may see: `train`, whose rows keep their numbers, then `unlabelled`."""
         if self.unlabelled is None:
             return self.train
-        first, second = self.unlabelled, self.train
+        first, second = self.train, self.unlabelled
         if not (isinstance(first, Images) and isinstance(second, Images)):
             raise InputError(f"{self.name}: unlabelled images can be joined to the training images only in memory")
         pixels, labels = torch.cat([first.pixels, second.pixels]), torch.cat([first.labels, second.labels])
-        return Images(pixels, labels, second.classes)
+        return Images(pixels, labels, first.classes)
 
 
 def check_labels(labels: Tensor, images: int, classes: tuple[str, ...]) -> None:
