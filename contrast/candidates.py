@@ -4,7 +4,7 @@ B queries, C candidates, D dimensions. Masks are rules on ids, not matrices: a `
 the scores it masks, so every path asks for the masks of the tile it is working on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,12 +38,13 @@ class Candidates:
             own = self.own[rows] - start
             own = torch.where((own >= 0) & (own < stop - start), own, -1)
         vectors = self.vectors[columns] if self.vectors.ndim == 2 else self.vectors[rows, columns]
-        return Candidates(
-            vectors,
-            _columns(self.ids, rows, columns),
-            self.query_ids[rows],
-            own,
-            None if self.log_q is None else _columns(self.log_q, rows, columns),
+        return replace(
+            self,
+            vectors=vectors,
+            ids=_columns(self.ids, rows, columns),
+            query_ids=self.query_ids[rows],
+            own=own,
+            log_q=None if self.log_q is None else _columns(self.log_q, rows, columns),
         )
 
     def masks(self) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,16 @@ def labelled(images: Images | ImageFiles, most: int | None) -> Any:
     return images.select(rows)
 
 
+def figure_names(cfg: DictConfig) -> set[str]:
+    """Names that the figures of a run may have, given its `evaluation`."""
+    scores = {f"{kind}_{what}" for kind in ("knn", "linear") for what in ("top1", "top5")}
+    scores |= {"linear_val_top1", "linear_learning_rate", "linear_weight_decay"}
+    scores |= {f"linear_{number}_per_class_top1" for number in cfg.per_class}
+    prefixes = [""] + ["untrained_"] * bool(cfg.untrained) + ["pixels_"] * bool(cfg.pixels)
+    found = {prefix + name for prefix in prefixes for name in scores} if cfg.enabled else set()
+    return found | {"loss", "seconds", "images_per_second"}
+
+
 def has_labels(splits: Splits) -> bool:
     return splits.test is not None and bool((splits.train.labels >= 0).any())
 

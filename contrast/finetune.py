@@ -81,6 +81,7 @@ def finetune(
     def train(images: Images | ImageFiles, lr: float) -> Classifier:
         pl.seed_everything(bench.seed, verbose=False)
         model = Classifier(copy.deepcopy(bench.encoder), classes, views(size=images.size), lr, weight_decay, bench.seed)
+        model.train()  # the bench's encoder is in eval mode, and Lightning leaves it so
         data = PretrainData(images, min(batch_size, len(images)), bench.seed, bench.workers)
         trainer = instantiate(
             bench.trainer,

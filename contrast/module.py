@@ -6,6 +6,7 @@ V views, B images of this rank, F features, D dimensions of the projection.
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from contrast.distributed import mean_counted
 from contrast.errors import InputError
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
 from contrast.optim.groups import parameter_groups
+
+OBSERVED = 512  # rows whose singular values are logged: those of a whole large batch would take longer than its step
 
 
 class Normalize(nn.Module):
@@ -67,6 +70,8 @@ class Contrastive(pl.LightningModule):
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if seed < 0:
+            raise InputError(f"the seed must not be negative, but is {seed}")
         self.normalize, self.views = normalize, views
         self.encoder, self.projector = encoder, projector
         self.negatives, self.head = negatives, head
@@ -102,7 +107,9 @@ class Contrastive(pl.LightningModule):
         Drawn on the CPU from (seed, number of the batch) alone: nothing to save but that number, and the same views
         on every device and for one process or many.
         """
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.batch_number)
+        # hashed together: torch's generator on the CPU reads only the low 32 bits of a seed
+        (mixed,) = np.random.SeedSequence((self.seed, self.batch_number)).generate_state(1, np.uint32)
+        generator = torch.Generator().manual_seed(int(mixed))
         uniforms = self.views.draw(images * self.trainer.world_size, generator)  # [V, W B, P]
         uniforms = uniforms[:, images * self.global_rank :][:, :images]
         if self.device.type == "cuda":
@@ -120,17 +127,18 @@ class Contrastive(pl.LightningModule):
         return torch.stack([parts[v] for v in range(len(views))])
 
     def logs_this_step(self) -> bool:
-        return self.batch_number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and self.batch_number % every == 0
 
     @torch.no_grad()
     def observe(self, loss: Tensor, embedding: Tensor, query: Tensor, candidates: Any) -> None:
         """Log what the loss does not tell: the scores, the geometry of the embedding, the temperature."""
         told = self.head.describe(query.flatten(0, 1), candidates)
-        told["temperature"] = self.head.temperature()
-        told["alignment"] = alignment(query[0], query[1])
+        if len(query) > 1:
+            told["alignment"] = alignment(query[0], query[1])
         told["uniformity"] = uniformity(query[0])
-        told["rank_embedding"] = effective_rank(embedding[0])
-        told["rank_projection"] = effective_rank(query[0])
+        told["rank_embedding"] = effective_rank(embedding[0, :OBSERVED])
+        told["rank_projection"] = effective_rank(query[0, :OBSERVED])
         self.log_dict({f"train/{name}": value.float() for name, value in told.items()})
         self.log("train/loss", loss, prog_bar=True)
 

@@ -23,7 +23,8 @@ from contrast.callbacks.throughput import Throughput
 from contrast.callbacks.view_grid import ViewGrid
 from contrast.data.images import ImageFiles, Images, Splits
 from contrast.data.pretraining import PretrainData
-from contrast.figures import frozen_figures, has_labels, raw_pixels, table, write_metrics
+from contrast.errors import InputError
+from contrast.figures import figure_names, frozen_figures, has_labels, raw_pixels, table, write_metrics
 from contrast.frozen import checkpoint_file
 from contrast.logs.checkpoint_io import AtomicCheckpointIO
 from contrast.logs.checkpoints import Checkpoints
@@ -45,6 +46,8 @@ def pretrain(cfg: DictConfig) -> float | None:
     splits: Splits = instantiate(cfg.data)
     images = splits.pretrain
     throughput = Throughput()
+    if cfg.evaluation.enabled and cfg.metric not in (names := figure_names(cfg.evaluation)):
+        raise InputError(f"metric={cfg.metric} will not be among the figures: {', '.join(sorted(names))}")
     try:
         model = new_model(cfg, images)
         trainer = make_trainer(cfg, splits, run_dir, throughput)
@@ -93,7 +96,7 @@ def make_trainer(cfg: DictConfig, splits: Splits, run_dir: Path, throughput: Thr
     for node in (cfg.callbacks or {}).values():
         callback = instantiate(node)
         if isinstance(callback, functools.partial):  # a probe: it wants labelled images
-            if not has_labels(splits):
+            if not (splits.train.labels >= 0).any():
                 continue
             callback = callback(images=splits.train)
         callbacks.append(callback)
@@ -125,7 +128,10 @@ def last_loss(run_dir: Path) -> dict[str, float]:
 
 def evaluate(cfg: DictConfig, model: Contrastive, splits: Splits, device: torch.device) -> dict[str, float]:
     """Figures of the trained encoder, of the untrained one and of raw pixels, as far as `cfg.evaluation` asks."""
-    if not cfg.evaluation.enabled or not has_labels(splits):
+    if not cfg.evaluation.enabled:
+        return {}
+    if not has_labels(splits):
+        say(f"{splits.name} has no {'labels' if splits.test else 'test set'}: no figures of the frozen encoder")
         return {}
     figures = frozen_figures(cfg.evaluation, model.to(device), splits, device)
     if cfg.evaluation.untrained:
@@ -142,4 +148,4 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    entry.run(pretrain, "pretrain")
+    entry.run(pretrain, "pretrain", restored=("encoder", "projector", "negatives", "head", "optimizer"))

@@ -5,6 +5,7 @@ N training images, M test images.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -33,8 +34,7 @@ class Bench:
 
     def features(self, images: Images | ImageFiles, what: str) -> Tensor:
         """Features [N, F] of the frozen encoder; computed once for these weights and these images, then read."""
-        content = images.pixels if isinstance(images, Images) else [str(images.root), images.names.tolist()]
-        key = digest(self.encoder, content)
+        key = digest(self.encoder, images.pixels if isinstance(images, Images) else file_facts(images))
         return cached_features(
             self.cache,
             key,
@@ -47,6 +47,13 @@ class Bench:
                 workers=self.workers,
             ),
         )
+
+
+def file_facts(images: ImageFiles) -> list[Any]:
+    """What the features of image files depend on: the files, by name, size and time of change, and their decoding."""
+    facts = [(images.root / name).stat() for name in images.names]
+    files = [[str(name), fact.st_size, fact.st_mtime_ns] for name, fact in zip(images.names, facts, strict=True)]
+    return [str(images.root), files, images.size, images.channels, images.on_error]
 
 
 def knn(bench: Bench, k: int = 200, temperature: float = 0.07) -> dict[str, float]:

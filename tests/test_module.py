@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -67,11 +68,24 @@ def test_the_loss_is_the_heads_over_both_views(tmp_path: Path) -> None:
     trainer(tmp_path, max_steps=1, callbacks=[Look()]).fit(model, PretrainData(images(), 8))
     fresh = make()
     fresh.load_state_dict(start)
-    generator = torch.Generator().manual_seed(1)  # seed 0, batch number 1
-    views = fresh.views(seen["batch"].pixels, fresh.views.draw(8, generator))
+    fresh.batch_number, fresh.trainer = 1, model.trainer
+    views = fresh.views(seen["batch"].pixels, fresh.uniforms(8))
     z = fresh.projector(fresh(torch.cat(views))).view(2, 8, -1)
     losses, _ = InfoNCE(0.2)(z.flatten(0, 1), InBatch()(z, z, torch.arange(8)))
     assert losses.mean().item() == pytest.approx(seen["loss"], rel=1e-6)
+
+
+def test_every_seed_and_every_batch_has_views_of_its_own() -> None:
+    drawn = []
+    for seed, number in ((0, 1), (1, 1), (0, 2), (2**32, 1), (0, 1)):
+        model = make(seed=seed)
+        model.batch_number = number
+        model._trainer = SimpleNamespace(world_size=1, global_rank=0)
+        drawn.append(model.uniforms(4))
+    assert torch.equal(drawn[0], drawn[4])
+    for i in range(4):
+        for j in range(i):
+            assert not torch.equal(drawn[i], drawn[j]), (i, j)
 
 
 def test_multi_crop_embeds_each_size_in_one_pass() -> None:
@@ -105,6 +119,7 @@ def test_the_step_logs_what_the_loss_does_not_tell(tmp_path: Path) -> None:
     run.fit(make(), PretrainData(images(), 8))
     told = {name.removeprefix("train/") for name in run.callback_metrics}
     assert told == {
+        "uncounted",
         *("loss", "bound", "top1", "positive_score", "negative_score", "temperature", "alignment", "uniformity"),
         *("rank_embedding", "rank_projection", "grad_norm", "lr"),
     }
@@ -148,3 +163,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_all_that_reproduces_it(tmp
     assert all(view.isfinite().all() for view in views)
     if where == "parameter":
         assert not again.projector(again(views[0])).isfinite().all()
+
+
+def test_a_loss_that_is_not_finite_is_seen_in_every_accumulated_batch(tmp_path: Path) -> None:
+    model = make()
+
+    class Poison(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if pl_module.batch_number == 2:  # the next one is the third, the first of its step
+                self.hook = pl_module.projector[0].register_forward_hook(lambda *_: _[2] * float("nan"))
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if pl_module.batch_number == 3:
+                self.hook.remove()
+
+    run = trainer(tmp_path, callbacks=[Poison(), StopAtNonFinite(tmp_path)], accumulate_grad_batches=2)
+    with pytest.raises(InputError, match="the loss of batch 3 is nan"):
+        run.fit(model, PretrainData(images(32), 8))
+    assert all(p.isfinite().all() for p in model.parameters())

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from test_module import make, trainer
 
 from contrast.callbacks.online import OnlineKNN, OnlineLinear
 from contrast.data.images import Batch, Images
 from contrast.data.pretraining import PretrainData
 from contrast.errors import InputError
-from test_module import make, trainer
 
 
 def striped(n: int = 60) -> Images:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from contrast.errors import InputError
-from contrast.heads import Cosine, InfoNCE, Learnable, Temperature
+from contrast.heads import Cosine, Fixed, InfoNCE, Learnable
 from contrast.negatives import InBatch
 from contrast.optim import parameter_groups
 
@@ -61,14 +61,17 @@ def test_cosine_runs_between_its_ends_and_resumes() -> None:
     assert seen == pytest.approx(expected)
     resumed = Cosine(0.5, 0.1)
     resumed.load_state_dict(schedule.state_dict())
-    resumed.plan(99)  # the horizon of the run it resumes stays
-    assert resumed().item() == pytest.approx(0.1)
-    assert resumed.steps.item() == 10
+    resumed.plan(24)  # the run goes on for longer, like its learning rate
+    assert resumed().item() == pytest.approx(0.1 + 0.4 / 2)
+    fixed = Cosine(0.5, 0.1, steps=10)
+    fixed.load_state_dict(schedule.state_dict())
+    fixed.plan(24)
+    assert fixed().item() == pytest.approx(0.1)
 
 
 def test_a_fixed_temperature_is_in_the_state_dict() -> None:
-    resumed = Temperature(0.5)
-    resumed.load_state_dict(Temperature(0.2).state_dict())
+    resumed = Fixed(0.5)
+    resumed.load_state_dict(Fixed(0.2).state_dict())
     assert resumed().item() == pytest.approx(0.2)
 
 

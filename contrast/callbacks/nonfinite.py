@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from contrast.data.images import Batch
 from contrast.errors import InputError
+from contrast.files import replacing
 
 
 class StopAtNonFinite(pl.Callback):
-    """Checks every loss between backward and the optimiser's step; writes `nonfinite_<batch>.pt` and raises InputError.
+    """Checks every loss before the optimiser's step; writes `nonfinite_<batch>.pt` and raises InputError.
 
-    The loss is copied to the host while backward runs, so on a GPU the check waits for the forward pass only, with
+    The losses are copied to the host while backward runs, so on a GPU the check waits for the forward pass only, with
     backward still queued: the device does not idle. The file holds the batch, the views' uniforms, the state dict as
     it was before the step (batch norm's running statistics excepted, which the forward pass has moved), and the
     configuration. The error names the first non-finite tensor: a parameter, or the first output on the main path.
@@ -22,15 +23,20 @@ class StopAtNonFinite(pl.Callback):
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.loss = torch.zeros(())
-        self.copied: torch.cuda.Event | None = None
         self.batch: Batch | None = None
+        self.seen: list[tuple[Batch, int]] = []  # the batches, with their numbers, since the last step
+        self.losses: list[Tensor] = []
+        self.on_host = torch.zeros(0)  # their losses
+        self.copied: torch.cuda.Event | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
-        self.loss = loss.detach().to("cpu", non_blocking=True)
+        assert self.batch is not None
+        self.seen.append((self.batch, pl_module.batch_number))
+        self.losses.append(loss.detach())
+        self.on_host = torch.stack(self.losses).to("cpu", non_blocking=True)
         if loss.is_cuda:
             self.copied = torch.cuda.Event()
             self.copied.record()
@@ -38,30 +44,36 @@ class StopAtNonFinite(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         if self.copied is not None:
             self.copied.synchronize()
-        if self.loss.isfinite():
+        seen, self.seen, self.losses = self.seen, [], []
+        if self.on_host.isfinite().all():
             return
-        batch = self.batch
-        assert batch is not None
-        uniforms = pl_module.uniforms(len(batch.pixels))
-        file = self.run_dir / f"nonfinite_{pl_module.batch_number}.pt"
+        at = int(self.on_host.isfinite().int().argmin())
+        batch, pl_module.batch_number = seen[at]
+        self.stop(trainer, pl_module, batch, self.on_host[at].item())
+
+    def stop(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, loss: float) -> None:
+        number, alone = pl_module.batch_number, trainer.world_size == 1
         state = {
-            "batch_number": pl_module.batch_number,
+            "batch_number": number,
             "rank": trainer.global_rank,
             "batch": batch._asdict(),
-            "uniforms": uniforms,
+            "uniforms": pl_module.uniforms(len(batch.pixels)),
             "state_dict": pl_module.state_dict(),
             "config": pl_module.config,
         }
-        torch.save(state, file)
-        first = first_non_finite(pl_module, batch, uniforms, alone=trainer.world_size == 1)
+        rank = "" if alone else f"_rank{trainer.global_rank}"
+        file = self.run_dir / f"nonfinite_{number}{rank}.pt"
+        with replacing(file) as temporary:
+            torch.save(state, temporary)
+        with trainer.precision_plugin.train_step_context():  # what overflows in half precision is to do so again
+            first = first_non_finite(pl_module, batch, alone)
         raise InputError(
-            f"the loss of batch {pl_module.batch_number} is {self.loss.item()}; first non-finite tensor: {first}; "
-            f"the step is in {file}"
+            f"the loss of batch {number} is {loss}; first non-finite tensor: {first}; the step is in {file}"
         )
 
 
 @torch.no_grad()
-def first_non_finite(module: Any, batch: Batch, uniforms: Tensor, alone: bool = True) -> str:
+def first_non_finite(module: Any, batch: Batch, alone: bool = True) -> str:
     """Name of the first tensor on the main path with a NaN or an infinity.
 
     The parameters are searched first; then the step is run again with a look at the output of every submodule in

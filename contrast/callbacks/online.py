@@ -14,7 +14,7 @@ from torch import Tensor
 from contrast.data.subset import hold_out
 from contrast.errors import InputError
 from contrast.evaluation.features import features
-from contrast.evaluation.knn import knn_top1
+from contrast.evaluation.knn import knn_score
 
 
 class _Online(pl.Callback):
@@ -31,7 +31,7 @@ class _Online(pl.Callback):
         if every_n_epochs < 1:
             raise InputError(f"an online probe needs every_n_epochs of at least 1, got {every_n_epochs}")
         self.images, self.every_n_epochs = images, every_n_epochs
-        fit, held = hold_out(images.labels, held_out, seed)
+        fit, held = hold_out(_without_singles(images.labels), held_out, seed)
         most_held = max(1, int(max_fit * held_out / (1 - held_out)))
         self.fit_rows, self.held_rows = _spread(fit, max_fit), _spread(held, most_held)
 
@@ -55,8 +55,8 @@ class OnlineKNN(_Online):
         if self.due(trainer):
             fit, fit_labels = self.held_features(pl_module, self.fit_rows, "online kNN")
             held, held_labels = self.held_features(pl_module, self.held_rows, "online kNN")
-            top1 = knn_top1(fit, fit_labels, held, held_labels, k=self.k, temperature=self.temperature)
-            pl_module.log("online/knn_top1", top1, prog_bar=True)
+            found = knn_score(fit, fit_labels, held, held_labels, self.k, self.temperature, device=pl_module.device)
+            pl_module.log("online/knn_top1", found.top1, prog_bar=True)
 
 
 class OnlineLinear(_Online):
@@ -114,6 +114,12 @@ class OnlineLinear(_Online):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.restored = state_dict or None
+
+
+def _without_singles(labels: Tensor) -> Tensor:
+    """The labels [N], -1 for the only image of a class: it can be held out from nothing."""
+    counts = torch.bincount(labels[labels >= 0])
+    return torch.where((labels >= 0) & (counts[labels.clamp(min=0)] < 2), -1, labels)
 
 
 def _spread(rows: Tensor, most: int) -> Tensor:

@@ -3,6 +3,7 @@
 import functools
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra.version
@@ -21,14 +22,16 @@ from contrast.entry.sweeping import sweep
 from contrast.errors import InputError
 
 
-def run(task: Task, config_name: str) -> None:
+def run(task: Task, config_name: str, restored: Sequence[str] = ()) -> None:
     """Runs `task` with the configuration `conf/<config_name>.yaml` and the command line in sys.argv.
+
+    restored  parts of the configuration that the task's checkpoint brings back: a run that continues cannot change them
 
     What a user can mend ends as one line on stderr and exit status 2; a sweep in which a job failed ends with 1,
     Ctrl-C with 130; any other error keeps its traceback. HYDRA_FULL_ERROR=1 shows the traceback of them all.
     """
     try:
-        status = command(task, config_name)
+        status = command(task, config_name, restored)
     except InputError as error:
         if wants_traceback():
             raise
@@ -46,7 +49,7 @@ def run(task: Task, config_name: str) -> None:
         sys.exit(status)
 
 
-def command(task: Task, config_name: str) -> int:
+def command(task: Task, config_name: str, restored: Sequence[str] = ()) -> int:
     """What `run` does, with errors as exceptions; returns the exit status."""
     hydra.version.setbase("1.3")
     parser = get_args_parser()
@@ -68,7 +71,7 @@ def command(task: Task, config_name: str) -> int:
         if cfg is not None and not informs(args):
             if args.multirun or cfg.hydra.mode == RunMode.MULTIRUN:  # as a file in conf/sweep/ says
                 return sweep(app, job, name, args.overrides, cfg)
-            return single(app, job, name, args.overrides, cfg)
+            return single(app, job, name, args.overrides, cfg, restored)
     with at_the_door(app):
         _run_hydra(args, parser, job, str(conf), name)
     return 0
@@ -91,7 +94,9 @@ def resumed_run(app: Hydra, overrides: list[str]) -> Path | None:
     return resume.run_of(str(target.value()))
 
 
-def single(app: Hydra, job: Task, name: str, overrides: list[str], cfg: DictConfig) -> int:
+def single(
+    app: Hydra, job: Task, name: str, overrides: list[str], cfg: DictConfig, restored: Sequence[str] = ()
+) -> int:
     """A run in a folder of its own, or in that of the run that it continues."""
     with at_the_door(app):
         ConfigLoaderImpl.validate_sweep_overrides_legal(parsed(overrides), RunMode.RUN, from_shell=True)
@@ -102,7 +107,11 @@ def single(app: Hydra, job: Task, name: str, overrides: list[str], cfg: DictConf
                 folder = claim(folder)
             else:
                 before = resume.config_of(resume.run_of(cfg.resume))
-                for line in resume.differences(settled(before), settled(cfg)):
+                lines = resume.differences(settled(before), settled(cfg))
+                for line in lines:
+                    if line.split(".")[0] in restored:
+                        raise InputError(f"{line}: the checkpoint brings the old value back; start a new run")
+                for line in lines:
                     print(f"other than when the run began: {line}")
     app.run(name, job, [*overrides, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"])
     return 0

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from tqdm import tqdm
 from contrast.data.images import ImageFiles, Images
 from contrast.data.loader import Batches
 from contrast.errors import InputError
+from contrast.files import replacing
 
 
 @contextmanager
@@ -108,17 +107,9 @@ def cached_features(folder: str | Path, key: str, compute: Callable[[], Tensor])
             return _load(path)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             warnings.warn(f"feature cache {path} is damaged ({error}): computed again", stacklevel=2)
-    value = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{key}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        value = value.detach().cpu().contiguous()
-        save_file({"features": value}, name, metadata={"crc32": _crc32(value)})
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    value = compute().detach().cpu().contiguous()
+    with replacing(path) as temporary:
+        save_file({"features": value}, temporary, metadata={"crc32": _crc32(value)})
     return value
 
 

@@ -2,6 +2,6 @@
 
 from contrast.heads.info_nce import InfoNCE
 from contrast.heads.softmax import softmax_loss
-from contrast.heads.temperature import Cosine, Learnable, Temperature
+from contrast.heads.temperature import Cosine, Fixed, Learnable, Temperature
 
-__all__ = ["Cosine", "InfoNCE", "Learnable", "Temperature", "softmax_loss"]
+__all__ = ["Cosine", "Fixed", "InfoNCE", "Learnable", "Temperature", "softmax_loss"]

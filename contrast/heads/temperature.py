@@ -9,7 +9,17 @@ from contrast.errors import InputError
 
 
 class Temperature(nn.Module):
-    """A fixed temperature; calling it gives a scalar tensor. The others differ in `forward` and `advance`."""
+    """A temperature: calling it gives a scalar tensor."""
+
+    def advance(self) -> None:
+        """Called once after every optimiser step."""
+
+    def plan(self, steps: int) -> None:
+        """Called once before training with the number of steps it will take; only a schedule cares."""
+
+
+class Fixed(Temperature):
+    """Always the same; in the state dict, so that a resumed run cannot change it by accident."""
 
     value: Tensor
 
@@ -19,12 +29,6 @@ class Temperature(nn.Module):
 
     def forward(self) -> Tensor:
         return self.value
-
-    def advance(self) -> None:
-        """Called once after every optimiser step; a fixed temperature stays."""
-
-    def plan(self, steps: int) -> None:
-        """Called once before training with the number of steps it will take; only a schedule cares."""
 
 
 class Learnable(Temperature):
@@ -36,7 +40,7 @@ class Learnable(Temperature):
     """
 
     def __init__(self, initial: float = 0.07, minimum: float = 0.01, maximum: float = 1.0) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         if not 0 < minimum <= initial <= maximum:
             raise InputError(
                 f"a learnable temperature needs 0 < minimum <= initial <= maximum, got {minimum}, {initial}, {maximum}"
@@ -63,12 +67,13 @@ class Cosine(Temperature):
     steps: Tensor
 
     def __init__(self, start: float, end: float, steps: int | None = None) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.start, self.end = _positive("start temperature", start), _positive("end temperature", end)
         if steps is not None and steps < 1:
             raise InputError(f"a temperature schedule needs at least 1 step, got {steps}")
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("steps", torch.tensor(steps or 0))
+        self.spans_training = steps is None
 
     def forward(self) -> Tensor:
         progress = (self.step / self.steps.clamp(min=1)).clamp(max=1)
@@ -78,12 +83,13 @@ class Cosine(Temperature):
         self.step += 1
 
     def plan(self, steps: int) -> None:
-        self.steps = torch.where(self.steps == 0, steps, self.steps)
+        if self.spans_training:
+            self.steps.fill_(steps)
 
 
-def temperature(value: "float | Temperature") -> Temperature:
+def as_temperature(value: float | Temperature) -> Temperature:
     """A number is a fixed temperature."""
-    return value if isinstance(value, Temperature) else Temperature(value)
+    return value if isinstance(value, Temperature) else Fixed(value)
 
 
 def _positive(name: str, value: float) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 import contrast
 from contrast.files import replacing
@@ -42,6 +43,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@rank_zero_only
 def write_environment(run_dir: str | os.PathLike[str]) -> None:
     """Appends `environment()` to `<run_dir>/environment.json`, a list with one entry for each start of the run."""
     path = Path(run_dir) / "environment.json"
