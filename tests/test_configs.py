@@ -1,0 +1,195 @@
+"""Every file in conf/ composes, fits what it configures, and every recipe trains."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, figures
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from contrast.build import build
+from contrast.data.images import Splits
+from contrast.entry import resolvers as resolvers
+from contrast.entry.compose import at_the_door, check_values, composed, opened
+from contrast.entry.folder import conf_folder
+from contrast.errors import InputError
+
+CONF = conf_folder()
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))
+GIVEN = {"data/folder": ["data.root=images"], "experiment/simclr_folder": ["data.root=images"]}
+SHARED = ("data", "encoder", "trainer", "launcher")  # groups of both commands
+
+Compose = Callable[..., DictConfig]
+
+
+def options(group: str) -> list[str]:
+    return [name.removeprefix(f"{group}/") for name in FILES if name.rpartition("/")[0] == group]
+
+
+@pytest.fixture
+def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONTRAST_CACHE", str(tmp_path / "cache"))
+
+    def with_words(*words: str, command: str = "pretrain") -> DictConfig:
+        with opened(CONF, None, command) as app, at_the_door(app):
+            cfg = composed(app, command, list(words))
+            check_values(cfg, tmp_path / "run", {"checkpoint"})
+            return cfg
+
+    def or_skip(*words: str, command: str = "pretrain") -> DictConfig:
+        try:
+            return with_words(*words, command=command)
+        except InputError as error:
+            if "is not installed: pip install" in str(error):
+                pytest.skip(str(error))
+            raise
+
+    return or_skip
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of images of two classes, 8 to train and 4 to test in each."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for label in ("apple", "pear"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+def chosen(name: str) -> list[str]:
+    """The words that choose a file of conf/ on the command line."""
+    group, _, option = name.rpartition("/")
+    return [f"{'+' if '/' in group else ''}{group}={option}"]
+
+
+def own(cfg: DictConfig) -> DictConfig:
+    """What is not Hydra's."""
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_option_composes(compose: Compose, name: str) -> None:
+    words = [*chosen(name), *GIVEN.get(name, [])]
+    group = name.partition("/")[0]
+    if group != "protocol":
+        cfg = compose(*words)
+        assert get_class(cfg.hydra.launcher._target_)  # a plugin's own class can be imported
+        assert get_class(cfg.hydra.sweeper._target_)
+    if group == "protocol" or group in SHARED:
+        compose(*words, command="evaluate")
+
+
+# --- what the options build
+
+
+@pytest.mark.parametrize("option", options("data"))
+def test_data(compose: Compose, images: Path, option: str) -> None:
+    words = [] if option == "digits" else [f"data.root={images}"]
+    splits = instantiate(compose(f"data={option}", *words).data)
+    assert isinstance(splits, Splits)
+    assert splits.test is not None
+    assert len(splits.train) == (1437 if option == "digits" else 16)
+    assert splits.train.channels == (1 if option in ("digits", "mnist", "fashion_mnist") else 3)
+
+
+@pytest.mark.parametrize("option", options("encoder"))
+def test_encoder(compose: Compose, option: str) -> None:
+    if option == "timm":
+        pytest.importorskip("timm", reason="pip install 'contrast[timm]'")
+    encoder = instantiate(compose(f"encoder={option}").encoder, in_channels=1, image_size=32)
+    assert encoder.eval()(torch.zeros(2, 1, 32, 32)).shape == (2, encoder.num_features)
+
+
+@pytest.mark.parametrize("option", options("projector"))
+def test_projector(compose: Compose, option: str) -> None:
+    projector = instantiate(compose(f"projector={option}").projector, in_features=24)
+    assert projector(torch.randn(3, 24)).shape == (3, projector.num_features)
+
+
+@pytest.mark.parametrize("option", options("views"))
+def test_views(compose: Compose, option: str) -> None:
+    model = build(own(compose(f"views={option}", "encoder.widths=[4]")), 3, 32, [0.5] * 3, [0.2] * 3)
+    made = model.views(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), model.views.draw(2, torch.Generator()))
+    assert len(made) == (6 if option == "multicrop" else 2)
+
+
+@pytest.mark.parametrize("option", options("negatives"))
+@pytest.mark.parametrize("head", options("head"))
+@pytest.mark.parametrize("temperature", [None, *options("head/temperature")])
+def test_head(compose: Compose, option: str, head: str, temperature: str | None) -> None:
+    words = [] if temperature is None else [f"+head/temperature={temperature}"]
+    model = build(own(compose(f"negatives={option}", f"head={head}", *words, "encoder.widths=[4]")), 1, 8, [0.5], [0.2])
+    model.head.plan(10)
+    query = torch.randn(2, 4, 8)
+    losses, counted = model.head(query.flatten(0, 1), model.negatives(query, query, torch.arange(4)))
+    assert losses.isfinite().all()
+    assert counted.all()
+    if temperature is not None:
+        assert type(model.head.temperature).__name__.lower() == temperature
+
+
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+@pytest.mark.parametrize("scheduler", options("scheduler"))
+def test_optimizer(compose: Compose, optimizer: str, scheduler: str) -> None:
+    cfg = compose(f"optimizer={optimizer}", f"scheduler={scheduler}")
+    weight = torch.nn.Parameter(torch.ones(3))
+    built = instantiate(cfg.optimizer)([{"params": [weight]}])
+    schedule = instantiate(cfg.scheduler)(built, total_steps=4)
+    for _ in range(4):
+        weight.square().sum().backward()
+        built.step()
+        schedule.step()
+    assert weight.isfinite().all()
+    assert not torch.equal(weight, torch.ones(3))
+
+
+@pytest.mark.parametrize("option", options("protocol"))
+def test_protocol(compose: Compose, option: str) -> None:
+    assert callable(instantiate(compose(f"protocol={option}", command="evaluate").protocol))
+
+
+# --- recipes
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("experiment/", "method/"))])
+def test_every_recipe_trains(pretrain: Command, images: Path, name: str) -> None:
+    """Two steps of it as it is, but on a few images."""
+    defaults = OmegaConf.load(CONF / f"{name}.yaml").get("defaults", [])
+    data = next((node["override /data"] for node in defaults if "override /data" in node), "digits")
+    given = {"digits": [], "folder": [f"data.root={images}", "data.image_size=32"]}.get(data, [f"data.root={images}"])
+    few = ["batch_size=4", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
+    cheap = ["trainer.accelerator=cpu", "logger=csv", "evaluation.enabled=false", "callbacks=none"]
+    assert pretrain(*chosen(name), *given, *few, *cheap, "hydra.run.dir=run") == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    assert 0 < figures("run")["loss"] < 10
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_says_its_command(compose: Compose, name: str) -> None:
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    said = [line.removeprefix("# ") for line in lines if line.startswith("# contrast-pretrain ")]
+    assert len(said) == 1
+    words = shlex.split(said[0].partition("(")[0])[1:]
+    assert words[0] == f"experiment={name}"
+    cfg = compose(*words)
+    assert cfg.name == name
+
+
+def test_the_default_is_an_experiment(compose: Compose) -> None:
+    assert own(compose()) == own(compose("experiment=simclr_digits"))
+    assert compose().hydra.runtime.choices.experiment == "simclr_digits"
+
+
+def test_data_lies_where_the_environment_says(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTRAST_DATA", "/some/where")
+    assert compose("data=cifar10").data.root == "/some/where/cifar10"

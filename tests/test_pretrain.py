@@ -1,0 +1,178 @@
+"""contrast-pretrain from its command line to what lies in the run folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FEW, TINY, Command, figures
+from omegaconf import OmegaConf
+from PIL import Image
+
+import contrast.pretrain
+from contrast.logs.csv_log import read_rows
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SCORES = ("knn_top1", "linear_top1", "linear_2_per_class_top1")
+
+
+@pytest.fixture
+def returned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the task gives Hydra, call by call."""
+    values: list[Any] = []
+    task = contrast.pretrain.pretrain
+
+    def recorded(cfg: Any) -> Any:
+        values.append(task(cfg))
+        return values[-1]
+
+    monkeypatch.setattr(contrast.pretrain, "pretrain", recorded)
+    return values
+
+
+def test_a_run_leaves_all_it_was_and_all_it_found(
+    pretrain: Command, workplace: Path, returned: list[Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in (*TINY, *FEW) if not word.startswith("logger")]
+    words += ["trainer.max_epochs=2", "trainer.limit_train_batches=5", "checkpoints.every_n_epochs=1"]
+    assert pretrain(*words, "trainer.log_every_n_steps=1", "name=mine") == 0
+    (run,) = (workplace / "runs" / "mine").iterdir()
+    assert {path.name for path in run.iterdir()} >= {
+        *("config.yaml", "overrides.yaml", "environment.json", "checkpoints", "metrics.csv", "metrics.json"),
+        *("curves.png", "views.png", "wandb", "wandb_id"),
+    }
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        *("last.ckpt", "epoch_00001.ckpt", "epoch_00002.ckpt"),
+    }
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 1
+    assert {path.name for path in workplace.iterdir()} <= {"runs", "cache"}
+
+    found = figures(run)
+    assert set(found) >= {f"{who}{score}" for who in ("", "untrained_", "pixels_") for score in SCORES}
+    assert {"seconds", "images_per_second", "loss", "linear_val_top1"} <= set(found)
+    assert found["seconds"] > 0
+    assert 0.1 < found["knn_top1"] <= 1
+    assert returned == [found["linear_val_top1"]]
+
+    rows = read_rows(run / "metrics.csv")[1]
+    assert [row["step"] for row in rows if "train/loss" in row] == [str(step) for step in range(10)]
+    assert float(rows[-1]["final/knn_top1"]) == pytest.approx(found["knn_top1"])
+    assert sum("online/knn_top1" in row for row in rows) == 1
+    assert sum("online/linear_top1" in row for row in rows) == 1
+
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 10
+    config = OmegaConf.load(run / "config.yaml")
+    assert saved["config"]["encoder"] == config.encoder
+    assert config.name == "mine"
+    assert "name=mine" in list(OmegaConf.load(run / "overrides.yaml"))
+    assert json.loads((run / "environment.json").read_text())[0]["packages"]["torch"] == torch.__version__
+    for name, least in (("curves.png", 400), ("views.png", 16)):
+        with Image.open(run / name) as picture:
+            assert min(picture.size) >= least, name
+
+    out, err = capfd.readouterr()
+    for line in ("kNN top-1", "linear probe top-1", "linear probe, 2 labels a class", str(run), "W&B: offline"):
+        assert line in out
+    assert "10/10" in err  # of the progress bar
+
+
+def test_the_same_seed_gives_the_same_run(pretrain: Command) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert pretrain(*TINY, "trainer.limit_train_batches=3", f"seed={seed}", f"hydra.run.dir={name}") == 0
+    a, b, c = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["encoder.0.weight"], c["encoder.0.weight"])
+
+
+def test_the_untrained_figures_are_those_of_the_model_before_its_first_step(pretrain: Command) -> None:
+    words = [word for word in (*TINY, *FEW) if not word.startswith("encoder.")]
+    words += ["evaluation.pixels=false", "trainer.limit_train_batches=2", "hydra.run.dir=run"]
+    # a network without running statistics, at a learning rate of 0, stays what it was
+    vit = ("encoder=vit", "optimizer=sgd", "optimizer.lr=0", "batch_size=16")
+    assert pretrain(*words, *vit) == 0
+    found = figures("run")
+    for score in SCORES:
+        assert found[score] == found[f"untrained_{score}"]
+
+
+def test_images_without_labels(
+    pretrain: Command, workplace: Path, returned: list[Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "flat").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(12):
+        pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(workplace / "flat" / f"{i}.png")
+    words = ("data=folder", "data.root=flat", "batch_size=6", "evaluation.enabled=true", "trainer.log_every_n_steps=1")
+    assert pretrain(*TINY, *words, "hydra.run.dir=run") == 0
+    assert set(figures("run")) == {"seconds", "images_per_second", "loss"}
+    assert not any(name.startswith("online/") for name in read_rows(Path("run/metrics.csv"))[0])
+    assert Path("run/checkpoints/last.ckpt").is_file()
+    assert returned == [None]  # no figure for a sweep
+    assert "top-1" not in capfd.readouterr().out
+
+
+def test_no_probes_by_choice(pretrain: Command) -> None:
+    assert pretrain(*TINY, "callbacks=none", "trainer.limit_train_batches=2", "hydra.run.dir=run") == 0
+    assert "OnlineLinear" not in torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]
+
+
+def test_an_unknown_metric_names_those_there_are(pretrain: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    words = (*TINY, *FEW, "evaluation.untrained=false", "evaluation.pixels=false", "trainer.limit_train_batches=2")
+    assert pretrain(*words, "metric=linear_tpo1", "hydra.run.dir=run") == 2
+    assert "linear_top1" in capfd.readouterr().err.splitlines()[-1]
+    assert not Path("run").exists()  # before anything was trained
+
+
+# --- errors at the door
+
+
+ERRORS = [
+    (["batch_size=1"], "at least 2 images"),
+    (["batch_size=2000"], "1437 images does not fill one batch of 2000"),
+    (["head.temperature=0"], "temperature must be a positive number, got 0"),
+    (["head.temprature=0.1"], "head has no key 'temprature'; did you mean 'temperature'?"),
+    (["data=folder", "data.root=nowhere"], "data folder nowhere does not exist"),
+    (["data=folder", "data.root=."], "no images"),
+    (["data=cifra10"], "did you mean 'cifar10'?"),
+    (["views.views=1"], "at least 2 views"),
+    (["optimizer.lr=1e30"], "first non-finite tensor"),
+    (["checkpoints.every_n_epochs=-1"], "-1"),
+    (["callbacks.online_knn.every_n_epochs=0"], "every_n_epochs of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("words", "part"), ERRORS, ids=[" ".join(words) for words, _ in ERRORS])
+def test_errors(pretrain: Command, capfd: pytest.CaptureFixture[str], words: list[str], part: str) -> None:
+    assert pretrain(*TINY, *words, "hydra.run.dir=run") == 2
+    err = capfd.readouterr().err
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert part in line
+
+
+def test_a_step_that_is_not_finite_leaves_what_reproduces_it(pretrain: Command, workplace: Path) -> None:
+    assert pretrain(*TINY, "optimizer.lr=1e30", "hydra.run.dir=run") == 2
+    (file,) = Path("run").glob("nonfinite_*.pt")
+    saved = torch.load(file, weights_only=True)
+    assert saved["batch"]["pixels"].shape == (64, 1, 8, 8)
+    assert saved["config"]["optimizer"]["lr"] == 1e30
+    assert not Path("run/metrics.json").exists()
+
+
+def test_the_real_command_ends_in_one_line(workplace: Path) -> None:
+    """From a checkout, by its script, elsewhere."""
+    script = CHECKOUT / "scripts" / "pretrain.py"
+    command = [sys.executable, str(script), *TINY, "optimizer.lr=1e30", "trainer.log_every_n_steps=1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the loss of batch 2 is nan; first non-finite tensor: ")
+    (run,) = Path("runs/simclr_digits").iterdir()
+    assert str(next(run.glob("nonfinite_2.pt"))) in last
