@@ -139,8 +139,8 @@ class Contrastive(pl.LightningModule):
         told["uniformity"] = uniformity(query[0])
         told["rank_embedding"] = effective_rank(embedding[0, :OBSERVED])
         told["rank_projection"] = effective_rank(query[0, :OBSERVED])
-        self.log_dict({f"train/{name}": value.float() for name, value in told.items()})
-        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value.float() for name, value in told.items()}, sync_dist=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # of all ranks: each holds its share of the mean
 
     def on_fit_start(self) -> None:
         self.head.plan(int(self.trainer.estimated_stepping_batches))

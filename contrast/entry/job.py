@@ -49,7 +49,7 @@ def single_run(task: Task, cfg: DictConfig, folder: Path, overrides: list[str]) 
         if is_first_rank():
             discard(folder)
         # Not an exception that Hydra would report in its own words first.
-        print(f"error: {line}", file=sys.stderr)
+        sys.stderr.write(f"error: {line}\n")  # at once: several ranks may have something to say
         raise SystemExit(2) from error
 
 

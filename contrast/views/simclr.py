@@ -84,7 +84,8 @@ class SimCLRViews(nn.Module):
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         """Uniforms [V, B, P] for a batch, on the generator's device."""
-        return torch.rand(len(self.recipes), batch, UNIFORMS, generator=generator, device=generator.device)
+        shape = (len(self.recipes), batch, UNIFORMS)
+        return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, uniforms: Tensor) -> list[Tensor]:
@@ -143,7 +144,7 @@ def augment(pixels: Tensor, uniforms: Tensor, recipe: Recipe) -> Tensor:
     source = torch.arange(len(uniforms), device=pixels.device) % images
     if pixels.device.type != "cpu":
         return _augment(pixels.index_select(0, source), parameters, points, steps, recipe)
-    out = torch.empty(len(uniforms), channels, recipe.size, recipe.size)
+    out = torch.empty(len(uniforms), channels, recipe.size, recipe.size, dtype=torch.float32)
     count = max(1, CACHE_FLOATS // (channels * max(height * width, recipe.size**2)))
     # Images that take the same path side by side: then a chunk rarely has to be taken apart and put together again.
     path = (2 * (steps.before + steps.after) + parameters.blur).argsort(stable=True)
