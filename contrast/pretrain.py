@@ -22,6 +22,7 @@ from contrast.callbacks.progress import RunProgress
 from contrast.callbacks.throughput import Throughput
 from contrast.callbacks.view_grid import ViewGrid
 from contrast.data.images import ImageFiles, Images, Splits
+from contrast.data.loader import Batches
 from contrast.data.pretraining import PretrainData
 from contrast.errors import InputError
 from contrast.figures import figure_names, frozen_figures, has_labels, raw_pixels, table, write_metrics
@@ -48,6 +49,7 @@ def pretrain(cfg: DictConfig) -> float | None:
     throughput = Throughput()
     if cfg.evaluation.enabled and cfg.metric not in (names := figure_names(cfg.evaluation)):
         raise InputError(f"metric={cfg.metric} will not be among the figures: {', '.join(sorted(names))}")
+    Batches(images, cfg.batch_size, cfg.seed)  # for its errors, before anything is written
     try:
         model = new_model(cfg, images)
         trainer = make_trainer(cfg, splits, run_dir, throughput)
@@ -64,7 +66,7 @@ def pretrain(cfg: DictConfig) -> float | None:
         save_curves(run_dir)
         if not scores:  # not asked for, or no labels
             return figures.get(cfg.metric)
-        say(table(scores, list(cfg.evaluation.per_class)))
+        say(f"{table(scores, list(cfg.evaluation.per_class))}\n{run_dir}")
         return figure(figures, cfg.metric)
     except SIGTERMException:
         # Lightning would end with status 0, as if the run were complete
@@ -107,6 +109,7 @@ def make_trainer(cfg: DictConfig, splits: Splits, run_dir: Path, throughput: Thr
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
+        log_every_n_steps=min(cfg.trainer.log_every_n_steps, len(splits.pretrain) // cfg.batch_size),
     )
 
 

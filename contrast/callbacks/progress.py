@@ -37,7 +37,7 @@ class RunProgress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.bar is not None:
-            shown = {name.split("/")[-1]: f"{value:.3g}" for name, value in trainer.progress_bar_metrics.items()}
+            shown = {name.split("/")[-1]: _short(value) for name, value in trainer.progress_bar_metrics.items()}
             self.bar.set_postfix(epoch=trainer.current_epoch + 1, **shown)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -50,3 +50,7 @@ class RunProgress(ProgressBar):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,5 +1,6 @@
 """Weights from a file into an encoder: all of them, or an error that lists what does not match."""
 
+import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def read(path: Path) -> Mapping[str, Any]:
         raise
     except Exception as error:  # damaged bytes surface as nearly any exception, of pickle, zipfile or torch
         reason = (str(error).splitlines() or [""])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run whatever code the file holds
+            reason = "neither a checkpoint nor plain weights"
         raise InputError(f"cannot read weights from {path}: {type(error).__name__}: {reason}") from error
     if not isinstance(saved, Mapping) or not all(isinstance(key, str) for key in saved):
         raise InputError(f"{path} holds no state dict but {type(saved).__name__}")
