@@ -257,8 +257,9 @@ def test_swept_in_a_file(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(rows(the_sweep())) == 2
 
 
-def test_a_job_is_alone(call: Call) -> None:
+def test_a_job_is_alone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning starts further ranks of a job with the words of sys.argv, and leaves its rank in the environment."""
+    monkeypatch.delenv("LEFT_BEHIND", raising=False)  # by a single run of another test
     assert call("seed=3,4", "head=nce,info_nce", "hydra.sweep.dir=a") == 0
     assert [each["argv"][-3:-1] for each in calls()[:2]] == [["seed=3", "head=nce"], ["seed=3", "head=info_nce"]]
     assert [each["argv"][0] for each in calls()] == ["--config-path"] * 4
