@@ -12,7 +12,7 @@ from PIL import Image
 
 from contrast.data.digits import digits
 from contrast.evaluation.features import features
-from contrast.evaluation.knn import knn_top1
+from contrast.evaluation.knn import knn_score
 from contrast.finetune import Classifier
 from contrast.frozen import Frozen, from_checkpoint
 
@@ -37,7 +37,7 @@ def test_knn_is_the_vote_on_the_frozen_features(evaluate: Command, trained: Path
     assert evaluate(f"checkpoint={trained}", "protocol=knn", "protocol.k=20", CPU, "hydra.run.dir=a") == 0
     splits = digits()
     found = [features(encoder(trained), images, device="cpu") for images in (splits.train, splits.test)]
-    expected = knn_top1(found[0], splits.train.labels, found[1], splits.test.labels, k=20, temperature=0.07)
+    expected = knn_score(found[0], splits.train.labels, found[1], splits.test.labels, k=20, temperature=0.07).top1
     assert figures("a")["top1"] == pytest.approx(expected)
     assert expected > 0.5
     assert OmegaConf.load("a/config.yaml").protocol.k == 20

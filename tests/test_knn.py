@@ -7,7 +7,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from contrast.errors import InputError
-from contrast.evaluation import knn_predict, knn_score, knn_top1
+from contrast.evaluation import knn_predict, knn_score
 
 
 def problem(n: int, m: int, f: int = 6, classes: int = 7, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -52,7 +52,7 @@ def test_votes_rank_the_classes_as_in_the_definition(k, temperature, test_block,
 
 def test_more_neighbours_than_training_rows_means_all_of_them():
     train, labels, test, test_labels = problem(30, 10)
-    assert knn_top1(train, labels, test, test_labels, k=200) == knn_top1(train, labels, test, test_labels, k=30)
+    assert knn_score(train, labels, test, test_labels, k=200) == knn_score(train, labels, test, test_labels, k=30)
 
 
 def test_equal_votes_go_to_the_lower_class():
@@ -115,16 +115,16 @@ def test_bad_input_is_refused_with_its_numbers():
     hidden = labels.clone()
     hidden[:4] = -1
     with pytest.raises(InputError, match="4 of 30 rows have no label"):
-        knn_top1(train, hidden, test, test_labels)
+        knn_score(train, hidden, test, test_labels)
     broken = test.clone()
     broken[3, 1] = torch.nan
     with pytest.raises(InputError, match="1 of 10 rows are not finite"):
-        knn_top1(train, labels, broken, test_labels)
+        knn_score(train, labels, broken, test_labels)
     with pytest.raises(InputError, match=r"k \(0\)"):
-        knn_top1(train, labels, test, test_labels, k=0)
+        knn_score(train, labels, test, test_labels, k=0)
     with pytest.raises(InputError, match=r"temperature \(0\)"):
-        knn_top1(train, labels, test, test_labels, temperature=0)
+        knn_score(train, labels, test, test_labels, temperature=0)
     with pytest.raises(InputError, match=r"\[30, 6\] do not fit test \[10, 5\]"):
-        knn_top1(train, labels, test[:, :5], test_labels)
+        knn_score(train, labels, test[:, :5], test_labels)
     with pytest.raises(InputError, match=r"\[30, 6\] and \[10\]"):
-        knn_top1(train, test_labels, test, test_labels)
+        knn_score(train, test_labels, test, test_labels)

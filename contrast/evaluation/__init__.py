@@ -2,7 +2,7 @@
 
 from contrast.evaluation.features import cached_features, digest, features
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
-from contrast.evaluation.knn import KNN, knn_predict, knn_score, knn_top1
+from contrast.evaluation.knn import KNN, knn_predict, knn_score
 from contrast.evaluation.linear import fit_linear
 from contrast.evaluation.probe import LinearProbe, Setting, linear_probe
 from contrast.evaluation.protocol import frozen_scores
@@ -20,7 +20,6 @@ __all__ = [
     "frozen_scores",
     "knn_predict",
     "knn_score",
-    "knn_top1",
     "linear_probe",
     "uniformity",
 ]

@@ -105,16 +105,3 @@ def knn_score(
     hit = ranking == test_labels[:, None]  # [M, min(5, K)]
     top1, top5 = hit[:, 0].double().mean().item(), hit.any(dim=1).double().mean().item()
     return KNN(top1, top5 if classes > 5 else None)
-
-
-def knn_top1(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    k: int = 200,
-    temperature: float = 0.07,
-    device: torch.device | str | None = None,
-) -> float:
-    """The share of test rows whose class gets most votes: `knn_score(...).top1`."""
-    return knn_score(train, train_labels, test, test_labels, k, temperature, device).top1
