@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from contrast.errors import InputError
@@ -61,7 +62,7 @@ def read(path: Path) -> Mapping[str, Any]:
         raise InputError(f"no such file of weights: {path}")
     try:
         if path.suffix == ".safetensors":
-            saved = read_safetensors(path)
+            saved = load_file(path)
         else:
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
@@ -74,14 +75,6 @@ def read(path: Path) -> Mapping[str, Any]:
     if not isinstance(saved, Mapping) or not all(isinstance(key, str) for key in saved):
         raise InputError(f"{path} holds no state dict but {type(saved).__name__}")
     return saved
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise InputError(f"{path} needs safetensors: pip install safetensors") from error
-    return load_file(path)
 
 
 def listed(names: Iterable[str]) -> str:
