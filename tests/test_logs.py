@@ -178,6 +178,13 @@ def test_each_job_has_its_own_offline_run_and_a_resumed_one_continues(jobs: Simp
         assert len(list(folder.glob("wandb/offline-run-*"))) == count
 
 
+def test_a_run_resumed_within_the_second_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    taken = tmp_path / "wandb" / f"offline-run-{time.strftime('%Y%m%d_%H%M%S')}-id"
+    taken.mkdir(parents=True)
+    wandb_run._await_new_second(tmp_path, "id")
+    assert time.strftime("%Y%m%d_%H%M%S") not in taken.name
+
+
 def test_w_and_b_writes_nothing_outside_the_run_folders(jobs: SimpleNamespace) -> None:
     # the fonts that matplotlib lists are no doing of W&B
     written = [p for folder in ("home", "cwd") for p in (jobs.root / folder).rglob("*") if p.is_file()]

@@ -6,6 +6,7 @@ import secrets
 import shlex
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -56,9 +57,11 @@ def _start(run_dir: Path, config: Mapping[str, Any] | None, **keywords: Any) -> 
     os.environ.setdefault("WANDB_CACHE_DIR", str(run_dir / "wandb" / "cache"))
     try:
         mode, reason = _mode(wandb.setup().settings)
+        run_id = _run_id(run_dir)
+        _await_new_second(run_dir, run_id)
         run = wandb.init(
             dir=str(run_dir),
-            id=_run_id(run_dir),
+            id=run_id,
             resume="allow",
             mode=mode,
             config=dict(config or {}),
@@ -147,3 +150,9 @@ def _run_id(run_dir: Path) -> str:
         with replacing(path) as temporary:
             temporary.write_text(secrets.token_hex(6) + "\n", encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
+
+
+def _await_new_second(run_dir: Path, run_id: str) -> None:
+    """W&B names a run's folder by the second of its start: one resumed within it would overwrite what lies there."""
+    while list(run_dir.glob(f"wandb/*run-{time.strftime('%Y%m%d_%H%M%S')}-{run_id}")):
+        time.sleep(0.05)
