@@ -24,6 +24,7 @@ def build(cfg: DictConfig, channels: int, size: int, mean: Iterable[float], std:
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
         seed=cfg.seed,
+        together=cfg.views_together,
         config={**plain(cfg), "images": facts},
     )
 

@@ -49,6 +49,9 @@ class Contrastive(pl.LightningModule):
     head        `head(query [V*B, D], candidates) -> losses [V*B], counted [V*B]`
     optimizer   called with parameter groups; scheduler called with the optimizer and `total_steps`
     seed        of the augmentations: a pure function of (seed, batch number), the same whatever the number of ranks
+    together    all views of one size pass through the encoder and the projector at once, and batch norm's statistics
+                are those of all of them; False: a pass for each view, with statistics of its own, as in MoCo, lightly
+                and solo-learn: less memory traffic on a CPU, more launches on a GPU
     """
 
     views: Any
@@ -67,6 +70,7 @@ class Contrastive(pl.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Callable[..., Any],
         seed: int = 0,
+        together: bool = True,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -76,7 +80,7 @@ class Contrastive(pl.LightningModule):
         self.encoder, self.projector = encoder, projector
         self.negatives, self.head = negatives, head
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.seed, self.config = seed, config
+        self.seed, self.together, self.config = seed, together, config
         self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -86,7 +90,7 @@ class Contrastive(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         views = self.views(batch.pixels, self.uniforms(len(batch.pixels)))  # V x [B, C, H, W]
         embedding = self.embed(views)  # [V, B, F]
-        query = self.projector(embedding.flatten(0, 1)).unflatten(0, embedding.shape[:2])  # [V, B, D]
+        query = self.project(embedding)  # [V, B, D]
         candidates = self.negatives(query, query, batch.index)
         losses, counted = self.head(query.flatten(0, 1), candidates)  # [V*B], [V*B]
         loss = mean_counted(losses, counted)
@@ -117,7 +121,9 @@ class Contrastive(pl.LightningModule):
         return uniforms.to(self.device, non_blocking=True)
 
     def embed(self, views: list[Tensor]) -> Tensor:
-        """Embeddings of all views, [V, B, F]: one pass through the encoder for all views of one size."""
+        """Embeddings of all views, [V, B, F]."""
+        if not self.together:
+            return torch.stack([self(view) for view in views])
         sizes = [view.shape[-2:] for view in views]
         parts: dict[int, Tensor] = {}
         for size in dict.fromkeys(sizes):
@@ -125,6 +131,12 @@ class Contrastive(pl.LightningModule):
             out = self(torch.cat([views[v] for v in same]))  # [V' B, F]
             parts.update(zip(same, out.chunk(len(same)), strict=True))
         return torch.stack([parts[v] for v in range(len(views))])
+
+    def project(self, embedding: Tensor) -> Tensor:
+        """Projections of the embeddings of all views, [V, B, F] -> [V, B, D]."""
+        if not self.together:
+            return torch.stack([self.projector(view) for view in embedding])
+        return self.projector(embedding.flatten(0, 1)).unflatten(0, embedding.shape[:2])
 
     def logs_this_step(self) -> bool:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]

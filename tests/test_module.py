@@ -99,6 +99,19 @@ def test_multi_crop_embeds_each_size_in_one_pass() -> None:
     torch.testing.assert_close(together, torch.stack([model(view) for view in views]), rtol=1e-5, atol=1e-6)
 
 
+def test_apart_each_view_has_the_batch_norm_of_its_own() -> None:
+    pixels = images(6).pixels
+    views = [pixels[:3] / 255, pixels[3:] / 255]
+    together, apart = make(), make()
+    apart.together = False
+    whole = together.project(together.embed(views))
+    each = apart.project(apart.embed(views))
+    alone = make()
+    for v, view in enumerate(views):
+        torch.testing.assert_close(each[v], alone.projector(alone(view)))
+    assert not torch.allclose(whole, each, atol=1e-3)
+
+
 def test_the_schedule_of_the_temperature_spans_the_training(tmp_path: Path) -> None:
     model = make(InfoNCE(Cosine(0.5, 0.1)))
     trainer(tmp_path).fit(model, PretrainData(images(), 8))
