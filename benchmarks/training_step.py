@@ -215,7 +215,7 @@ def fit(case: Case, cfg: DictConfig, images: Images, others: Mapping[str, Turn],
     """A fit of ours with the others' turns in between; the first turn, which warmed up, is left out."""
     turns = TakeTurns(case.steps, others)
     with tempfile.TemporaryDirectory() as folder:
-        model = new_model(cfg, images)
+        model = new_model(cfg, Splits("cifar10", images, None))
         trainer = make_trainer(cfg, Splits("cifar10", images, None), Path(folder), Throughput())
         trainer.callbacks.append(turns)  # type: ignore[attr-defined]  # the last
         if premade:
@@ -250,7 +250,7 @@ def step_only(case: Case, cfg: DictConfig, images: Images) -> Turns:
 
 def data_only(case: Case, cfg: DictConfig, images: Images, cores: int) -> Turns:
     """Batches of views, nothing trained; lightly with a worker for every core."""
-    views = new_model(cfg, images).views
+    views = new_model(cfg, Splits("cifar10", images, None)).views
     ours, generator = iter(Batches(images, case.batch, cfg.seed)), torch.Generator().manual_seed(0)
 
     def make(steps: int) -> Times:

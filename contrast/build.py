@@ -1,32 +1,108 @@
 """From a resolved configuration to the model, for a new run and for an old checkpoint alike."""
 
-from collections.abc import Iterable
+import functools
+import inspect
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from contrast.errors import InputError
 from contrast.module import Contrastive, Normalize
 
+CAPTIONS = ("vocabulary", "length")  # facts that only a data set with captions has
 
-def build(cfg: DictConfig, channels: int, size: int, mean: Iterable[float], std: Iterable[float]) -> Contrastive:
-    """The model that `cfg` describes for images of `channels` and `size` pixels with these statistics."""
-    encoder = instantiate(cfg.encoder, in_channels=channels, image_size=size)
-    views = instantiate(cfg.views, **({} if cfg.views.get("size") else {"size": size}))
-    facts = {"channels": channels, "size": size}
+
+def build(cfg: DictConfig, images: Any, tokenizer: Any = None) -> Contrastive:
+    """The model that `cfg` describes for `images`: their channels, size, statistics, number, labels and captions.
+
+    A part that is a partial (`_partial_: true`) is called with those of these facts that its signature names:
+
+    dim          D, of the projections
+    size         number of different ids: of classes with same_label=positive, else of images
+    counts       [size] int64, how often each id occurs
+    normalize, encoder, projector   the trained modules, for a key encoder that copies them
+    in_features  D, of a predictor
+    vocabulary, length              of the captions: number of token ids, tokens of a caption
+    """
+    encoder = instantiate(cfg.encoder, in_channels=images.channels, image_size=images.size)
+    views = instantiate(cfg.views, **({} if cfg.views.get("size") else {"size": images.size}))
+    projector = instantiate(cfg.projector, in_features=encoder.num_features)
+    normalize = Normalize(*images.statistics())
+    counts = id_counts(images, cfg.same_label)
+    caption_facts = text_facts(images.text, tokenizer)
+    image_facts = {"channels": images.channels, "size": images.size, "ids": len(counts)}
+    check_labels(images, cfg.same_label)
+    facts = {
+        "dim": projector.num_features,
+        "in_features": projector.num_features,
+        "size": len(counts),
+        "counts": counts,
+        "normalize": normalize,
+        "encoder": encoder,
+        "projector": projector,
+        **{name: caption_facts[name] for name in CAPTIONS if caption_facts},
+    }
+    negatives = complete(instantiate(cfg.negatives), facts)
+    unlabelled = int((images.labels < 0).sum())
+    name, by_label = type(negatives).__name__, cfg.same_label == "positive"
+    if negatives.of_classes and not by_label:
+        raise InputError(f"{name} holds classes: it needs same_label=positive, not {cfg.same_label}")
+    if negatives.numbered and by_label and unlabelled:
+        raise InputError(f"{name} has a row for each class, but {unlabelled} of {len(images)} images have no label")
     return Contrastive(
-        normalize=Normalize(mean, std),
+        normalize=normalize,
         views=views,
         encoder=encoder,
-        projector=instantiate(cfg.projector, in_features=encoder.num_features),
-        negatives=instantiate(cfg.negatives),
-        head=instantiate(cfg.head),
+        projector=projector,
+        key=complete(instantiate(cfg.key), facts),
+        predictor=complete(instantiate(cfg.predictor), facts),
+        negatives=negatives,
+        head=complete(instantiate(cfg.head), facts),
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
+        same_label=cfg.same_label,
         seed=cfg.seed,
         together=cfg.views_together,
-        config={**plain(cfg), "images": facts},
+        config={**plain(cfg), "images": image_facts, "text": caption_facts},
     )
+
+
+def complete(part: Any, facts: dict[str, Any]) -> Any:
+    """Calls a partial with those facts that its signature names and it does not have yet; those inside it first.
+
+    InputError where it cannot be called without the facts of captions, and there are none.
+    """
+    if not isinstance(part, functools.partial):
+        return part
+    given = {name: complete(value, facts) for name, value in part.keywords.items()}
+    wanted = {name: each for name, each in inspect.signature(part.func).parameters.items() if name not in given}
+    lacking = [name for name in CAPTIONS if name in wanted and wanted[name].default is inspect.Parameter.empty]
+    if lacking and not all(name in facts for name in lacking):
+        name = getattr(part.func, "__name__", part.func)
+        raise InputError(f"{name} needs captions, which this data set has not: data=captions, data=digits_words")
+    return part.func(*part.args, **given, **{name: facts[name] for name in wanted if name in facts})
+
+
+def check_labels(images: Any, same_label: str) -> None:
+    """InputError where labels are asked for and there are none."""
+    if same_label != "negative" and not bool((images.labels >= 0).any()):
+        raise InputError(f"same_label={same_label} needs labels, and none of the {len(images)} images has one")
+
+
+def id_counts(images: Any, same_label: str) -> torch.Tensor:
+    """How often each id occurs in an epoch, [number of ids] int64: a label with same_label=positive, else a row."""
+    if same_label != "positive":
+        return torch.ones(len(images), dtype=torch.int64)
+    return torch.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
+
+
+def text_facts(text: torch.Tensor | None, tokenizer: Any) -> dict[str, Any]:
+    """What a text encoder has to know of the captions [N, L], and their tokenizer; nothing without captions."""
+    if text is None or tokenizer is None:
+        return {}
+    return {"vocabulary": tokenizer.size, "length": text.shape[1], "tokenizer": tokenizer.facts()}
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The one shared type: who may answer the queries of a batch.
 
-B queries, C candidates, D dimensions. Masks are rules on ids, not matrices: a `[B, C]` boolean costs as much as
-the scores it masks, so every path asks for the masks of the tile it is working on.
+B queries, C candidates, P answers, D dimensions. Masks are rules on ids, not matrices: a `[B, C]` boolean costs as much
+as the scores it masks, so every path asks for the masks of the tile it is working on.
 """
 
 from dataclasses import dataclass, replace
@@ -9,23 +9,36 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+ABSENT = torch.iinfo(torch.int64).min  # the id or group of what is no candidate: padding, a row not filled yet
+
 
 @dataclass(frozen=True)
 class Candidates:
     """Candidates of B queries, and the rules that say which of them are positive and which count.
 
-    vectors    [C, D], shared by the batch, or [B, C, D], one set per query
-    ids        [C] or [B, C] int64; a candidate is positive where its id equals its query's
-    query_ids  [B] int64
-    own        [B] int64, the column that is the query itself and never counts (-1: not among them), or None
-    log_q      [C] or [B, C], log expected count under the noise it was drawn from, or None: no correction
+    vectors       [C, D], shared by the batch, or [B, C, D], one set per query
+    query_ids     [B] int64
+    ids           [C] or [B, C] int64; a candidate is positive where its id equals its query's. None: none is
+    own           [B] int64, the column that is the query itself and never counts (-1: not among them), or None
+    groups        [C] or [B, C] int64; a candidate of its query's group does not count, unless it is positive. So false
+                  negatives, other views of the query's image and accidental hits are left out. None: all count
+    query_groups  [B] int64, beside groups
+    log_q         [C] or [B, C], log expected count under the noise it was drawn from, or None: no correction
+    answers       [B, P, D], positives that are each query's own, beside the shared candidates; or None
+    answers_log_q [B, P], as log_q
+
+    A candidate whose id or group is ABSENT never counts.
     """
 
     vectors: Tensor
-    ids: Tensor
     query_ids: Tensor
+    ids: Tensor | None = None
     own: Tensor | None = None
+    groups: Tensor | None = None
+    query_groups: Tensor | None = None
     log_q: Tensor | None = None
+    answers: Tensor | None = None
+    answers_log_q: Tensor | None = None
 
     def __len__(self) -> int:
         return self.vectors.shape[-2]
@@ -37,25 +50,38 @@ class Candidates:
             start, stop, _ = columns.indices(len(self))
             own = self.own[rows] - start
             own = torch.where((own >= 0) & (own < stop - start), own, -1)
-        vectors = self.vectors[columns] if self.vectors.ndim == 2 else self.vectors[rows, columns]
         return replace(
             self,
-            vectors=vectors,
-            ids=_columns(self.ids, rows, columns),
+            vectors=self.vectors[columns] if self.vectors.ndim == 2 else self.vectors[rows, columns],
             query_ids=self.query_ids[rows],
+            ids=_columns(self.ids, rows, columns),
             own=own,
-            log_q=None if self.log_q is None else _columns(self.log_q, rows, columns),
+            groups=_columns(self.groups, rows, columns),
+            query_groups=None if self.query_groups is None else self.query_groups[rows],
+            log_q=_columns(self.log_q, rows, columns),
+            answers=None if self.answers is None else self.answers[rows],
+            answers_log_q=None if self.answers_log_q is None else self.answers_log_q[rows],
         )
 
     def masks(self) -> tuple[Tensor, Tensor]:
-        """`(positive, valid)`, both [B, C] bool; every positive is valid."""
-        valid = torch.ones(len(self.query_ids), len(self), dtype=torch.bool, device=self.ids.device)
+        """`(positive, valid)` of the shared candidates, both [B, C] bool; every positive is valid."""
+        shape, device = (len(self.query_ids), len(self)), self.query_ids.device
+        positive = torch.zeros(shape, dtype=torch.bool, device=device)
+        valid = torch.ones((), dtype=torch.bool, device=device)
+        for rule in (self.ids, self.groups):
+            if rule is not None:
+                valid = valid & (rule != ABSENT)  # [C] or [B, C]
         if self.own is not None:
-            columns = torch.arange(len(self), device=self.ids.device)
-            valid = self.own[:, None] != columns  # [B, 1] x [C] -> [B, C]
-        positive = (self.query_ids[:, None] == self.ids) & valid  # [B, 1] x [C] or [B, C] -> [B, C]
-        return positive, valid
+            valid = valid & (self.own[:, None] != torch.arange(shape[1], device=device))  # [B, 1] x [C] -> [B, C]
+        if self.ids is not None:
+            positive = (self.query_ids[:, None] == self.ids) & valid  # [B, 1] x [C] or [B, C] -> [B, C]
+        if self.groups is not None:
+            assert self.query_groups is not None
+            valid = valid & (positive | (self.query_groups[:, None] != self.groups))
+        return positive, valid.expand(shape)
 
 
-def _columns(rule: Tensor, rows: slice, columns: slice) -> Tensor:
+def _columns(rule: Tensor | None, rows: slice, columns: slice) -> Tensor | None:
+    if rule is None:
+        return None
     return rule[columns] if rule.ndim == 1 else rule[rows, columns]

@@ -1,5 +1,6 @@
 """What a rank needs of the others: who is there, their rows with an exact gradient, a mean over all queries."""
 
+import math
 from typing import Any
 
 import torch
@@ -51,3 +52,21 @@ def mean_counted(values: Tensor, counted: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return world_size() * torch.where(counted, values, 0).sum() / total.clamp(min=1)
+
+
+def log_mean_exp_over_ranks(value: Tensor) -> Tensor:
+    """log of the mean over ranks of exp(value), a scalar tensor without gradient, the same on every rank."""
+    if world_size() == 1:
+        return value
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.stack(parts).logsumexp(dim=0) - math.log(world_size())
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean over ranks of a tensor without gradient, the same on every rank."""
+    if world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / world_size()

@@ -1,6 +1,8 @@
 """contrast-evaluate: what a checkpoint's encoder is worth on a labelled data set."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -9,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from contrast import entry
 from contrast.data.images import Splits
 from contrast.data.subset import labelled_subset
+from contrast.data.text import tokenizer_of
 from contrast.encoders.weights import read
 from contrast.errors import InputError
 from contrast.figures import has_labels, labelled, write_metrics
@@ -32,18 +35,20 @@ def evaluate(cfg: DictConfig) -> float:
     own = is_own(saved)
     if cfg.data is None and not own:
         raise InputError(f"{file} does not say what it was trained on: give data=...")
-    splits: Splits = instantiate(OmegaConf.create(saved["config"]["data"]) if cfg.data is None else cfg.data)
-    if not has_labels(splits) or splits.test is None:
+    splits = data_of(saved, cfg.data, own)
+    name = HydraConfig.get().runtime.choices["protocol"]
+    unlabelled = name == "retrieval"
+    if splits.test is None or not (unlabelled or has_labels(splits)):
         raise InputError(f"{splits.name} has no labelled training images or no test set: nothing to evaluate on")
     encoder = from_checkpoint(saved, cfg.encoder) if own else from_weights(saved, cfg.encoder, splits.train)
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
-    train = labelled(splits.train, None)
+    train, test = (images if unlabelled else labelled(images, None) for images in (splits.train, splits.test))
     if cfg.label_fraction is not None or cfg.labels_per_class is not None:
         train = train.select(labelled_subset(train.labels, cfg.label_fraction, cfg.labels_per_class, cfg.seed))
     bench = Bench(
         encoder.eval(),
         train,
-        labelled(splits.test, None),
+        test,
         cache=Path(cfg.feature_cache),
         device=trainer.strategy.root_device,
         trainer=cfg.trainer,
@@ -52,14 +57,23 @@ def evaluate(cfg: DictConfig) -> float:
         seed=cfg.seed,
     )
     write_environment(run_dir)
-    name = HydraConfig.get().runtime.choices["protocol"]
-    print(f"{name} on {splits.name}: {len(bench.train):,} labelled training images, {len(bench.test):,} test images")
+    learns = "" if unlabelled else f"{len(bench.train):,} labelled training images, "
+    print(f"{name} on {splits.name}: {learns}{len(bench.test):,} test images")
     figures = instantiate(cfg.protocol)(bench)
     write_metrics(run_dir, figures)
     for key, value in figures.items():
         print(f"{key:<16}{value:>10.4g}")
     print(f"everything lies in {run_dir}")
     return figure(figures, cfg.metric)
+
+
+def data_of(saved: Mapping[str, Any], node: DictConfig | None, own: bool) -> Splits:
+    """The data set that is asked for, or the one trained on; captions as token ids of the checkpoint's vocabulary."""
+    node = OmegaConf.create(saved["config"]["data"]) if node is None else node
+    text = saved["config"].get("text") if own else None
+    if not text or "tokenizer" not in node:
+        return instantiate(node)
+    return instantiate(node, tokenizer=tokenizer_of(text["tokenizer"]), length=text["length"])
 
 
 def main() -> None:

@@ -1,19 +1,25 @@
 """The final figures of a run: what its frozen features are worth, beside the untrained encoder's and raw pixels'."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from contrast.data.images import ImageFiles, Images, Splits
-from contrast.evaluation.features import features
+from contrast.evaluation.features import evaluating, features
 from contrast.evaluation.protocol import frozen_scores
+from contrast.evaluation.retrieval import distinct, image_ids, recall, text_ids
 from contrast.files import replacing
+from contrast.frozen import Towers
 
+RETRIEVAL = {"image_to_text": "captions for images", "text_to_image": "images for captions"}
 ROWS = {
     "knn_top1": "kNN top-1",
     "linear_top1": "linear probe top-1",
@@ -42,6 +48,44 @@ def frozen_figures(
     return {prefix + key: value for key, value in scores.items()}
 
 
+def retrieval_figures(
+    towers: Towers, images: Images | ImageFiles, device: torch.device, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Recall at k of captions for images, and of images for captions; every image and every caption stands once.
+
+    What a row of the data set joins belongs together: an image is answered by any of its captions, a caption by any of
+    its images.
+    """
+    assert images.text is not None
+    which, what = image_ids(images), text_ids(images.text)  # [N], [N]
+    pictures, words = distinct(which), distinct(what)
+    together = joined(which, what)  # [N]
+    towers = towers.to(device)
+    with evaluating(towers):
+        vectors = features(towers.image, images.select(pictures), device=device, desc="images")
+        captions = encode_text(towers, images.text[words], device)
+    picture_ids, word_ids = together[pictures], together[words]
+    there = recall(vectors, captions, picture_ids, word_ids, ks)
+    back = recall(captions, vectors, word_ids, picture_ids, ks)
+    found = {f"image_to_text_recall{k}": value for k, value in there.items()}
+    return found | {f"text_to_image_recall{k}": value for k, value in back.items()}
+
+
+def joined(one: Tensor, other: Tensor) -> Tensor:
+    """A number [N] for the rows that are joined by an equal id in `one` or in `other`, [N] each."""
+    rows = len(one)
+    other = other + int(one.max()) + 1
+    nodes = int(other.max()) + 1
+    edges = coo_array((np.ones(rows), (one.numpy(), other.numpy())), shape=(nodes, nodes))
+    return torch.from_numpy(connected_components(edges, directed=False)[1].astype(np.int64))[one]
+
+
+@torch.inference_mode()
+def encode_text(towers: Towers, text: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
+    """Captions [N, L] in the common space, [N, D] float32 on the CPU."""
+    return torch.cat([towers.text(part.to(device)).float().cpu() for part in text.split(batch_size)])
+
+
 def labelled(images: Images | ImageFiles, most: int | None) -> Any:
     """The labelled images, at most `most` of them, evenly spread."""
     rows = (images.labels >= 0).nonzero().flatten()
@@ -57,6 +101,8 @@ def figure_names(cfg: DictConfig) -> set[str]:
     scores |= {f"linear_{number}_per_class_top1" for number in cfg.per_class}
     prefixes = [""] + ["untrained_"] * bool(cfg.untrained) + ["pixels_"] * bool(cfg.pixels)
     found = {prefix + name for prefix in prefixes for name in scores} if cfg.enabled else set()
+    if cfg.enabled:
+        found |= {f"{name}_recall{k}" for name in RETRIEVAL for k in (1, 5, 10)}
     return found | {"loss", "seconds", "images_per_second"}
 
 
@@ -79,6 +125,11 @@ def table(figures: dict[str, float], per_class: list[int]) -> str:
     for key, label in rows:
         cells = [figures.get(prefix + key) for prefix in shown]
         lines.append(f"{label:<32}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
+    for name, label in RETRIEVAL.items():
+        start = f"{name}_recall"
+        recalls = {key.removeprefix(start): value for key, value in figures.items() if key.startswith(start)}
+        if recalls:
+            lines.append(f"{label:<32}" + "   ".join(f"recall@{k} {value:.4f}" for k, value in recalls.items()))
     return "\n".join(lines)
 
 

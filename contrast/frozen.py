@@ -8,8 +8,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from contrast.build import complete
 from contrast.encoders.weights import load_encoder
 from contrast.errors import InputError
+from contrast.keys import Second
 from contrast.module import Normalize
 
 
@@ -25,6 +27,23 @@ class Frozen(nn.Module):
         return self.encoder(self.normalize(pixels))
 
 
+class Towers(Frozen):
+    """An encoder of images with its projector, and one of captions, into one space of D dimensions.
+
+    It is a `Frozen`: called with images it gives features; `image` and `text` give what is compared.
+    """
+
+    def __init__(self, normalize: Normalize, encoder: nn.Module, projector: nn.Module, key: Second) -> None:
+        super().__init__(normalize, encoder)
+        self.projector, self.key = projector, key
+
+    def image(self, pixels: Tensor) -> Tensor:
+        return self.projector(self(pixels))  # [B, C, H, W] -> [B, D]
+
+    def text(self, tokens: Tensor) -> Tensor:
+        return self.key.embed(tokens)  # [B, L] -> [B, D]
+
+
 def checkpoint_file(path: str | Path) -> Path:
     """The checkpoint that `path` means: itself, or `checkpoints/last.ckpt` of a run folder."""
     path = Path(path)
@@ -36,7 +55,7 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def from_checkpoint(saved: Mapping[str, Any], encoder_cfg: Any = None) -> Frozen:
-    """The encoder of a checkpoint of this library, built from the configuration inside it.
+    """The encoder of a checkpoint of this library, built from the configuration inside it; `Towers` if of captions too.
 
     encoder_cfg  builds another architecture instead; the weights must fit it exactly, or InputError lists the keys.
     """
@@ -46,7 +65,15 @@ def from_checkpoint(saved: Mapping[str, Any], encoder_cfg: Any = None) -> Frozen
     encoder = instantiate(node, in_channels=facts["channels"], image_size=facts["size"])
     load_encoder(encoder, saved)
     normalize = Normalize(state["normalize.mean"].flatten(), state["normalize.std"].flatten())
-    return Frozen(normalize, encoder)
+    if not config.get("text"):
+        return Frozen(normalize, encoder)
+    projector = instantiate(OmegaConf.create(config["projector"]), in_features=encoder.num_features)
+    key = complete(instantiate(OmegaConf.create(config["key"])), {**config["text"], "dim": projector.num_features})
+    if not isinstance(key, Second):
+        return Frozen(normalize, encoder)
+    load_encoder(projector, saved, prefix="projector.")
+    load_encoder(key, saved, prefix="key.")
+    return Towers(normalize, encoder, projector, key)
 
 
 def from_weights(saved: Mapping[str, Any], encoder_cfg: Any, images: Any) -> Frozen:

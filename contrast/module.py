@@ -1,10 +1,10 @@
 """The main path: batch -> views -> encoder -> projector -> negatives -> head -> loss -> log.
 
-V views, B images of this rank, F features, D dimensions of the projection.
+V views, P of them that ask, B images of this rank, F features, D dimensions of the projection.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from contrast.data.images import Batch
 from contrast.distributed import mean_counted
 from contrast.errors import InputError
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
+from contrast.keys import Shared
 from contrast.optim.groups import parameter_groups
 
 OBSERVED = 512  # rows whose singular values are logged: those of a whole large batch would take longer than its step
@@ -45,8 +46,13 @@ class Contrastive(pl.LightningModule):
     views       `draw(batch, generator) -> [V, B, P]`, `views(pixels, uniforms) -> V tensors [B, C, H, W]`
     encoder     [B, C, H, W] -> [B, F]
     projector   [B, F] -> [B, D]
-    negatives   `negatives(query [V, B, D], key [V, B, D], ids [B]) -> Candidates`
-    head        `head(query [V*B, D], candidates) -> losses [V*B], counted [V*B]`
+    predictor   [B, D] -> [B, D], on the queries alone; None: there is none
+    key         `key(views, projection [P, B, D], batch, generator) -> [P, B, D]`, what answers the queries
+    negatives   `negatives(query [P, B, D], key, ids [B], groups, generator) -> [(query [Q, D], Candidates), ...]`
+    head        `head(query [Q, D], candidates) -> losses [Q], counted [Q]`
+    same_label  what other images with a query's label are to it: "negative" (labels are not looked at), "positive"
+                (supervised: ids are labels) or "ignored" (no false negatives). Unlabelled images are classes of
+                their own
     optimizer   called with parameter groups; scheduler called with the optimizer and `total_steps`
     seed        of the augmentations: a pure function of (seed, batch number), the same whatever the number of ranks
     together    all views of one size pass through the encoder and the projector at once, and batch norm's statistics
@@ -56,6 +62,7 @@ class Contrastive(pl.LightningModule):
 
     views: Any
     encoder: Any
+    key: Any
     negatives: Any
     head: Any
 
@@ -69,6 +76,9 @@ class Contrastive(pl.LightningModule):
         head: nn.Module,
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Callable[..., Any],
+        key: nn.Module | None = None,
+        predictor: nn.Module | None = None,
+        same_label: Literal["negative", "positive", "ignored"] = "negative",
         seed: int = 0,
         together: bool = True,
         config: dict[str, Any] | None = None,
@@ -76,11 +86,22 @@ class Contrastive(pl.LightningModule):
         super().__init__()
         if seed < 0:
             raise InputError(f"the seed must not be negative, but is {seed}")
+        if same_label not in ("negative", "positive", "ignored"):
+            raise InputError(f"same_label is negative, positive or ignored, not {same_label!r}")
         self.normalize, self.views = normalize, views
         self.encoder, self.projector = encoder, projector
+        self.predictor, self.key, self.same_label = predictor, key or Shared(), same_label
         self.negatives, self.head = negatives, head
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.together, self.config = seed, together, config
+        self.seen: list[tuple[Any, ...]] = []  # what the sources of negatives take in after the step
+        # every rank writes the same into these, so DDP need not send them round in every step
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{part}.{name}"
+            for part in ("negatives", "key")
+            for name, _ in getattr(self, part).named_buffers()
+            if "num_batches" not in name and "running_" not in name
+        ]
         self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -89,18 +110,26 @@ class Contrastive(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         views = self.views(batch.pixels, self.uniforms(len(batch.pixels)))  # V x [B, C, H, W]
-        embedding = self.embed(views)  # [V, B, F]
-        query = self.project(embedding)  # [V, B, D]
-        candidates = self.negatives(query, query, batch.index)
-        losses, counted = self.head(query.flatten(0, 1), candidates)  # [V*B], [V*B]
+        embedding = self.embed(views[: self.key.asking])  # [P, B, F]
+        projection = self.project(embedding)  # [P, B, D]
+        query = projection if self.predictor is None else self.each(self.predictor, projection)  # [P, B, D]
+        key = self.key(views, projection, batch, self.generator(1))  # [P, B, D]
+        ids, groups = self.identities(batch)  # [B], [B]
+        asked = self.negatives(query, key, ids, groups, self.generator(2))
+        losses, counted = map(torch.cat, zip(*(self.head(q, candidates) for q, candidates in asked), strict=True))
         loss = mean_counted(losses, counted)
+        self.seen.append((query.detach(), None if key is None else key.detach(), ids, groups))
         if self.logs_this_step():
-            self.observe(loss, embedding.detach(), query.detach(), candidates)
+            self.observe(loss, embedding.detach(), query.detach(), key, asked)
         return {"loss": loss, "embedding": embedding.detach()}  # the embedding is there for online probes
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.head.advance()
+        self.key.advance(self.encoder, self.projector)
+        for seen in self.seen:  # one for each accumulated batch
+            self.negatives.update(*seen)
+        self.seen = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.batch_number += 1
@@ -111,14 +140,24 @@ class Contrastive(pl.LightningModule):
         Drawn on the CPU from (seed, number of the batch) alone: nothing to save but that number, and the same views
         on every device and for one process or many.
         """
-        # hashed together: torch's generator on the CPU reads only the low 32 bits of a seed
-        (mixed,) = np.random.SeedSequence((self.seed, self.batch_number)).generate_state(1, np.uint32)
-        generator = torch.Generator().manual_seed(int(mixed))
-        uniforms = self.views.draw(images * self.trainer.world_size, generator)  # [V, W B, P]
+        uniforms = self.views.draw(images * self.trainer.world_size, self.generator())  # [V, W B, P]
         uniforms = uniforms[:, images * self.global_rank :][:, :images]
         if self.device.type == "cuda":
             uniforms = uniforms.pin_memory()  # from pageable memory the copy would wait for the device
         return uniforms.to(self.device, non_blocking=True)
+
+    def generator(self, *stream: int) -> torch.Generator:
+        """Random numbers of this batch, on the CPU: the same on every rank, others for every stream."""
+        # hashed together: torch's generator on the CPU reads only the low 32 bits of a seed
+        (mixed,) = np.random.SeedSequence((self.seed, self.batch_number, *stream)).generate_state(1, np.uint32)
+        return torch.Generator().manual_seed(int(mixed))
+
+    def identities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """What an image is to the negatives: its id and, where that is not all, its group; [B] int64 each."""
+        if self.same_label == "negative":
+            return batch.index, None
+        labels = torch.where(batch.labels >= 0, batch.labels, -2 - batch.index)
+        return (labels, None) if self.same_label == "positive" else (batch.index, labels)
 
     def embed(self, views: list[Tensor]) -> Tensor:
         """Embeddings of all views, [V, B, F]."""
@@ -134,20 +173,24 @@ class Contrastive(pl.LightningModule):
 
     def project(self, embedding: Tensor) -> Tensor:
         """Projections of the embeddings of all views, [V, B, F] -> [V, B, D]."""
+        return self.each(self.projector, embedding)
+
+    def each(self, net: nn.Module, rows: Tensor) -> Tensor:
+        """`net` on the rows of all views, [V, B, F] -> [V, B, D]."""
         if not self.together:
-            return torch.stack([self.projector(view) for view in embedding])
-        return self.projector(embedding.flatten(0, 1)).unflatten(0, embedding.shape[:2])
+            return torch.stack([net(view) for view in rows])
+        return net(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
 
     def logs_this_step(self) -> bool:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and self.batch_number % every == 0
 
     @torch.no_grad()
-    def observe(self, loss: Tensor, embedding: Tensor, query: Tensor, candidates: Any) -> None:
+    def observe(self, loss: Tensor, embedding: Tensor, query: Tensor, key: Tensor | None, asked: Any) -> None:
         """Log what the loss does not tell: the scores, the geometry of the embedding, the temperature."""
-        told = self.head.describe(query.flatten(0, 1), candidates)
-        if len(query) > 1:
-            told["alignment"] = alignment(query[0], query[1])
+        told = self.head.describe(*asked[0])
+        if key is not None:
+            told["alignment"] = alignment(query[0], key[0])
         told["uniformity"] = uniformity(query[0])
         told["rank_embedding"] = effective_rank(embedding[0, :OBSERVED])
         told["rank_projection"] = effective_rank(query[0, :OBSERVED])
@@ -155,7 +198,9 @@ class Contrastive(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # of all ranks: each holds its share of the mean
 
     def on_fit_start(self) -> None:
-        self.head.plan(int(self.trainer.estimated_stepping_batches))
+        self.seen = []  # what a step that was cut short left there
+        for part in (self.head, self.key):
+            part.plan(int(self.trainer.estimated_stepping_batches))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logs_this_step():

@@ -21,12 +21,21 @@ from contrast.callbacks.nonfinite import StopAtNonFinite
 from contrast.callbacks.progress import RunProgress
 from contrast.callbacks.throughput import Throughput
 from contrast.callbacks.view_grid import ViewGrid
-from contrast.data.images import ImageFiles, Images, Splits
+from contrast.data.images import Splits
 from contrast.data.loader import Batches
 from contrast.data.pretraining import PretrainData
 from contrast.errors import InputError
-from contrast.figures import figure_names, frozen_figures, has_labels, raw_pixels, table, write_metrics
-from contrast.frozen import checkpoint_file
+from contrast.figures import (
+    figure_names,
+    frozen_figures,
+    has_labels,
+    raw_pixels,
+    retrieval_figures,
+    table,
+    write_metrics,
+)
+from contrast.frozen import Towers, checkpoint_file
+from contrast.keys import Second
 from contrast.logs.checkpoint_io import AtomicCheckpointIO
 from contrast.logs.checkpoints import Checkpoints
 from contrast.logs.csv_log import CSVLog, read_rows
@@ -35,6 +44,9 @@ from contrast.logs.environment import write_environment
 from contrast.logs.quiet import quiet
 from contrast.module import Contrastive
 from contrast.sweep.jobs import figure
+
+# what a checkpoint restores, so that a resumed run cannot change it
+RESTORED = ("encoder", "projector", "predictor", "key", "negatives", "head", "same_label", "optimizer")
 
 
 def pretrain(cfg: DictConfig) -> float | None:
@@ -51,7 +63,7 @@ def pretrain(cfg: DictConfig) -> float | None:
         raise InputError(f"metric={cfg.metric} will not be among the figures: {', '.join(sorted(names))}")
     Batches(images, cfg.batch_size, cfg.seed)  # for its errors, before anything is written
     try:
-        model = new_model(cfg, images)
+        model = new_model(cfg, splits)
         trainer = make_trainer(cfg, splits, run_dir, throughput)
         say(f"{cfg.name}: {len(images):,} images of {splits.name}; everything lies in {run_dir}")
         data = PretrainData(images, cfg.batch_size, cfg.seed, workers=cfg.workers)
@@ -67,7 +79,7 @@ def pretrain(cfg: DictConfig) -> float | None:
         if not scores:  # not asked for, or no labels
             return figures.get(cfg.metric)
         say(f"{table(scores, list(cfg.evaluation.per_class))}\n{run_dir}")
-        return figure(figures, cfg.metric)
+        return figure(figures, cfg.metric) if has_labels(splits) else figures.get(cfg.metric)
     except SIGTERMException:
         # Lightning would end with status 0, as if the run were complete
         say(f"told to end: the last step is saved, contrast-pretrain resume={run_dir} continues")
@@ -81,10 +93,10 @@ def resume_point(resume: str | None) -> str | None:
     return None if resume is None else str(checkpoint_file(resume))
 
 
-def new_model(cfg: DictConfig, images: Images | ImageFiles) -> Contrastive:
+def new_model(cfg: DictConfig, splits: Splits) -> Contrastive:
     """The model before its first step, a function of the configuration and its seed alone."""
     pl.seed_everything(cfg.seed, verbose=False)
-    return build(cfg, images.channels, images.size, *images.statistics())
+    return build(cfg, splits.pretrain, splits.tokenizer)
 
 
 def make_trainer(cfg: DictConfig, splits: Splits, run_dir: Path, throughput: Throughput) -> pl.Trainer:
@@ -133,12 +145,16 @@ def evaluate(cfg: DictConfig, model: Contrastive, splits: Splits, device: torch.
     """Figures of the trained encoder, of the untrained one and of raw pixels, as far as `cfg.evaluation` asks."""
     if not cfg.evaluation.enabled:
         return {}
+    retrieval = {}
+    if isinstance(model.key, Second) and splits.test is not None:
+        towers = Towers(model.normalize, model.encoder, model.projector, model.key)
+        retrieval = retrieval_figures(towers, splits.test, device)
     if not has_labels(splits):
         say(f"{splits.name} has no {'labels' if splits.test else 'test set'}: no figures of the frozen encoder")
-        return {}
-    figures = frozen_figures(cfg.evaluation, model.to(device), splits, device)
+        return retrieval
+    figures = retrieval | frozen_figures(cfg.evaluation, model.to(device), splits, device)
     if cfg.evaluation.untrained:
-        untrained = new_model(cfg, splits.pretrain).to(device)
+        untrained = new_model(cfg, splits).to(device)
         figures |= frozen_figures(cfg.evaluation, untrained, splits, device, "untrained_")
     if cfg.evaluation.pixels:
         figures |= frozen_figures(cfg.evaluation, raw_pixels, splits, device, "pixels_")
@@ -151,4 +167,4 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    entry.run(pretrain, "pretrain", restored=("encoder", "projector", "negatives", "head", "optimizer"))
+    entry.run(pretrain, "pretrain", restored=RESTORED)

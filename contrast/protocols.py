@@ -3,6 +3,7 @@
 N training images, M test images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from contrast.data.images import ImageFiles, Images
+from contrast.errors import InputError
 from contrast.evaluation.features import cached_features, digest, features
 from contrast.evaluation.knn import knn_score
 from contrast.evaluation.probe import LEARNING_RATES, WEIGHT_DECAYS, linear_probe
-from contrast.frozen import Frozen
+from contrast.figures import retrieval_figures
+from contrast.frozen import Frozen, Towers
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,15 @@ def knn(bench: Bench, k: int = 200, temperature: float = 0.07) -> dict[str, floa
     train, test = bench.features(bench.train, "training"), bench.features(bench.test, "test")
     found = knn_score(train, bench.train.labels, test, bench.test.labels, k, temperature, device=bench.device)
     return {"top1": found.top1} | ({} if found.top5 is None else {"top5": found.top5})
+
+
+def retrieval(bench: Bench, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Recall at k of captions for the test images, and of images for captions."""
+    if not isinstance(bench.encoder, Towers):
+        raise InputError("retrieval needs a checkpoint with an encoder of captions (method=clip or siglip)")
+    if bench.test.text is None:
+        raise InputError("retrieval needs captions, and this data set has none: data=captions, digits_words")
+    return retrieval_figures(bench.encoder, bench.test, bench.device, ks)
 
 
 def linear(

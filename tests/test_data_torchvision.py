@@ -167,8 +167,9 @@ def test_folder_of_images_in_its_place(name: str, channels: int, tmp_path: Path,
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_data_group_names_a_function_and_its_arguments(path: Path):
-    if path.stem == "digits":
+    if path.stem.startswith("digits"):
         assert len(read(path.stem).train) == 1437
         return
+    given = {"file": "/no/such/place/captions.csv"} if path.stem == "captions" else {"root": "/no/such/place"}
     with pytest.raises(InputError, match="/no/such/place"):
-        read(path.stem, root="/no/such/place")
+        read(path.stem, **given)

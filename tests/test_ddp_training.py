@@ -38,9 +38,20 @@ def column(run: str, name: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_process(pretrain: Command) -> None:
-    assert pretrain(*SETTING, "hydra.run.dir=one") == 0
-    done = on_two_ranks(*SETTING, "hydra.run.dir=two")
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("method=simclr",),
+        ("method=moco", "negatives.size=100", "negatives.in_batch=true", "key.momentum=0.5"),
+        ("method=instdisc", "negatives.draws=20"),
+        ("method=instdisc", "views.views=2", "negatives.sampler=null", "negatives.proximity=0.5", "negatives.draws=20"),
+    ],
+    ids=["simclr", "moco", "instdisc", "near draws"],
+)
+def test_two_ranks_train_as_one_process(pretrain: Command, method: tuple[str, ...]) -> None:
+    setting = (*SETTING, *method)
+    assert pretrain(*setting, "hydra.run.dir=one") == 0
+    done = on_two_ranks(*setting, "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("everything lies in") == 1  # one rank speaks
     assert not Path("two_2").exists()  # one folder for both

@@ -30,7 +30,8 @@ class Step(nn.Module):
 
     def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         z = self.parts["encoder"](x)  # [V, B, 7] -> [V, B, D]
-        losses, counted = self.parts["head"](z.flatten(0, 1), InBatch()(z, z, ids))
+        ((query, candidates),) = InBatch()(z, None, ids)
+        losses, counted = self.parts["head"](query, candidates)
         return mean_counted(losses, counted)
 
 

@@ -42,13 +42,18 @@ def naive_sup_con(z: torch.Tensor, ids: list[int], temperature: float) -> torch.
     return sum(losses) / len(losses)
 
 
+def in_batch(head: torch.nn.Module, z: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and which count, of z [V, B, D] against itself."""
+    ((query, candidates),) = InBatch()(z, None, ids)
+    return head(query, candidates)
+
+
 @pytest.mark.parametrize("images", [2, 3, 7])
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 1.0])
 def test_nt_xent_is_its_definition(images: int, temperature: float) -> None:
     torch.manual_seed(images)
     z = torch.randn(2, images, 5, dtype=torch.float64, requires_grad=True)
-    candidates = InBatch()(z, z, torch.arange(images))
-    losses, counted = InfoNCE(temperature).double()(z.flatten(0, 1), candidates)
+    losses, counted = in_batch(InfoNCE(temperature).double(), z, torch.arange(images))
     assert counted.all()
     expected = naive_nt_xent(z, temperature)
     torch.testing.assert_close(losses.mean(), expected)
@@ -72,7 +77,7 @@ def test_several_positives_are_sup_con() -> None:
 def test_multi_crop_takes_every_other_view_as_positive() -> None:
     torch.manual_seed(1)
     z = torch.randn(4, 3, 6, dtype=torch.float64)
-    losses, _ = InfoNCE(0.1).double()(z.flatten(0, 1), InBatch()(z, z, torch.tensor([5, 6, 7])))
+    losses, _ = in_batch(InfoNCE(0.1).double(), z, torch.tensor([5, 6, 7]))
     expected = naive_sup_con(z.flatten(0, 1), [5, 6, 7] * 4, 0.1)
     torch.testing.assert_close(losses.mean(), expected)
 
@@ -82,7 +87,7 @@ def test_over_a_whole_table_it_is_cross_entropy() -> None:
     query = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     table = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
     target = torch.randint(11, (6,))
-    losses, _ = InfoNCE(0.7, cosine=False).double()(query, Candidates(table, torch.arange(11), target))
+    losses, _ = InfoNCE(0.7, cosine=False).double()(query, Candidates(table, target, torch.arange(11)))
     expected = F.cross_entropy(query @ table.T / 0.7, target, reduction="none")
     torch.testing.assert_close(losses, expected)
     for x in (query, table):
@@ -99,11 +104,11 @@ def test_log_q_is_subtracted_and_one_set_per_query_is_the_shared_set() -> None:
     log_q = torch.tensor([0.4, 0.3, 0.2, 0.3], dtype=torch.float64).log()
     ids = torch.tensor([0, 1, 2, 1])
     head = InfoNCE(1.0, cosine=False).double()
-    shared, _ = head(query, Candidates(table, ids, torch.tensor([0]), log_q=log_q))
-    per_query, _ = head(query, Candidates(table[None], ids[None], torch.tensor([0]), log_q=log_q[None]))
+    shared, _ = head(query, Candidates(table, torch.tensor([0]), ids, log_q=log_q))
+    per_query, _ = head(query, Candidates(table[None], torch.tensor([0]), ids[None], log_q=log_q[None]))
     assert shared.item() == pytest.approx(0.811678, abs=5e-7)
     assert per_query.item() == pytest.approx(shared.item(), abs=1e-12)
-    plain, _ = head(query, Candidates(table, ids, torch.tensor([0])))
+    plain, _ = head(query, Candidates(table, torch.tensor([0]), ids))
     assert plain.item() == pytest.approx(0.626523, abs=5e-7)
 
 
@@ -148,7 +153,7 @@ def test_float32_gradients_are_those_of_float64(temperature: float, tolerance: f
     grads = []
     for dtype in (torch.float32, torch.float64):
         x = z.to(dtype).requires_grad_()
-        losses, _ = InfoNCE(temperature).to(dtype)(x.flatten(0, 1), InBatch()(x, x, torch.arange(64)))
+        losses, _ = in_batch(InfoNCE(temperature).to(dtype), x, torch.arange(64))
         grads.append(torch.autograd.grad(losses.mean(), x)[0])
     assert relative_error(grads[0], grads[1]) < tolerance
 
@@ -159,7 +164,7 @@ def test_stress_stays_finite(dtype: torch.dtype, scale: float) -> None:
     torch.manual_seed(5)
     z = (torch.rand(2, 6, 8) * 2 - 1).mul(scale).to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        losses, _ = InfoNCE(0.005)(z.flatten(0, 1), InBatch()(z, z, torch.arange(6)))
+        losses, _ = in_batch(InfoNCE(0.005), z, torch.arange(6))
     assert losses.dtype == torch.float32
     losses.mean().backward()
     assert losses.isfinite().all()
@@ -184,7 +189,8 @@ def test_describe_is_the_naive_statistics() -> None:
     torch.manual_seed(6)
     z = torch.randn(2, 5, 4)
     z[1, :3] = z[0, :3]
-    head, candidates = InfoNCE(0.3), InBatch()(z, z, torch.arange(5))
+    head = InfoNCE(0.3)
+    ((_, candidates),) = InBatch()(z, None, torch.arange(5))
     told = head.describe(z.flatten(0, 1), candidates)
     scores = similarity(z.flatten(0, 1), z.flatten(0, 1)) / 0.3
     hits, positives, negatives = [], [], []
@@ -204,8 +210,8 @@ def test_describe_is_the_naive_statistics() -> None:
 def test_errors_carry_the_numbers() -> None:
     z = torch.randn(2, 1, 4)
     with pytest.raises(InputError, match="a batch of 1 image has no negatives"):
-        InBatch()(z, z, torch.arange(1))
+        InBatch()(z, None, torch.arange(1))
     with pytest.raises(InputError, match="at least 2 views of an image, got 1"):
-        InBatch()(z[:1], z[:1], torch.arange(1))
+        InBatch()(z[:1], None, torch.arange(1))
     with pytest.raises(InputError, match="queries have 3 dimensions, candidates 4"):
         similarity(torch.randn(2, 3), torch.randn(5, 4))

@@ -11,11 +11,13 @@ PACKAGE = Path(contrast.__file__).parent
 FLOORS = [
     ["errors"],
     ["files", "candidates", "distributed"],
-    ["heads", "encoders", "data", "views", "optim"],
-    ["evaluation", "negatives"],
+    ["heads", "samplers", "encoders", "data", "views", "optim"],
+    ["evaluation", "negatives", "keys", "functional"],
     ["module"],
-    ["build", "callbacks", "frozen", "logs", "sweep"],
-    ["entry", "figures", "protocols"],
+    ["build", "callbacks", "logs", "sweep"],
+    ["frozen"],
+    ["entry", "figures"],
+    ["protocols"],
     ["finetune"],
     ["pretrain", "evaluate"],
 ]

@@ -174,5 +174,5 @@ def test_the_real_command_ends_in_one_line(workplace: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the loss of batch 2 is nan; first non-finite tensor: ")
-    (run,) = Path("runs/simclr_digits").iterdir()
+    (run,) = Path("runs/simclr").iterdir()
     assert str(next(run.glob("nonfinite_2.pt"))) in last

@@ -13,7 +13,8 @@ from contrast.optim import parameter_groups
 
 
 def loss_at(head: InfoNCE, z: torch.Tensor) -> torch.Tensor:
-    return head(z.flatten(0, 1), InBatch()(z, z, torch.arange(z.shape[1])))[0].mean()
+    ((query, candidates),) = InBatch()(z, None, torch.arange(z.shape[1]))
+    return head(query, candidates)[0].mean()
 
 
 def test_gradient_with_respect_to_temperature_is_the_finite_difference() -> None:

@@ -1,13 +1,27 @@
 """Scikit-learn's bundled handwritten digits: real images that need no download."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from contrast.data.images import Images, Splits
+from contrast.data.text import WordTokenizer
 
 _TEST_IMAGES = 360
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEMPLATES = (
+    "{}",
+    "the digit {}",
+    "a handwritten {}",
+    "the number {}, written by hand",
+    "a small picture of a {}",
+    "this is a {}.",
+)
+TEST_TEMPLATE = "a handwritten {}"
+LENGTH = 8  # tokens; the longest caption has 7
 
 
 def digits() -> Splits:
@@ -22,3 +36,23 @@ def digits() -> Splits:
     train, test = train_test_split(np.arange(len(labels)), test_size=_TEST_IMAGES, random_state=0, stratify=labels)
     everything = Images(pixels, targets, tuple("0123456789"))
     return Splits("digits", everything.select(torch.from_numpy(train)), everything.select(torch.from_numpy(test)))
+
+
+def digits_words() -> Splits:
+    """`digits` with a caption each: its English word in one of TEMPLATES, as ids of words, [N, LENGTH].
+
+    Row i of the training set has template i modulo their number; as the rows are shuffled, the template tells nothing
+    of the digit. All test images have TEST_TEMPLATE, so that there are ten distinct texts to retrieve among.
+    """
+    splits = digits()
+    train = [TEMPLATES[row % len(TEMPLATES)].format(WORDS[i]) for row, i in enumerate(splits.train.labels.tolist())]
+    test = [TEST_TEMPLATE.format(word) for word in WORDS]
+    tokenizer = WordTokenizer.fit(train)
+    assert isinstance(splits.train, Images)
+    assert isinstance(splits.test, Images)
+    return Splits(
+        "digits_words",
+        replace(splits.train, text=tokenizer.encode(train, LENGTH)),
+        replace(splits.test, text=tokenizer.encode(test, LENGTH)[splits.test.labels]),
+        tokenizer=tokenizer,
+    )

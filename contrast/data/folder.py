@@ -57,11 +57,7 @@ def folder(
     Raises InputError for a missing or empty folder, classes that differ between the splits, sizes that differ
     without image_size, a file that cannot be read, and values out of range.
     """
-    check_on_error(on_error)
-    if channels not in (1, 3):
-        raise InputError(f"images have 1 channel (greyscale) or 3 (RGB), not {channels}")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size must be at least 1 pixel, not {image_size}")
+    check_options(image_size, channels, on_error)
     root = Path(root).expanduser()
     train, test = list_splits(root)
 
@@ -69,6 +65,21 @@ def folder(
         return load(listing, image_size, channels, on_error, memory_limit_gb, Cache(cache))
 
     splits = Splits(name or root.resolve().name, read(train), None if test is None else read(test))
+    check_sides(splits, root)
+    return splits
+
+
+def check_options(image_size: int | None, channels: int, on_error: str) -> None:
+    """InputError for values that no images can be decoded with."""
+    check_on_error(on_error)
+    if channels not in (1, 3):
+        raise InputError(f"images have 1 channel (greyscale) or 3 (RGB), not {channels}")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be at least 1 pixel, not {image_size}")
+
+
+def check_sides(splits: Splits, root: Path) -> None:
+    """InputError if the images in memory of the two splits differ in height or width."""
     if isinstance(splits.train, Images) and isinstance(splits.test, Images):
         sides = [tuple(images.pixels.shape[2:]) for images in (splits.train, splits.test)]
         if sides[0] != sides[1]:
@@ -76,7 +87,6 @@ def folder(
                 f"images of {root} differ in size: (height, width) is {sides[0]} to train and {sides[1]} to test; "
                 "give data.image_size"
             )
-    return splits
 
 
 def list_splits(root: Path) -> tuple[Listing, Listing | None]:
@@ -109,8 +119,12 @@ def load(
     on_error: str,
     memory_limit_gb: float,
     cache: Cache,
+    rows: int | None = None,
 ) -> Images | ImageFiles:
-    """The images of a listing: decoded, from the cache, or, above the memory limit, as ImageFiles."""
+    """The images of a listing: decoded, from the cache, or, above the memory limit, as ImageFiles.
+
+    rows  the number that they will be repeated to (captions), which is then what has to fit into memory
+    """
     root, names, labels, classes = listing
     seen = digest(_fingerprint(listing, image_size, channels))
     key = cache.recall(seen)
@@ -121,11 +135,12 @@ def load(
         sides = (image_size, image_size)
     else:
         sides = _first_size(listing, channels)
-    gigabytes = len(names) * channels * math.prod(sides) / 1e9
+    rows = len(names) if rows is None else rows
+    gigabytes = rows * channels * math.prod(sides) / 1e9
     if gigabytes > memory_limit_gb:
         if image_size is None:
             raise InputError(
-                f"{len(names)} images of {sides[1]} x {sides[0]} in {root} take {gigabytes:.3g} GB, over "
+                f"{rows} images of {sides[1]} x {sides[0]} in {root} take {gigabytes:.3g} GB, over "
                 f"memory_limit_gb={memory_limit_gb:g}: give image_size, so that they can be read while training"
             )
         return ImageFiles(root, np.array(names), labels, classes, image_size, channels, on_error)

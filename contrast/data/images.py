@@ -1,10 +1,13 @@
-"""What a data set is to the rest: uint8 images, labels, class names. N images, C channels, H x W pixels."""
+"""What a data set is to the rest: uint8 images, labels, class names, captions.
+
+N images, C channels, H x W pixels; L tokens of a caption.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from contrast.data.decode import UnreadableImage, check_on_error, decode
+from contrast.data.text import PADDING, Tokenizer
 from contrast.errors import InputError
 
 UNLABELLED = -1
@@ -29,6 +33,7 @@ class Batch(NamedTuple):
     pixels: Tensor  # [B, C, H, W] uint8
     labels: Tensor  # [B] int64, -1 where unlabelled
     index: Tensor  # type: ignore[assignment]  # [B] int64, row in the data set
+    text: Tensor | None = None  # [B, L] int64 token ids, 0: padding; None without captions
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +46,13 @@ class Images:
     pixels: Tensor  # [N, C, H, W] uint8
     labels: Tensor  # [N] int64, -1 where unlabelled
     classes: tuple[str, ...]
+    text: Tensor | None = None  # [N, L] int64 token ids, 0: padding
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             raise InputError(f"images must be uint8 [N, C, H, W], not {self.pixels.dtype} {list(self.pixels.shape)}")
         check_labels(self.labels, len(self.pixels), self.classes)
+        check_text(self.text, len(self.pixels))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -61,11 +68,16 @@ class Images:
 
     def select(self, rows: Tensor) -> Images:
         """The images at `rows` [M] int64, copied, in that order."""
-        return Images(self.pixels[rows], self.labels[rows], self.classes)
+        return Images(self.pixels[rows], self.labels[rows], self.classes, _at(self.text, rows))
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels, labels and rows of the images at `rows` [B] int64."""
-        return self.pixels[rows], self.labels[rows], rows
+    def take(self, rows: Tensor) -> Batch:
+        """The images at `rows` [B] int64."""
+        return Batch(self.pixels[rows], self.labels[rows], rows, _at(self.text, rows))
+
+    def to(self, device: torch.device | str) -> Images:
+        """The data set with its tensors on `device`."""
+        text = None if self.text is None else self.text.to(device)
+        return Images(self.pixels.to(device), self.labels.to(device), self.classes, text)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel of all pixels in 0..1, each [C] float64.
@@ -89,8 +101,8 @@ class Images:
 class ImageFiles:
     """A data set too large for memory: the surface of Images, but pixels are decoded when they are asked for.
 
-    on_error="skip": in the place of a file that cannot be read stands the next one that can (with its label and
-    row), with a warning; so a batch keeps its size on every rank. Labels are [N] int64, -1 where unlabelled.
+    on_error="skip": in the place of a file that cannot be read stands the next one that can (with its label, row and
+    caption), with a warning; so a batch keeps its size on every rank. Labels are [N] int64, -1 where unlabelled.
     """
 
     root: Path
@@ -100,27 +112,29 @@ class ImageFiles:
     size: int  # pixels of either side
     channels: int = 3
     on_error: str = "raise"
+    text: Tensor | None = None  # [N, L] int64 token ids, 0: padding
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
         check_labels(self.labels, len(self.names), self.classes)
+        check_text(self.text, len(self.names))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def select(self, rows: Tensor) -> ImageFiles:
         """The files at `rows` [M] int64, in that order."""
-        names, labels = self.names[rows.numpy()], self.labels[rows]
-        return ImageFiles(self.root, names, labels, self.classes, self.size, self.channels, self.on_error)
+        names, labels, text = self.names[rows.numpy()], self.labels[rows], _at(self.text, rows)
+        return replace(self, names=names, labels=labels, text=text)
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels [B, C, H, W], labels [B] and rows [B] of the images at `rows` [B] int64."""
+    def take(self, rows: Tensor) -> Batch:
+        """The images at `rows` [B] int64."""
         found = [self._readable(row) for row in rows.tolist()]
         rows = torch.tensor([row for row, _ in found], dtype=torch.int64)
         pixels = torch.empty(len(found), self.channels, self.size, self.size, dtype=torch.uint8)
         for slot, (_, image) in zip(pixels, found, strict=True):
             slot.numpy()[:] = image
-        return pixels, self.labels[rows], rows
+        return Batch(pixels, self.labels[rows], rows, _at(self.text, rows))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """ImageNet's mean and standard deviation, each [C] float64 in 0..1 (their average for one channel).
@@ -147,24 +161,36 @@ class ImageFiles:
 class Splits:
     """What every data set loader returns.
 
-    `train` may be wholly unlabelled (all labels -1: a flat folder); `test` is None where there is none.
+    `train` may be wholly unlabelled (all labels -1: a flat folder); `test` is None where there is none. With captions
+    `tokenizer` is what made their ids: its `size` and the L of `train.text` are what a text encoder is built for, it
+    encodes new texts, and its `facts()` are plain values for a checkpoint.
     """
 
     name: str
     train: Images | ImageFiles
     test: Images | ImageFiles | None
     unlabelled: Images | ImageFiles | None = None
+    tokenizer: Tokenizer | None = field(default=None, kw_only=True)
 
     @cached_property
     def pretrain(self) -> Images | ImageFiles:
-        """Everything that pretraining may see: `train`, whose rows keep their numbers, then `unlabelled`."""
+        """Everything that pretraining may see: `train`, whose rows keep their numbers, then `unlabelled`.
+
+        InputError where one of them has captions and the other has not, or of another length.
+        """
         if self.unlabelled is None:
             return self.train
         first, second = self.train, self.unlabelled
         if not (isinstance(first, Images) and isinstance(second, Images)):
             raise InputError(f"{self.name}: unlabelled images can be joined to the training images only in memory")
         pixels, labels = torch.cat([first.pixels, second.pixels]), torch.cat([first.labels, second.labels])
-        return Images(pixels, labels, first.classes)
+        lengths = [None if part.text is None else part.text.shape[1] for part in (first, second)]
+        if lengths[0] != lengths[1]:
+            raise InputError(
+                f"{self.name}: captions of {lengths[0]} tokens (train) and {lengths[1]} (unlabelled) cannot be joined"
+            )
+        both = None if first.text is None or second.text is None else torch.cat([first.text, second.text])
+        return Images(pixels, labels, first.classes, both)
 
 
 def check_labels(labels: Tensor, images: int, classes: tuple[str, ...]) -> None:
@@ -174,3 +200,17 @@ def check_labels(labels: Tensor, images: int, classes: tuple[str, ...]) -> None:
     lowest, highest = (int(labels.min()), int(labels.max())) if images else (UNLABELLED, UNLABELLED)
     if lowest < UNLABELLED or highest >= len(classes):
         raise InputError(f"labels must lie in -1..{len(classes) - 1}, found {lowest}..{highest}")
+
+
+def check_text(text: Tensor | None, images: int) -> None:
+    """Raise InputError unless there are no captions, or one row of int64 token ids of 0 or more per image."""
+    if text is None:
+        return
+    if text.dtype != torch.int64 or text.ndim != 2 or len(text) != images:
+        raise InputError(f"{images} images need int64 captions [{images}, L], not {text.dtype} {list(text.shape)}")
+    if text.numel() and int(text.min()) < PADDING:
+        raise InputError(f"token ids must be {PADDING} (padding) or more, found {int(text.min())}")
+
+
+def _at(text: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if text is None else text[rows]

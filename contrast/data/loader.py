@@ -56,7 +56,7 @@ class Batches:
             raise InputError(f"a data set of {len(images)} images does not fill one batch of {batch_size}")
         self.device = None if device is None else torch.device(device)
         if isinstance(images, Images) and self.device is not None:
-            images = Images(images.pixels.to(self.device), images.labels.to(self.device), images.classes)
+            images = images.to(self.device)
         self.images, self.batch_size, self.seed, self.shuffle = images, batch_size, seed, shuffle
         self.rank, self.world_size, self.workers, self.limit = rank, world_size, workers, limit
         self.epoch, self.position = 0, 0  # of the next batch
@@ -87,17 +87,17 @@ class Batches:
         if self.position >= self.epoch_batches:
             self.epoch, self.position = self.epoch + 1, 0
         order, positions = self.order(self.epoch), range(self.position, self.epoch_batches)
-        taken: Iterable[tuple[Tensor, Tensor, Tensor]]
+        taken: Iterable[Batch]
         if isinstance(self.images, ImageFiles):
             taken = self._decoded(self.images, [self.rows(order, position) for position in positions])
         else:
             order = order.to(self.images.labels.device)  # once an epoch, so that no step waits for a copy
             taken = (self.images.take(self.rows(order, position)) for position in positions)
-        for position, parts in zip(positions, taken, strict=True):
+        for position, batch in zip(positions, taken, strict=True):
             self.position = position + 1
-            yield Batch(*parts)
+            yield batch
 
-    def _decoded(self, images: ImageFiles, rows: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _decoded(self, images: ImageFiles, rows: list[Tensor]) -> Iterator[Batch]:
         loader = DataLoader(
             _Decoding(images),
             batch_size=None,  # an item is a whole batch
@@ -106,13 +106,13 @@ class Batches:
             generator=torch.Generator(),  # the default would draw from torch's global one, whose state is resumed
             pin_memory=self.device is not None and self.device.type == "cuda",
         )
-        for parts in loader:
-            if isinstance(parts, InputError):
-                raise parts
-            pixels, labels, index = parts
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
             if self.device is not None:
-                pixels, labels, index = (part.to(self.device, non_blocking=True) for part in parts)
-            yield pixels, labels, index
+                parts = {name: part for name, part in batch._asdict().items() if part is not None}
+                batch = batch._replace(**{k: part.to(self.device, non_blocking=True) for k, part in parts.items()})
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position}
@@ -127,7 +127,7 @@ class _Decoding(Dataset):
     def __init__(self, images: ImageFiles) -> None:
         self.images = images
 
-    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | InputError:
+    def __getitem__(self, rows: Tensor) -> Batch | InputError:
         try:
             return self.images.take(rows)
         except InputError as error:

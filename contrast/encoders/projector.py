@@ -1,5 +1,7 @@
 """The MLP between encoder and loss: one builder for the layouts of SimCLR, MoCo v2, MoCo v3 and NNCLR."""
 
+from typing import Any
+
 from torch import nn
 
 from contrast.encoders.contract import finish
@@ -44,3 +46,11 @@ def mlp(
     if last_norm:
         net.append(nn.BatchNorm1d(out_features, affine=last_affine))
     return finish(net, out_features)
+
+
+def predictor(in_features: int, hidden_features: int | None = None, **options: Any) -> nn.Sequential:
+    """A projector that ends as wide as it begins, [B, D] -> [B, D], for the queries alone.
+
+    NNCLR: 2 layers, hidden 4096. MoCo v3: the same, with the last norm without affine.
+    """
+    return mlp(in_features, in_features, hidden_features, **options)

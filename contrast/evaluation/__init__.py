@@ -1,4 +1,4 @@
-"""What frozen features are worth: kNN, a linear probe, the geometry of the embedding. Pure functions."""
+"""What frozen features are worth: kNN, a linear probe, retrieval, the geometry of the embedding. Pure functions."""
 
 from contrast.evaluation.features import cached_features, digest, features
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
@@ -6,6 +6,7 @@ from contrast.evaluation.knn import KNN, knn_predict, knn_score
 from contrast.evaluation.linear import fit_linear
 from contrast.evaluation.probe import LinearProbe, Setting, linear_probe
 from contrast.evaluation.protocol import frozen_scores
+from contrast.evaluation.retrieval import distinct, image_ids, recall, text_ids
 
 __all__ = [
     "KNN",
@@ -14,12 +15,16 @@ __all__ = [
     "alignment",
     "cached_features",
     "digest",
+    "distinct",
     "effective_rank",
     "features",
     "fit_linear",
     "frozen_scores",
+    "image_ids",
     "knn_predict",
     "knn_score",
     "linear_probe",
+    "recall",
+    "text_ids",
     "uniformity",
 ]

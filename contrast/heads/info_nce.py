@@ -1,86 +1,90 @@
-"""The InfoNCE head: a temperature and the softmax loss over candidates.
+"""The InfoNCE head: the softmax loss over candidates, with what its family changes in the denominator.
 
-B queries, C candidates, D dimensions.
+B queries, C candidates.
 """
 
 import torch
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
-from contrast.heads.similarity import similarity
-from contrast.heads.softmax import softmax_loss
-from contrast.heads.temperature import Temperature, as_temperature
+from contrast.distributed import log_mean_exp_over_ranks, mean_over_ranks
+from contrast.errors import InputError
+from contrast.heads.head import Head, Scores
+from contrast.heads.softmax import debiased, from_statistics, statistics
+from contrast.heads.temperature import Temperature
 
-DESCRIBED = 1024  # queries whose scores are logged
 
-
-class InfoNCE(nn.Module):
+class InfoNCE(Head):
     """Softmax over the candidates of similarity / temperature (van den Oord et al. 2018; Chen et al. 2020).
 
-    temperature  a positive number, or a `Temperature` (`Learnable`, `Cosine`)
-    cosine       cosine similarity; False: dot product
+    temperature      a positive number, or a `Temperature` (`Learnable`, `Cosine`)
+    cosine           cosine similarity; False: dot product
+    margin           taken from the positives: `CosFace`, `ArcFace`, `LSoftmax`
+    decoupled        positives are left out of the denominator: DCL (Yeh et al. 2022, eq. 6)
+    positive_sigma   DCLW's sigma (same, eq. 7), usually 0.5: a query's positive score is weighted by
+                     2 - exp(cos / sigma) / mean over queries; the weight is taken as a constant. None: 1
+    class_prior      tau+ of the debiased loss (Chuang et al. 2020, eq. 8): share of the negatives that are false
+    hardness         beta of hard-negative weighting (Robinson et al. 2021, eq. 4); with class_prior it is theirs
+    label_smoothing  share of the target spread over all candidates that count
 
     Candidates that carry `log_q` are scored `similarity / temperature - log_q`.
     """
 
-    def __init__(self, temperature: float | Temperature = 0.1, cosine: bool = True) -> None:
-        super().__init__()
-        self.temperature = as_temperature(temperature)
-        self.cosine = cosine
-
-    def scores(self, query: Tensor, candidates: Candidates) -> Tensor:
-        """Similarity / temperature of `query` [B, D] and `candidates` -> [B, C] float32."""
-        return similarity(query, candidates.vectors, self.cosine) / self.temperature()
+    def __init__(
+        self,
+        temperature: float | Temperature = 0.1,
+        cosine: bool = True,
+        margin: nn.Module | None = None,
+        decoupled: bool = False,
+        positive_sigma: float | None = None,
+        class_prior: float = 0.0,
+        hardness: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(temperature, cosine, margin)
+        if not 0 <= class_prior < 1 or not 0 <= label_smoothing < 1 or hardness < 0:
+            raise InputError(
+                "class_prior and label_smoothing lie in [0, 1), hardness is not negative: "
+                f"{class_prior}, {label_smoothing}, {hardness}"
+            )
+        if positive_sigma is not None and not (decoupled and positive_sigma > 0):
+            raise InputError(f"positive_sigma={positive_sigma} must be positive and needs decoupled=true")
+        if class_prior and not cosine:
+            raise InputError("the debiased loss needs cosine similarity: without a lowest score it has no floor")
+        self.decoupled, self.positive_sigma = decoupled, positive_sigma
+        self.class_prior, self.hardness, self.label_smoothing = class_prior, hardness, label_smoothing
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """Losses [B], and which queries count [B] bool: those that have a positive."""
-        positive, valid = candidates.masks()
-        scores = _corrected(self.scores(query, candidates), candidates)
-        return softmax_loss(scores, positive, valid), positive.any(dim=1)
+        if candidates.log_q is not None and (self.class_prior or self.hardness):
+            raise InputError("class_prior and hardness reweight a batch's negatives, not draws that carry log_q")
+        return super().forward(query, candidates)
+
+    def losses(self, scores: Scores) -> Tensor:
+        stats = statistics(*scores, hardness=self.hardness, smoothed=self.label_smoothing > 0)
+        if self.class_prior:
+            stats = debiased(stats, self.class_prior, -1 / self.temperature())
+        loss = from_statistics(stats, self.decoupled, self.label_smoothing)
+        if self.positive_sigma is not None:
+            counted = stats.positives > 0
+            weight = self._positive_weight(stats.mean_pos, counted)
+            there = counted & (stats.negatives > 0)  # where the loss holds mean_pos
+            loss = loss + torch.where(there, (1 - weight) * stats.mean_pos, 0)  # weight * mean_pos in place of it
+        return loss
 
     @torch.no_grad()
-    def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
-        """What the loss does not say, as scalar tensors, over the first queries that have a positive and a negative.
+    def _positive_weight(self, mean_pos: Tensor, counted: Tensor) -> Tensor:
+        """2 - exp(cos / sigma) / mean exp(cos / sigma), [B]; the mean is over the counted queries of all ranks."""
+        assert self.positive_sigma is not None
+        raised = mean_pos * self.temperature() / self.positive_sigma  # [B], cos / sigma
+        raised = raised.masked_fill(~counted, torch.finfo(raised.dtype).min)
+        log_total = log_mean_exp_over_ranks(raised.logsumexp(dim=0))  # of a rank, as is the count
+        count = mean_over_ranks(counted.sum().to(raised.dtype))
+        return 2 - count * (raised - log_total).exp()
 
-        At most `DESCRIBED` queries, so that a log step holds no more than a slice of the scores.
+    def describe_rows(self, scores: Scores) -> dict[str, Tensor]:
+        """bound: log(number of valid candidates) - InfoNCE loss.
 
-        temperature         the present one
-        uncounted           queries without a positive
-        top1                the best-scored valid candidate is a positive
-        positive_score      mean score (similarity / temperature) of the positives; negative_score likewise
-        bound               mean of log(number of valid candidates) - loss, the InfoNCE bound on mutual information
-                            in nats where there is one positive (Poole et al. 2019, eq. 10)
+        Its mean is the bound on mutual information in nats where there is one positive (Poole et al. 2019, eq. 10).
         """
-        rows = slice(0, min(len(query), DESCRIBED))
-        query, candidates = query[rows], candidates.tile(rows, slice(None))
-        scores = self.scores(query, candidates)
-        positive, valid = candidates.masks()
-        negative = valid & ~positive
-        told = positive.any(1) & negative.any(1)  # [B]
-        lowest = torch.finfo(scores.dtype).min
-        best = scores.masked_fill(~valid, lowest).argmax(dim=1, keepdim=True)  # [B, 1]
-        losses = softmax_loss(_corrected(scores, candidates), positive, valid)
-        figures = {
-            "top1": positive.gather(1, best).squeeze(1).to(scores.dtype),
-            "positive_score": _row_mean(scores, positive),
-            "negative_score": _row_mean(scores, negative),
-            "bound": valid.sum(1).clamp(min=1).log() - losses,
-        }
-        means = {name: torch.where(told, row, 0).sum() / told.sum().clamp(min=1) for name, row in figures.items()}
-        return means | {"temperature": self.temperature(), "uncounted": (~positive.any(1)).sum()}
-
-    def plan(self, steps: int) -> None:
-        """Called once before training with the number of optimiser steps it will take."""
-        self.temperature.plan(steps)
-
-    def advance(self) -> None:
-        """Called once after every optimiser step."""
-        self.temperature.advance()
-
-
-def _corrected(scores: Tensor, candidates: Candidates) -> Tensor:
-    return scores if candidates.log_q is None else scores - candidates.log_q
-
-
-def _row_mean(scores: Tensor, mask: Tensor) -> Tensor:
-    return scores.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)
+        loss = from_statistics(statistics(*scores))
+        return {"bound": scores.valid.sum(1).clamp(min=1).to(loss.dtype).log() - loss}

@@ -20,7 +20,7 @@ def similarity(query: Tensor, candidates: Tensor, cosine: bool = True) -> Tensor
     if query.shape[-1] != candidates.shape[-1]:
         raise InputError(f"queries have {query.shape[-1]} dimensions, candidates {candidates.shape[-1]}")
     with torch.autocast(query.device.type, enabled=False):
-        query, candidates = _at_least_float32(query), _at_least_float32(candidates)
+        query, candidates = at_least_float32(query), at_least_float32(candidates)
         if cosine:
             query, candidates = unit(query), unit(candidates)
         if candidates.ndim == 2:
@@ -28,5 +28,6 @@ def similarity(query: Tensor, candidates: Tensor, cosine: bool = True) -> Tensor
         return (candidates @ query[:, :, None]).squeeze(2)  # [B, C, D] x [B, D, 1] -> [B, C]
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32; float64 stays."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

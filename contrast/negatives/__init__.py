@@ -1,5 +1,10 @@
 """Sources of negatives: calling one reads, its `update` alone writes."""
 
-from contrast.negatives.in_batch import InBatch
+from contrast.negatives.bank import Bank
+from contrast.negatives.in_batch import InBatch, Paired
+from contrast.negatives.queue import Nearest, Queue
+from contrast.negatives.source import Source
+from contrast.negatives.table import Table, Targets
+from contrast.negatives.tree import Tree
 
-__all__ = ["InBatch"]
+__all__ = ["Bank", "InBatch", "Nearest", "Paired", "Queue", "Source", "Table", "Targets", "Tree"]

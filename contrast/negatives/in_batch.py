@@ -1,31 +1,81 @@
-"""In-batch negatives: every view of every image of the batch, on every rank.
+"""In-batch negatives: the views of the images of the batch, on every rank.
 
-V views, B images of this rank, W ranks, D dimensions.
+V views, P pairs of views, B images of this rank, W ranks, D dimensions.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrast.candidates import Candidates
-from contrast.distributed import gather, rank
+from contrast.distributed import gather, rank, world_size
 from contrast.errors import InputError
+from contrast.negatives.source import Asked, Source
 
 
-class InBatch(nn.Module):
+class InBatch(Source):
     """All views of the whole batch are candidates, the other views of an image positive (Chen et al. 2020, eq. 1)."""
 
-    def forward(self, query: Tensor, key: Tensor, ids: Tensor) -> Candidates:
-        """Candidates of the V*B queries, view by view.
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        ids: Tensor,
+        groups: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Asked:
+        """One direction: the queries are their own candidates, and `key` is not looked at.
 
-        query, key [V, B, D]: the same tensor, or keys of another encoder; ids [B] int64, one an image. Raises
-        InputError where there is nothing to contrast: fewer than two views, or a batch of one image in all.
+        Raises InputError where there is nothing to contrast: fewer than two views, or a batch of one image in all.
         """
         views, images, _ = query.shape
         if views < 2:
             raise InputError(f"in-batch negatives need at least 2 views of an image, got {views}")
-        vectors = gather(key.flatten(0, 1))  # [V, B, D] -> [W V B, D]
-        if len(vectors) == views:
-            raise InputError(f"a batch of {images} image has no negatives: in-batch negatives need at least 2 images")
+        _at_least_two(images)
+        flat = query.flatten(0, 1)  # [V, B, D] -> [V B, D]
         query_ids = ids.repeat(views)  # [V B]
-        own = rank() * len(query_ids) + torch.arange(len(query_ids), device=ids.device)  # [V B]
-        return Candidates(vectors, gather(query_ids), query_ids, own)
+        query_groups = None if groups is None else groups.repeat(views)
+        candidates = Candidates(
+            vectors=gather(flat),  # [W V B, D]
+            query_ids=query_ids,
+            ids=gather(query_ids),
+            own=rank() * len(flat) + torch.arange(len(flat), device=ids.device),
+            groups=None if query_groups is None else gather(query_groups),
+            query_groups=query_groups,
+        )
+        return [(flat, candidates)]
+
+
+class Paired(Source):
+    """The candidates of query[p] are key[p] of the whole batch: MoCo v3, CLIP, SigLIP.
+
+    reverse  key[p] asks query[p] too: CLIP's second direction (Radford et al. 2021, figure 3)
+    """
+
+    def __init__(self, reverse: bool = False) -> None:
+        super().__init__()
+        self.reverse = reverse
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        ids: Tensor,
+        groups: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Asked:
+        """A direction for each of the P pairs, twice as many with `reverse`. InputError for a batch of one image."""
+        if key is None:
+            raise InputError("paired negatives need a key encoder, or a second view")
+        _at_least_two(len(ids))
+        all_ids, all_groups = gather(ids), None if groups is None else gather(groups)
+
+        def direction(asking: Tensor, answering: Tensor) -> tuple[Tensor, Candidates]:
+            return asking, Candidates(gather(answering), ids, all_ids, groups=all_groups, query_groups=groups)
+
+        asked = [direction(q, k) for q, k in zip(query, key, strict=True)]
+        return asked + [direction(k, q) for q, k in zip(query, key, strict=True) if self.reverse]
+
+
+def _at_least_two(images: int) -> None:
+    if images * world_size() < 2:
+        raise InputError(f"a batch of {images} image has no negatives: in-batch negatives need at least 2 images")

@@ -1,0 +1,166 @@
+"""From texts to token ids: words counted on the captions themselves, or any tokenizer of transformers.
+
+N texts, L tokens of each. Ids are int64, 0 is padding, on the right.
+"""
+
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from contrast.errors import InputError
+
+PADDING, UNKNOWN = 0, 1
+_FIRST = 2  # id of the first word
+_SHOWN = "<unk>"  # no token: it would be split in three
+
+# `re` takes no mark (category M) for a part of a word, but vowel signs and accents are
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c).startswith("M"))
+# kana and Han, written without spaces: a token each
+_ALONE = "\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"
+_TOKEN = re.compile(rf"[{_ALONE}]|(?:[^\W{_ALONE}]|[{_MARKS}])+|[^\w\s]")
+_ASCII = re.compile(r"\w+|[^\w\s]")  # the same for text without any of these, in a quarter of the time
+
+
+class Tokenizer(Protocol):
+    """What the captions and the text encoder need of a tokenizer."""
+
+    @property
+    def size(self) -> int:
+        """Ids lie in 0..size - 1."""
+
+    def encode(self, texts: Sequence[str], length: int) -> Tensor:
+        """Ids [N, L]; a text of more than L = length tokens is cut, and a warning says how many are."""
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """The N texts of ids [N, L], as far as the tokens tell them."""
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint, from which `tokenizer_of` makes it again."""
+
+
+def tokenizer_of(facts: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer whose `facts()` these are."""
+    return WordTokenizer(facts["vocabulary"]) if "vocabulary" in facts else HFTokenizer(facts["name"])
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-cased words and marks of punctuation in order, whatever the script; a Han character or kana is a word.
+
+    Scripts without spaces other than these (Thai, Khmer) need an HFTokenizer.
+    """
+    text = text.lower()
+    return _ASCII.findall(text) if text.isascii() else _TOKEN.findall(unicodedata.normalize("NFC", text))
+
+
+class WordTokenizer:
+    """Ids of words: 0 padding, 1 any word that is not in the vocabulary, then the vocabulary in its order.
+
+    vocabulary  distinct words as `tokens` gives them; all that there is to save. InputError if one occurs twice.
+    """
+
+    def __init__(self, vocabulary: Iterable[str]) -> None:
+        self.vocabulary = tuple(vocabulary)
+        self._number = {word: _FIRST + i for i, word in enumerate(self.vocabulary)}
+        if len(self._number) < len(self.vocabulary):
+            twice = next(word for word, count in Counter(self.vocabulary).items() if count > 1)
+            raise InputError(f"a vocabulary of {len(self.vocabulary)} words holds '{twice}' more than once")
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], min_count: int = 1, max_size: int | None = None) -> "WordTokenizer":
+        """The words that occur at least min_count times, at most max_size of them: by falling count, then by letter.
+
+        Raises InputError if none is left.
+        """
+        if min_count < 1 or (max_size is not None and max_size < 1):
+            raise InputError(f"min_count ({min_count}) and max_size ({max_size}) of a vocabulary must be 1 or more")
+        counts = Counter(word for text in texts for word in tokens(text))
+        ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
+        if not ranked:
+            raise InputError(f"none of {len(counts)} words occurs {min_count} times: the vocabulary would be empty")
+        return cls(word for _, word in ranked[:max_size])
+
+    @property
+    def size(self) -> int:
+        return _FIRST + len(self.vocabulary)
+
+    def encode(self, texts: Sequence[str], length: int) -> Tensor:
+        """Ids [N, L] with L = length; a warning says how many texts were cut. InputError for a length below 1."""
+        _check_length(length)
+        rows = [[self._number.get(word, UNKNOWN) for word in tokens(text)] for text in texts]
+        _say_cut(sum(len(row) > length for row in rows), len(rows), length)
+        return _padded(rows, length)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Words with a space between them, <unk> for an unknown one."""
+        words = ("", _SHOWN, *self.vocabulary)
+        return [" ".join(words[i] for i in row if i != PADDING) for row in ids.tolist()]
+
+    def facts(self) -> dict[str, Any]:
+        return {"vocabulary": list(self.vocabulary)}
+
+
+class HFTokenizer:
+    """A `transformers.AutoTokenizer` by name or local folder, an extra: `pip install 'contrast[transformers]'`.
+
+    Its ids are shifted up by one, so that 0 is padding and nothing else: many tokenizers have no padding token, or one
+    that is the end of the text as well (CLIP, GPT-2), which no rule on their own ids could tell apart. `hf_text`
+    shifts them back. Special tokens are kept when a text is cut.
+
+    Raises InputError without transformers, or if there is no such tokenizer.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            wanted = "transformers: pip install 'contrast[transformers]'"
+            raise InputError(f"the tokenizer '{name}' needs {wanted}") from error
+        self.name = name
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+            raise InputError(f"transformers has no tokenizer '{name}': {' '.join(str(error).split())}") from error
+
+    @property
+    def size(self) -> int:
+        return len(self._tokenizer) + 1
+
+    def encode(self, texts: Sequence[str], length: int) -> Tensor:
+        """Ids [N, L] with L = length; a warning says how many texts were cut. InputError for a length below 1."""
+        _check_length(length)
+        if not texts:
+            return _padded([], length)
+        rows = self._tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+        full = [text for text, row in zip(texts, rows, strict=True) if len(row) == length]
+        whole = self._tokenizer(full, verbose=False)["input_ids"] if full else []
+        _say_cut(sum(len(row) > length for row in whole), len(rows), length)
+        return _padded([[i + 1 for i in row] for row in rows], length)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """The texts without special tokens."""
+        rows = [[i - 1 for i in row if i != PADDING] for row in ids.tolist()]
+        return [self._tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+    def facts(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def _check_length(length: int) -> None:
+    if length < 1:
+        raise InputError(f"texts need a length of at least 1 token, not {length}")
+
+
+def _say_cut(cut: int, texts: int, length: int) -> None:
+    if cut:
+        warnings.warn(f"{cut} of {texts} texts have more than {length} tokens and are cut", stacklevel=3)
+
+
+def _padded(rows: list[list[int]], length: int) -> Tensor:
+    flat = [(row + [PADDING] * (length - len(row)))[:length] for row in rows]
+    return torch.tensor(flat, dtype=torch.int64).view(len(rows), length)

@@ -1,0 +1,55 @@
+"""Adaptive softmax, torch's own, as a head: it holds its classes itself.
+
+B queries, D dimensions, N classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from contrast.candidates import Candidates
+from contrast.distributed import world_size
+from contrast.errors import InputError
+
+
+class AdaptiveSoftmax(nn.Module):
+    """torch.nn.AdaptiveLogSoftmaxWithLoss (Grave et al. 2017) over classes sorted by falling frequency.
+
+    dim      D, of the queries
+    size     N, number of classes
+    cutoffs  where the head ends and each tail cluster begins
+    Takes `Candidates` without vectors (`negatives.Targets`): only the class of each query is read.
+    """
+
+    def __init__(self, dim: int, size: int, cutoffs: Sequence[int], div_value: float = 4.0) -> None:
+        super().__init__()
+        if not cutoffs or list(cutoffs) != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= size:
+            raise InputError(f"the cutoffs of {size} classes must rise between 1 and {size - 1}, got {list(cutoffs)}")
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(dim, size, list(cutoffs), div_value)
+
+    def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Losses [B] of `query` [B, D], all of which count."""
+        counted = torch.ones_like(candidates.query_ids, dtype=torch.bool)
+        with torch.autocast(query.device.type, enabled=False):
+            losses = -self.softmax(self._as_weights(query), candidates.query_ids).output  # [B]
+        if world_size() > 1:  # a tail cluster without a target has no gradient, which DDP takes for an error
+            losses = losses + 0 * sum(parameter.sum() for parameter in self.softmax.parameters())
+        return losses, counted
+
+    def log_prob(self, query: Tensor) -> Tensor:
+        """Log probabilities of every class, [B, D] -> [B, N]."""
+        with torch.autocast(query.device.type, enabled=False):
+            return self.softmax.log_prob(self._as_weights(query))
+
+    def _as_weights(self, query: Tensor) -> Tensor:
+        return query.to(self.softmax.head.weight.dtype)
+
+    def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        return {}
+
+    def plan(self, steps: int) -> None:
+        """Nothing is scheduled."""
+
+    def advance(self) -> None:
+        """Nothing is scheduled."""

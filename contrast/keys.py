@@ -1,0 +1,158 @@
+"""Where the keys come from: the encoder itself, a momentum copy of it, or a second encoder for another modality.
+
+V views, B images of this rank, W ranks, D dimensions. key[v] is what answers the query of view v.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrast.distributed import gather, rank, world_size
+from contrast.errors import InputError
+
+
+class Shared(nn.Module):
+    """The encoder's own projections: view v is answered by view v + 1, the last by the first.
+
+    asking  how many views ask, from the first on; None: all
+    """
+
+    def __init__(self, asking: int | None = None) -> None:
+        super().__init__()
+        if asking is not None and asking < 1:
+            raise InputError(f"at least 1 view has to ask, got {asking}")
+        self.asking = asking
+
+    def forward(self, views: list[Tensor], projection: Tensor, batch: Any, generator: torch.Generator) -> Tensor | None:
+        """Keys [V, B, D] for the V views that asked; None where there is one view, which nothing answers.
+
+        views       all of them, [B, C, H, W]
+        projection  [V, B, D], of those that ask
+        batch       as the loader gave it
+        generator   on the CPU, in the same state on every rank
+        """
+        return projection.roll(-1, dims=0) if len(projection) > 1 else None
+
+    def plan(self, steps: int) -> None:
+        """Called once before training with the number of optimiser steps it will take."""
+
+    def advance(self, encoder: nn.Module, projector: nn.Module) -> None:
+        """Called once after every optimiser step with what it trains."""
+
+
+class Momentum(Shared):
+    """A copy of normalisation, encoder and projector that follows the trained ones (He et al. 2020, eq. 2).
+
+    momentum    of every parameter and every floating-point buffer: key <- m key + (1 - m) trained; whole numbers are
+                copied
+    final       the momentum at the end of training, reached along half a cosine (Grill et al. 2020, section 3.2);
+                None: constant
+    asking      how many views ask: 1 for MoCo v1 and v2, None, all, for MoCo v3, whose loss is symmetric
+    answering   how many views may answer, from the first on: 2 with multi-crop. View v is answered by view v + 1,
+                modulo this number
+    shuffle_bn  images are shuffled across ranks before the copy sees them, so that batch norm cannot tell which query
+                a key belongs to (same, section 3.3). One rank has nothing to shuffle; Sync BN is the other remedy
+
+    Every answering view is a pass of its own, without gradient.
+    """
+
+    step: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        normalize: nn.Module,
+        encoder: nn.Module,
+        projector: nn.Module,
+        momentum: float = 0.99,
+        final: float | None = None,
+        asking: int | None = None,
+        answering: int = 2,
+        shuffle_bn: bool = False,
+    ) -> None:
+        super().__init__(asking)
+        if not 0 <= momentum <= 1 or not momentum <= (final if final is not None else 1) <= 1:
+            raise InputError(f"a key encoder needs 0 <= momentum <= final <= 1, got {momentum} and {final}")
+        if answering < 2:
+            raise InputError(f"at least 2 views have to answer, or none has a partner, got {answering}")
+        self.momentum, self.final, self.answering, self.shuffle_bn = momentum, final, answering, shuffle_bn
+        self.normalize, self.encoder, self.projector = map(copy.deepcopy, (normalize, encoder, projector))
+        self.requires_grad_(False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def forward(self, views: list[Tensor], projection: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
+        if len(views) < self.answering:
+            raise InputError(f"{self.answering} views have to answer, but there are {len(views)}")
+        partners = [(v + 1) % self.answering for v in range(len(projection))]
+        keys = {v: self._embed(views[v], generator) for v in sorted(set(partners))}
+        return torch.stack([keys[v] for v in partners])
+
+    def _embed(self, view: Tensor, generator: torch.Generator) -> Tensor:
+        if not self.shuffle_bn or world_size() == 1:
+            return self._net(view)
+        images = len(view)
+        everything = gather(view)  # [W B, C, H, W]
+        order = torch.randperm(len(everything), generator=generator).to(view.device)
+        shuffled = gather(self._net(everything[order.chunk(world_size())[rank()]]))  # [W B, D], in this order
+        return shuffled[order.argsort()][rank() * images :][:images]
+
+    def _net(self, pixels: Tensor) -> Tensor:
+        return self.projector(self.encoder(self.normalize(pixels)))
+
+    def current(self) -> Tensor:
+        """The present momentum, a scalar tensor."""
+        if self.final is None:
+            return torch.tensor(self.momentum)
+        progress = (self.step / self.steps.clamp(min=1)).clamp(max=1)
+        return self.final - (self.final - self.momentum) * (1 + torch.cos(math.pi * progress)) / 2
+
+    def plan(self, steps: int) -> None:
+        self.steps.fill_(steps)
+
+    @torch.no_grad()
+    def advance(self, encoder: nn.Module, projector: nn.Module) -> None:
+        copied, trained = [], []
+        for copy_of, part in ((self.encoder, encoder), (self.projector, projector)):
+            # in the same order, and what has two names, as tied weights do, once
+            ours, theirs = ([*net.parameters(), *net.buffers()] for net in (copy_of, part))
+            for value, source in zip(ours, theirs, strict=True):
+                if value.is_floating_point():
+                    copied.append(value)
+                    trained.append(source)
+                else:
+                    value.copy_(source)
+        if copied:
+            steps = torch._foreach_sub(trained, copied)
+            torch._foreach_mul_(steps, (1 - self.current()).to(copied[0].device))
+            torch._foreach_add_(copied, steps)
+        self.step += 1
+
+
+class Second(Shared):
+    """An encoder for another modality, the captions of the images, and a linear layer into the common space.
+
+    encoder  [B, L] int64 -> [B, F], with the attribute `num_features`
+    dim      D, of the projections of the images
+
+    One view of each image asks.
+    """
+
+    def __init__(self, encoder: nn.Module, dim: int) -> None:
+        super().__init__(asking=1)
+        self.encoder = encoder
+        self.projector = nn.Linear(int(encoder.num_features), dim, bias=False)  # type: ignore[arg-type]
+
+    def forward(self, views: list[Tensor], projection: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
+        """Keys [1, B, D]; InputError where the data set has no captions."""
+        if batch.text is None:
+            raise InputError("a second encoder needs captions, and this data set has none: data=captions, digits_words")
+        return self.embed(batch.text)[None]
+
+    def embed(self, text: Tensor) -> Tensor:
+        """Captions in the space of the images' projections, [B, L] -> [B, D]."""
+        return self.projector(self.encoder(text))

@@ -1,0 +1,110 @@
+"""The memory bank: one row for each image of the data set (Wu et al. 2018).
+
+P views, B images of this rank, W ranks, D dimensions, N rows, K draws.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from contrast.candidates import Candidates
+from contrast.distributed import gather, rank, world_size
+from contrast.errors import InputError
+from contrast.heads.similarity import similarity, unit
+from contrast.negatives.source import Asked, Source
+from contrast.samplers import Sampler
+
+
+class Bank(Source):
+    """A row for each image, unit vectors, moved towards the image's embedding after every step it takes part in.
+
+    size       N, number of images; ids are rows. dim  D
+    sampler    of the noise; None: the whole bank is scored, a softmax over all instances
+    draws      K noise rows, with replacement, shared by all queries of a step on all ranks; they carry log_q, and one
+               that is the query's own row stays noise, as NCE and the sampled softmax's exact pairing want it
+    proximity  draws from softmax(cosine / proximity) over the rows instead, K of its own for every query: hard
+               negatives with their exact log_q. It scores the whole bank, without gradient
+    momentum   row <- unit(momentum row + (1 - momentum) embedding), the embedding the unit mean of the image's views
+
+    Replicated: every rank holds all N rows and writes all of a step's, so that they agree. Starts from random unit
+    vectors.
+    """
+
+    numbered = True
+
+    vectors: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        sampler: Sampler | None = None,
+        draws: int = 4096,
+        proximity: float | None = None,
+        momentum: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if size < 2 or dim < 1 or draws < 1 or not 0 <= momentum < 1:
+            raise InputError(
+                f"a bank needs at least 2 rows, 1 dimension, 1 draw and a momentum in [0, 1): {size} rows, "
+                f"{dim} dimensions, {draws} draws, momentum {momentum}"
+            )
+        if sampler is not None and sampler.size != size:
+            raise InputError(f"a sampler of {sampler.size} ids does not fit a bank of {size} rows")
+        if proximity is not None and not (proximity > 0 and sampler is None):
+            raise InputError(f"proximity={proximity} must be positive, and takes the place of a sampler")
+        self.sampler, self.draws, self.proximity, self.momentum = sampler, draws, proximity, momentum
+        self.register_buffer("vectors", unit(torch.randn(size, dim)))
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        ids: Tensor,
+        groups: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Asked:
+        """One direction for all P views; `key` and `groups` are not looked at."""
+        flat, ids = query.flatten(0, 1), ids.repeat(len(query))  # [P B, D], [P B]
+        if self.sampler is None and self.proximity is None:
+            everything = torch.arange(len(self.vectors), device=ids.device)
+            return [(flat, Candidates(self.vectors, ids, ids=everything))]
+        if self.sampler is not None:
+            drawn = self.sampler.draw((self.draws,), generator)  # [K]
+            log_q = self.sampler.log_prob(drawn)
+            answers_log_q = self.sampler.log_prob(ids)  # [P B]
+        else:
+            drawn, log_q, answers_log_q = self._near(query, ids, generator)  # [P B, K], [P B, K], [P B]
+        candidates = Candidates(
+            vectors=self.vectors[drawn],
+            query_ids=ids,
+            log_q=log_q + math.log(self.draws),
+            answers=self.vectors[ids][:, None],  # [P B, 1, D]
+            answers_log_q=answers_log_q[:, None] + math.log(self.draws),
+        )
+        return [(flat, candidates)]
+
+    @torch.no_grad()
+    def _near(self, query: Tensor, ids: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """K rows for each query, [P B, K], their log probability, and that of the query's own row [P B]."""
+        assert self.proximity is not None
+        views, images, _ = query.shape
+        scores = similarity(query.detach().flatten(0, 1), self.vectors) / self.proximity  # [P B, N]
+        log_q = scores.log_softmax(dim=1)
+        # for the whole batch on every rank, of which each takes its part: two ranks draw what one process draws
+        shape = (views, world_size() * images, self.draws)
+        uniforms = torch.rand(shape, generator=generator, dtype=torch.float64)[:, rank() * images :][:, :images]
+        steps = log_q.double().exp().cumsum(dim=1)  # [P B, N]
+        at = uniforms.flatten(0, 1).to(steps.device) * steps[:, -1:]  # [P B, K]
+        drawn = torch.searchsorted(steps, at, right=True).clamp(max=len(self.vectors) - 1)
+        return drawn, log_q.gather(1, drawn), log_q.gather(1, ids[:, None]).squeeze(1)
+
+    @torch.no_grad()
+    def update(self, query: Tensor, key: Tensor | None, ids: Tensor, groups: Tensor | None = None) -> None:
+        embedding = gather(unit(unit(query.to(self.vectors.dtype)).mean(dim=0)))  # [P, B, D] -> [W B, D]
+        ids = gather(ids)
+        # of an image that is there twice every rank writes the same embedding, the first
+        order = ids.argsort(stable=True)
+        embedding = embedding[order[torch.searchsorted(ids[order], ids)]]
+        self.vectors[ids] = unit(self.momentum * self.vectors[ids] + (1 - self.momentum) * embedding)

@@ -1,0 +1,42 @@
+"""The contract of a source of negatives: calling it reads, `update` alone writes."""
+
+import torch
+from torch import Tensor, nn
+
+from contrast.candidates import Candidates
+
+Asked = list[tuple[Tensor, Candidates]]  # queries [Q, D] with their candidates, once for each direction
+
+
+class Source(nn.Module):
+    """A source of negatives: from a batch's queries to who may answer them.
+
+    P pairs of views, B images of this rank, D dimensions.
+
+    numbered    ids are numbers of rows: with same_label=positive every image needs a label
+    of_classes  and the rows are classes: it needs same_label=positive
+    """
+
+    numbered = False
+    of_classes = False
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        ids: Tensor,
+        groups: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Asked:
+        """Queries with their candidates.
+
+        query      [P, B, D]
+        key        [P, B, D], key[p] is what answers query[p]; None: nothing was encoded for it
+        ids        [B] int64, what an image is: equal ids are positive
+        groups     [B] int64, images of one group are no negatives of each other; None: all others are
+        generator  on the CPU, in the same state on every rank: of what is drawn for this batch
+        """
+        raise NotImplementedError
+
+    def update(self, query: Tensor, key: Tensor | None, ids: Tensor, groups: Tensor | None = None) -> None:
+        """Take in the batch, after the optimiser's step; arguments as for `forward`, without gradient."""

@@ -1,0 +1,97 @@
+"""The class table: one trained vector for each class; softmax regression, sampled softmax, NCE, negative sampling.
+
+P views, B queries of a view, N classes, D dimensions, K draws.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from contrast.candidates import Candidates
+from contrast.errors import InputError
+from contrast.negatives.source import Asked, Source
+from contrast.samplers import Poisson, Sampler
+
+
+class Table(Source):
+    """Class vectors, whole or sampled; ids are classes.
+
+    size     N, number of classes; dim  D
+    sampler  None: every class is a candidate. Otherwise one of the two exact pairings for a sampled softmax:
+             a `Sampler` with `draws` K: independent draws with replacement; a draw of the query's own class stays
+                 noise, and all scores, the positive's too, are corrected by log(K q)
+             a `Poisson` sample: every class is in it on its own with a probability pi; the query's own class is left
+                 out of the noise, and all scores, the positive's too, are corrected by log pi
+             Distinct draws of a fixed number with either correction are biased, so they are not offered.
+    draws    K, of a `Sampler`
+    std      of the normal distribution that the vectors start from
+
+    The draws of a step are shared by all its queries, on all ranks.
+    """
+
+    numbered = of_classes = True
+
+    def __init__(
+        self, size: int, dim: int, sampler: Sampler | Poisson | None = None, draws: int = 64, std: float = 0.02
+    ) -> None:
+        super().__init__()
+        if size < 2 or dim < 1 or draws < 1:
+            raise InputError(f"a table needs 2 classes, 1 dimension and 1 draw at least: {size}, {dim}, {draws}")
+        if sampler is not None and sampler.size != size:
+            raise InputError(f"a sampler of {sampler.size} ids does not fit a table of {size} classes")
+        self.sampler, self.draws = sampler, draws
+        self.vectors = nn.Parameter(torch.randn(size, dim) * std)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        ids: Tensor,
+        groups: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Asked:
+        """One direction for all P views; `key` and `groups` are not looked at."""
+        flat, ids = query.flatten(0, 1), ids.repeat(len(query))  # [P B, D], [P B]
+        answers = self.vectors[ids][:, None]  # [P B, 1, D]
+        if self.sampler is None:
+            everything = torch.arange(len(self.vectors), device=ids.device)
+            return [(flat, Candidates(self.vectors, ids, groups=everything, query_groups=ids, answers=answers))]
+        if isinstance(self.sampler, Poisson):
+            drawn = self.sampler.draw(generator)  # [n], n random
+            candidates = Candidates(
+                vectors=self.vectors[drawn],
+                query_ids=ids,
+                groups=drawn,
+                query_groups=ids,
+                log_q=self.sampler.log_inclusion(drawn),
+                answers=answers,
+                answers_log_q=self.sampler.log_inclusion(ids)[:, None],
+            )
+        else:
+            drawn = self.sampler.draw((self.draws,), generator)  # [K]
+            candidates = Candidates(
+                vectors=self.vectors[drawn],
+                query_ids=ids,
+                log_q=self.sampler.log_prob(drawn) + math.log(self.draws),
+                answers=answers,
+                answers_log_q=self.sampler.log_prob(ids)[:, None] + math.log(self.draws),
+            )
+        return [(flat, candidates)]
+
+
+class Targets(Source):
+    """No vectors at all, only the class of each query: for a head that holds its classes itself (adaptive softmax)."""
+
+    numbered = of_classes = True
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        ids: Tensor,
+        groups: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Asked:
+        flat = query.flatten(0, 1)
+        return [(flat, Candidates(flat.new_empty(0, flat.shape[1]), ids.repeat(len(query))))]
