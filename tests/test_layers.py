@@ -11,6 +11,7 @@ PACKAGE = Path(contrast.__file__).parent
 FLOORS = [
     ["errors"],
     ["files", "candidates", "distributed"],
+    ["tiled"],
     ["heads", "samplers", "encoders", "data", "views", "optim"],
     ["evaluation", "negatives", "keys", "functional"],
     ["module"],

@@ -12,6 +12,8 @@ from contrast.errors import InputError
 class Bias(nn.Module):
     """A bias: calling it gives a scalar tensor."""
 
+    looks = False  # whether it wants the head's estimates of log Z
+
     def look(self, log_z: Tensor) -> None:
         """Called by the head in training with its estimate of log Z from the batch's noise; only `Estimated` cares."""
 
@@ -54,6 +56,8 @@ class Estimated(Bias):
     of steps, in the state dict; the same on every rank. Before the first step it is the batch's own estimate. A batch
     without noise changes nothing.
     """
+
+    looks = True
 
     log_z: Tensor
     steps: Tensor

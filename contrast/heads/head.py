@@ -3,7 +3,6 @@
 B queries, C candidates, P answers, D dimensions.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from contrast.candidates import Candidates
 from contrast.heads.similarity import similarity
 from contrast.heads.temperature import Temperature, as_temperature
+from contrast.heads.tiles import WORTH, floored
 
 DESCRIBED = 1024  # queries whose scores are logged
 
@@ -30,19 +30,33 @@ class Head(nn.Module):
     temperature  a positive number, or a `Temperature` (`Learnable`, `Cosine`)
     cosine       cosine similarity; False: dot product
     margin       applied to the cosine of the positives (`CosFace`, `ArcFace`, `LSoftmax`), or None
+    tiled        whether the loss is computed tile by tile, in memory linear in B and C, where it can be; None: where
+                 that is no slower. The same numbers either way, to rounding
     """
 
     def __init__(
-        self, temperature: float | Temperature = 0.1, cosine: bool = True, margin: nn.Module | None = None
+        self,
+        temperature: float | Temperature = 0.1,
+        cosine: bool = True,
+        margin: nn.Module | None = None,
+        tiled: bool | None = None,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature(temperature)
-        self.cosine, self.margin = cosine, margin
+        self.cosine, self.margin, self.tiled = cosine, margin, tiled
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Losses [B] of `query` [B, D], and which queries count [B] bool: those that have a positive."""
+        if self.tiled or (self.tiled is None and len(query) * len(candidates) >= WORTH):
+            told = self.tiled_losses(query, candidates)
+            if told is not None:
+                return told
         scores = self.scores(query, candidates)
         return self.losses(scores), scores.positive.any(dim=1)
+
+    def tiled_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor] | None:
+        """As `forward`, tile by tile; None where this head or these candidates need the whole matrix."""
+        return None
 
     def losses(self, scores: Scores) -> Tensor:
         """One loss per query [B]; 0, with a zero gradient, for one without a positive."""
@@ -59,27 +73,29 @@ class Head(nn.Module):
         positive, valid = candidates.masks()
         values = similarity(query, candidates.vectors, self.cosine)  # [B, C]
         if candidates.ids is not None:  # else none is positive
-            values = self._with_margin(values, positive, query, candidates.vectors)
+            margined = self.with_margin(values, query[:, None], candidates.vectors)
+            values = values if self.margin is None else torch.where(positive, margined, values)
         if candidates.answers is not None:
             answers = similarity(query, candidates.answers, self.cosine)  # [B, P]
             all_of_them = torch.ones_like(answers, dtype=torch.bool)
-            answers = self._with_margin(answers, all_of_them, query, candidates.answers)
+            answers = self.with_margin(answers, query[:, None], candidates.answers)
             values = torch.cat([answers, values], dim=1)  # [B, P + C]
             positive = torch.cat([all_of_them, positive], dim=1)
             valid = torch.cat([all_of_them, valid], dim=1)
         return Scores(values / self.temperature(), positive, valid)
 
-    def _with_margin(self, values: Tensor, positive: Tensor, query: Tensor, vectors: Tensor) -> Tensor:
-        """The margin taken from positive similarities; a dot product is |q| |c| cos, and its cosine bears it."""
+    def with_margin(self, values: Tensor, query: Tensor, vectors: Tensor) -> Tensor:
+        """Similarities less the margin, as of positives; a dot product is |q| |c| cos, and its cosine bears it.
+
+        query, vectors  [..., D], whose similarities the values [...] are
+        """
         if self.margin is None:
             return values
         if self.cosine:
-            return torch.where(positive, self.margin(values), values)
-        dtype = values.dtype
-        lengths = torch.linalg.vector_norm(vectors.to(dtype), dim=-1)  # [C] or [B, C]
-        lengths = torch.linalg.vector_norm(query.to(dtype), dim=-1, keepdim=True) * lengths  # [B, C]
-        cosine = values / torch.where(lengths > 0, lengths, 1)
-        return torch.where(positive, lengths * self.margin(cosine), values)
+            return self.margin(values)
+        query, vectors = query.to(values.dtype), vectors.to(values.dtype)
+        lengths = torch.linalg.vector_norm(query, dim=-1) * torch.linalg.vector_norm(vectors, dim=-1)  # [...]
+        return lengths * self.margin(values / torch.where(lengths > 0, lengths, 1))
 
     @torch.no_grad()
     def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
@@ -118,11 +134,6 @@ class Head(nn.Module):
     def advance(self) -> None:
         """Called once after every optimiser step."""
         self.temperature.advance()
-
-
-def floored(log_q: Tensor) -> Tensor:
-    """The log expected counts; that of a class never drawn, -inf, becomes float32's least, since inf - inf is NaN."""
-    return log_q.clamp(min=math.log(torch.finfo(torch.float32).tiny))  # about -87
 
 
 def _beside(answers: Tensor | None, shared: Tensor | None, candidates: Candidates, like: Tensor) -> Tensor | None:

@@ -10,8 +10,12 @@ from contrast.candidates import Candidates
 from contrast.distributed import log_mean_exp_over_ranks, mean_over_ranks
 from contrast.errors import InputError
 from contrast.heads.head import Head, Scores
-from contrast.heads.softmax import debiased, from_statistics, statistics
+from contrast.heads.softmax import Statistics, debiased, from_statistics, statistics
 from contrast.heads.temperature import Temperature
+from contrast.heads.tiles import Tiles, tiles
+from contrast.tiled.masked import MaskedStatistics
+from contrast.tiled.plan import Plan
+from contrast.tiled.statistics import lse_of_negatives, of_positives
 
 
 class InfoNCE(Head):
@@ -25,7 +29,8 @@ class InfoNCE(Head):
                      2 - exp(cos / sigma) / mean over queries; the weight is taken as a constant. None: 1
     class_prior      tau+ of the debiased loss (Chuang et al. 2020, eq. 8): share of the negatives that are false
     hardness         beta of hard-negative weighting (Robinson et al. 2021, eq. 4); with class_prior it is theirs
-    label_smoothing  share of the target spread over all candidates that count
+    label_smoothing  share of the target spread over all candidates that count; it needs the whole matrix
+    tiled            tile by tile, in memory linear in queries and candidates; None: where that is no slower
 
     Candidates that carry `log_q` are scored `similarity / temperature - log_q`.
     """
@@ -40,8 +45,9 @@ class InfoNCE(Head):
         class_prior: float = 0.0,
         hardness: float = 0.0,
         label_smoothing: float = 0.0,
+        tiled: bool | None = None,
     ) -> None:
-        super().__init__(temperature, cosine, margin)
+        super().__init__(temperature, cosine, margin, tiled)
         if not 0 <= class_prior < 1 or not 0 <= label_smoothing < 1 or hardness < 0:
             raise InputError(
                 "class_prior and label_smoothing lie in [0, 1), hardness is not negative: "
@@ -60,7 +66,17 @@ class InfoNCE(Head):
         return super().forward(query, candidates)
 
     def losses(self, scores: Scores) -> Tensor:
-        stats = statistics(*scores, hardness=self.hardness, smoothed=self.label_smoothing > 0)
+        return self.of_statistics(statistics(*scores, hardness=self.hardness, smoothed=self.label_smoothing > 0))
+
+    def tiled_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor] | None:
+        found = None if self.label_smoothing else tiles(self, query, candidates)
+        if found is None or (found.layout is None and self.hardness):
+            return None
+        stats = tiled_statistics(found, candidates, self.hardness)
+        return self.of_statistics(stats), stats.positives > 0
+
+    def of_statistics(self, stats: Statistics) -> Tensor:
+        """Losses [B]."""
         if self.class_prior:
             stats = debiased(stats, self.class_prior, -1 / self.temperature())
         loss = from_statistics(stats, self.decoupled, self.label_smoothing)
@@ -88,3 +104,21 @@ class InfoNCE(Head):
         """
         loss = from_statistics(statistics(*scores))
         return {"bound": scores.valid.sum(1).clamp(min=1).to(loss.dtype).log() - loss}
+
+
+def tiled_statistics(found: Tiles, candidates: Candidates, hardness: float) -> Statistics:
+    """As `statistics`, of scores that are not held."""
+    query, vectors, offset = found.query, found.vectors, found.offset
+    if found.layout is None:
+        plan = Plan(len(query), len(vectors), None)
+        return Statistics(*MaskedStatistics.apply(query, vectors, offset, plan, candidates))
+    plan, negatives = found.layout.plan, found.layout.negatives
+    if hardness:
+        harder, hard = ((1 + hardness) * query, hardness * query)
+        lse_neg = lse_of_negatives(harder, vectors, offset, plan) - lse_of_negatives(hard, vectors, offset, plan)
+        lse_neg = lse_neg + negatives.clamp(min=1).to(lse_neg.dtype).log()
+        lse_neg = torch.where(negatives > 0, lse_neg, torch.finfo(lse_neg.dtype).min)
+    else:
+        lse_neg = lse_of_negatives(query, vectors, offset, plan, found.symmetric)
+    lse_pos, mean_pos, positives = of_positives(found.positive_scores, found.positive_row, len(query))
+    return Statistics(lse_neg, lse_pos, mean_pos, positives, negatives)

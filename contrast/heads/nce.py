@@ -4,6 +4,7 @@ B queries, C candidates.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
@@ -11,6 +12,10 @@ from contrast.heads.bias import Bias, as_bias
 from contrast.heads.head import Head, Scores
 from contrast.heads.logistic import logistic_loss
 from contrast.heads.temperature import Temperature
+from contrast.heads.tiles import tiles
+from contrast.tiled.masked import MaskedLogistic
+from contrast.tiled.plan import Plan
+from contrast.tiled.statistics import lse_of_negatives, softplus_of_negatives
 
 
 class NCE(Head):
@@ -20,6 +25,7 @@ class NCE(Head):
     bias         -log Z: a number, `LearnedBias` (also SigLIP's), or `Estimated` (the memory bank's)
     correction   False: log_q is left out, which makes it negative sampling (Mikolov et al. 2013): not a model of
                  probabilities, its optimum is log(p / (k q))
+    tiled        tile by tile, in memory linear in queries and candidates; None: where that is no slower
     """
 
     def __init__(
@@ -29,8 +35,9 @@ class NCE(Head):
         margin: nn.Module | None = None,
         bias: float | Bias = 0.0,
         correction: bool = True,
+        tiled: bool | None = None,
     ) -> None:
-        super().__init__(temperature, cosine, margin)
+        super().__init__(temperature, cosine, margin, tiled)
         self.bias = as_bias(bias)
         self.correction = correction
 
@@ -42,6 +49,27 @@ class NCE(Head):
 
     def losses(self, scores: Scores) -> Tensor:
         return logistic_loss(*scores)
+
+    def tiled_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor] | None:
+        found = tiles(self, query, candidates, self.correction)
+        if found is None or (found.layout is None and self.bias.looks):
+            return None
+        if self.bias.looks and self.training and torch.is_grad_enabled():
+            assert found.layout is not None
+            with torch.no_grad():
+                lse = lse_of_negatives(found.query, found.vectors, found.offset, found.layout.plan)
+            self.bias.look(_mean_exp(lse, found.layout.negatives > 0))
+        bias = self.bias().to(found.query.dtype)
+        offset = bias.expand(len(found.vectors)) if found.offset is None else found.offset + bias
+        if found.layout is None:
+            plan = Plan(len(query), len(candidates), None)
+            losses, positives = MaskedLogistic.apply(found.query, found.vectors, offset, plan, candidates)
+        else:
+            losses = softplus_of_negatives(found.query, found.vectors, offset, found.layout.plan)
+            own = F.softplus(-(found.positive_scores + bias))
+            losses = losses.index_add(0, found.positive_row, own)
+            positives = torch.bincount(found.positive_row, minlength=len(query))
+        return torch.where(positives > 0, losses, 0), positives > 0
 
     @torch.no_grad()
     def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
@@ -62,5 +90,10 @@ def _log_z(scores: Scores) -> Tensor:
     noise = scores.valid & ~scores.positive
     each = scores.values.masked_fill(~noise, torch.finfo(scores.values.dtype).min).logsumexp(dim=1)  # [B]
     some = noise.any(dim=1)
-    each = each.masked_fill(~some, -torch.inf)
-    return each.logsumexp(dim=0) - some.sum().clamp(min=1).to(each.dtype).log()
+    return _mean_exp(each, some)
+
+
+def _mean_exp(values: Tensor, some: Tensor) -> Tensor:
+    """log of the mean of exp(values [B]) over those that are `some` [B] bool."""
+    total = values.masked_fill(~some, -torch.inf).logsumexp(dim=0)
+    return total - some.sum().clamp(min=1).to(values.dtype).log()

@@ -1,0 +1,90 @@
+"""Scores of a head in a form that is never held as a whole: scaled vectors, an offset, the positives by themselves.
+
+B queries, C candidates, P answers, D dimensions, M positives.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from contrast.candidates import Candidates
+from contrast.heads.similarity import at_least_float32, unit
+from contrast.tiled.statistics import Layout, layout
+
+WORTH = 2048 * 2048  # scores from which on tiles are no slower
+
+
+class Tiles(NamedTuple):
+    """Scores are query . vectors + offset; those of the positives are there already, margin and all."""
+
+    query: Tensor  # [B, D]
+    vectors: Tensor  # [C, D]
+    offset: Tensor | None  # [C], -inf: the candidate does not count
+    symmetric: bool  # query and vectors are the same tensor
+    layout: Layout | None  # None: the positives are too many to be listed
+    positive_row: Tensor  # [M] int64
+    positive_scores: Tensor  # [M]
+
+
+def floored(log_q: Tensor) -> Tensor:
+    """The log expected counts; that of a class never drawn, -inf, becomes float32's least, since inf - inf is NaN."""
+    return log_q.clamp(min=math.log(torch.finfo(torch.float32).tiny))  # about -87
+
+
+def tiles(head: Any, query: Tensor, candidates: Candidates, correction: bool = True) -> Tiles | None:
+    """The scores of `head` (a `contrast.heads.Head`), None where only the whole matrix will do.
+
+    That is where every query has candidates of its own, [B, C, D], or where there are too many positives for a list and
+    they bear a margin.
+    """
+    found = layout(candidates)
+    many = found is None
+    if candidates.vectors.ndim != 2 or (many and (head.margin is not None or candidates.answers is not None)):
+        return None
+    with torch.autocast(query.device.type, enabled=False):
+        symmetric = candidates.vectors is query
+        query, vectors = at_least_float32(query), at_least_float32(candidates.vectors)
+        if head.cosine:
+            query = unit(query)
+            vectors = query if symmetric else unit(vectors)
+        temperature = head.temperature()
+        rows, scores = [], []
+        if found is not None:  # with no positives too: every rank has to send a gradient back through the gather
+            answer = vectors[found.positive_column]  # [M, D]
+            asking = query[found.positive_row]
+            values = (asking * answer).sum(dim=1)
+            values = head.with_margin(values, asking, answer) / temperature  # [M]
+            if correction and candidates.log_q is not None:
+                values = values - floored(candidates.log_q)[found.positive_column]
+            rows.append(found.positive_row)
+            scores.append(values)
+        if candidates.answers is not None:
+            answers = at_least_float32(candidates.answers)
+            answers = unit(answers) if head.cosine else answers  # [B, P, D]
+            values = (answers @ query[:, :, None]).squeeze(2)  # [B, P, D] x [B, D, 1] -> [B, P]
+            values = head.with_margin(values, query[:, None], answers) / temperature
+            if correction and candidates.answers_log_q is not None:
+                values = values - floored(candidates.answers_log_q)
+            rows.append(torch.arange(len(query), device=query.device).repeat_interleave(values.shape[1]))
+            scores.append(values.flatten())
+        offset = None
+        if correction and candidates.log_q is not None:
+            offset = -floored(candidates.log_q).to(query.dtype)
+        if found is not None and found.absent is not None:
+            offset = query.new_zeros(len(vectors)) if offset is None else offset
+            offset = offset.masked_fill(found.absent, -torch.inf)
+        if symmetric:
+            query = vectors = query / temperature.sqrt()
+        else:
+            query = query / temperature
+    return Tiles(
+        query,
+        vectors,
+        offset,
+        symmetric,
+        found,
+        torch.cat(rows) if rows else candidates.query_ids.new_empty(0),
+        torch.cat(scores) if scores else query.new_empty(0),
+    )

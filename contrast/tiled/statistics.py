@@ -1,0 +1,81 @@
+"""What the losses need of every query's scores, without ever holding [B, C] of them.
+
+B queries, C candidates, P answers, D dimensions, M positives.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from contrast.candidates import Candidates
+from contrast.tiled.pairs import exceptions, positive_pairs, present
+from contrast.tiled.plan import Plan
+from contrast.tiled.sums import Lse, SoftplusSum, SymmetricLse, common_shift
+
+MOST = 16  # pairs for each query and candidate that are kept as a list
+
+
+class Layout(NamedTuple):
+    """Where the positives are, and what else does not count, for shared candidates."""
+
+    positive_row: Tensor  # [M] int64
+    positive_column: Tensor  # [M]
+    plan: Plan  # of the negatives
+    absent: Tensor | None  # [C] bool; None: all candidates are there
+    negatives: Tensor  # [B] int64, how many
+
+
+def layout(candidates: Candidates) -> Layout | None:
+    """Lists of the pairs that are no plain negatives.
+
+    None where they are too many, or where every query has candidates of its own, [B, C, D].
+    """
+    if candidates.vectors.ndim != 2:
+        return None
+    queries, count = len(candidates.query_ids), len(candidates)
+    most = MOST * (queries + count)
+    positive = positive_pairs(candidates, most)
+    others = None if positive is None else exceptions(candidates, positive, most)
+    if positive is None or others is None:
+        return None
+    there = present(candidates)
+    absent = None if bool(there.all()) else ~there
+    negatives = there.sum() - torch.bincount(others.row, minlength=queries)
+    return Layout(positive.row, positive.column, Plan(queries, count, others), absent, negatives)
+
+
+def lse_of_negatives(
+    query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan, symmetric: bool = False
+) -> Tensor:
+    """Log-sum-exp of q . c + offset over the negatives of every query, [B].
+
+    query [B, D], vectors [C, D], offset [C] or None (-inf: the candidate does not count), all float32 or float64
+    symmetric  queries and vectors are the same tensor
+    """
+    if symmetric and offset is None:
+        shift = common_shift(query, query, None)
+        if shift is not None:
+            return SymmetricLse.apply(query, shift, plan)
+    return Lse.apply(query, vectors, offset, plan)
+
+
+def softplus_of_negatives(query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan) -> Tensor:
+    """Sum of softplus(q . c + offset) over the negatives of every query, [B]; arguments as above."""
+    return SoftplusSum.apply(query, vectors, offset, plan)
+
+
+def of_positives(scores: Tensor, row: Tensor, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(lse, mean, number) over the positives of every query, each [B], of scores [M] that belong to `row` [M].
+
+    Without positives: the dtype's lowest number, 0 and 0.
+    """
+    count = torch.bincount(row, minlength=queries)
+    mean = scores.new_zeros(queries).index_add(0, row, scores) / count.clamp(min=1)
+    if len(row) <= queries and bool((count <= 1).all()):
+        return torch.where(count > 0, mean, torch.finfo(scores.dtype).min), mean, count
+    lowest = scores.new_full((queries,), torch.finfo(scores.dtype).min)
+    highest = lowest.scatter_reduce(0, row, scores.detach(), "amax")
+    total = scores.new_zeros(queries).index_add(0, row, (scores - highest[row]).exp())
+    lse = torch.where(count > 0, highest + torch.where(count > 0, total, 1).log(), lowest)
+    return lse, mean, count
