@@ -65,6 +65,7 @@ def build(cfg: DictConfig, images: Any, tokenizer: Any = None) -> Contrastive:
         same_label=cfg.same_label,
         seed=cfg.seed,
         together=cfg.views_together,
+        micro_batch=cfg.micro_batch,
         config={**plain(cfg), "images": image_facts, "text": caption_facts},
     )
 
@@ -77,12 +78,17 @@ def complete(part: Any, facts: dict[str, Any]) -> Any:
     if not isinstance(part, functools.partial):
         return part
     given = {name: complete(value, facts) for name, value in part.keywords.items()}
-    wanted = {name: each for name, each in inspect.signature(part.func).parameters.items() if name not in given}
+    signature, called = inspect.signature(part.func), getattr(part.func, "__name__", part.func)
+    wanted = {name: each for name, each in signature.parameters.items() if name not in given}
     lacking = [name for name in CAPTIONS if name in wanted and wanted[name].default is inspect.Parameter.empty]
     if lacking and not all(name in facts for name in lacking):
-        name = getattr(part.func, "__name__", part.func)
-        raise InputError(f"{name} needs captions, which this data set has not: data=captions, data=digits_words")
-    return part.func(*part.args, **given, **{name: facts[name] for name in wanted if name in facts})
+        raise InputError(f"{called} needs captions, which this data set has not: data=captions, data=digits_words")
+    given |= {name: facts[name] for name in wanted if name in facts}
+    try:
+        signature.bind(*part.args, **given)
+    except TypeError as error:
+        raise InputError(f"{called}: {error}; it takes {', '.join(signature.parameters)}") from error
+    return part.func(*part.args, **given)
 
 
 def check_labels(images: Any, same_label: str) -> None:

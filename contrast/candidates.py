@@ -26,6 +26,8 @@ class Candidates:
     log_q         [C] or [B, C], log expected count under the noise it was drawn from, or None: no correction
     answers       [B, P, D], positives that are each query's own, beside the shared candidates; or None
     answers_log_q [B, P], as log_q
+    of_queries    the vectors are the queries of all ranks, in order of rank
+    ring          vectors, ids, groups and log_q are this rank's part: those of the other ranks are to be passed round
 
     A candidate whose id or group is ABSENT never counts.
     """
@@ -39,6 +41,8 @@ class Candidates:
     log_q: Tensor | None = None
     answers: Tensor | None = None
     answers_log_q: Tensor | None = None
+    of_queries: bool = False
+    ring: bool = False
 
     def __len__(self) -> int:
         return self.vectors.shape[-2]

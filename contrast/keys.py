@@ -20,6 +20,8 @@ class Shared(nn.Module):
     asking  how many views ask, from the first on; None: all
     """
 
+    differentiable = True  # the keys have a gradient
+
     def __init__(self, asking: int | None = None) -> None:
         super().__init__()
         if asking is not None and asking < 1:
@@ -58,6 +60,8 @@ class Momentum(Shared):
 
     Every answering view is a pass of its own, without gradient.
     """
+
+    differentiable = False
 
     step: Tensor
     steps: Tensor

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from contrast.cached import Embedded, cached_gradients
 from contrast.data.images import Batch
 from contrast.distributed import mean_counted
 from contrast.errors import InputError
@@ -55,6 +56,8 @@ class Contrastive(pl.LightningModule):
                 their own
     optimizer   called with parameter groups; scheduler called with the optimizer and `total_steps`
     seed        of the augmentations: a pure function of (seed, batch number), the same whatever the number of ranks
+    micro_batch images of this rank that are embedded at a time, with the loss and the gradients of the whole batch
+                (contrast.cached); None: all. Batch norm takes its statistics from each micro-batch
     together    all views of one size pass through the encoder and the projector at once, and batch norm's statistics
                 are those of all of them; False: a pass for each view, with statistics of its own, as in MoCo, lightly
                 and solo-learn: less memory traffic on a CPU, more launches on a GPU
@@ -81,6 +84,7 @@ class Contrastive(pl.LightningModule):
         same_label: Literal["negative", "positive", "ignored"] = "negative",
         seed: int = 0,
         together: bool = True,
+        micro_batch: int | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -93,7 +97,9 @@ class Contrastive(pl.LightningModule):
         self.predictor, self.key, self.same_label = predictor, key or Shared(), same_label
         self.negatives, self.head = negatives, head
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.seed, self.together, self.config = seed, together, config
+        self.seed, self.together, self.micro_batch, self.config = seed, together, micro_batch, config
+        if micro_batch is not None and micro_batch < 1:
+            raise InputError(f"a micro-batch has 1 image or more, got {micro_batch}")
         self.seen: list[tuple[Any, ...]] = []  # what the sources of negatives take in after the step
         # every rank writes the same into these, so DDP need not send them round in every step
         self._ddp_params_and_buffers_to_ignore = [
@@ -109,19 +115,44 @@ class Contrastive(pl.LightningModule):
         return self.encoder(self.normalize(pixels))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        views = self.views(batch.pixels, self.uniforms(len(batch.pixels)))  # V x [B, C, H, W]
-        embedding = self.embed(views[: self.key.asking])  # [P, B, F]
-        projection = self.project(embedding)  # [P, B, D]
-        query = projection if self.predictor is None else self.each(self.predictor, projection)  # [P, B, D]
-        key = self.key(views, projection, batch, self.generator(1))  # [P, B, D]
-        ids, groups = self.identities(batch)  # [B], [B]
-        asked = self.negatives(query, key, ids, groups, self.generator(2))
-        losses, counted = map(torch.cat, zip(*(self.head(q, candidates) for q, candidates in asked), strict=True))
-        loss = mean_counted(losses, counted)
-        self.seen.append((query.detach(), None if key is None else key.detach(), ids, groups))
+        uniforms = self.uniforms(len(batch.pixels))  # [V, B, P]
+        if self.micro_batch is None:
+            embedding, query, key = self.encode(batch, uniforms)
+            loss, asked = self.contrast(batch, query, key)
+        else:
+            loss, asked, (embedding, query, key) = self.cached(batch, uniforms, self.micro_batch)
+        self.seen.append((query.detach(), None if key is None else key.detach(), *self.identities(batch)))
         if self.logs_this_step():
             self.observe(loss, embedding.detach(), query.detach(), key, asked)
         return {"loss": loss, "embedding": embedding.detach()}  # the embedding is there for online probes
+
+    def encode(self, batch: Batch, uniforms: Tensor, keys: bool = True) -> Embedded:
+        """Embeddings, queries and, if wanted, keys of the images of `batch`."""
+        views = self.views(batch.pixels, uniforms)  # V x [B, C, H, W]
+        embedding = self.embed(views[: self.key.asking])  # [P, B, F]
+        projection = self.project(embedding)  # [P, B, D]
+        query = projection if self.predictor is None else self.each(self.predictor, projection)  # [P, B, D]
+        return Embedded(embedding, query, self.key(views, projection, batch, self.generator(1)) if keys else None)
+
+    def contrast(self, batch: Batch, query: Tensor, key: Tensor | None) -> tuple[Tensor, Any]:
+        """The loss, this rank's share of the mean over all queries, and who was asked against whom."""
+        ids, groups = self.identities(batch)  # [B], [B]
+        asked = self.negatives(query, key, ids, groups, self.generator(2))
+        losses, counted = map(torch.cat, zip(*(self.head(q, candidates) for q, candidates in asked), strict=True))
+        return mean_counted(losses, counted), asked
+
+    def cached(self, batch: Batch, uniforms: Tensor, size: int) -> tuple[Tensor, Any, Embedded]:
+        """As `encode` and `contrast`, `size` images at a time."""
+        parts = [slice(start, start + size) for start in range(0, len(batch.pixels), size)]
+
+        def embed(i: int, again: bool) -> Embedded:
+            return self.encode(batch.part(parts[i]), uniforms[:, parts[i]], keys=not again or self.key.differentiable)
+
+        modules = [each for each in (self.encoder, self.projector, self.predictor, self.key) if each is not None]
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return cached_gradients(
+            embed, len(parts), lambda query, key: self.contrast(batch, query, key), modules, parameters
+        )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -199,6 +230,8 @@ class Contrastive(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.seen = []  # what a step that was cut short left there
+        if self.micro_batch is not None and self.trainer.precision == "16-mixed":
+            raise InputError("micro_batch computes gradients before 16-mixed scales the loss: take bf16-mixed")
         for part in (self.head, self.key):
             part.plan(int(self.trainer.estimated_stepping_batches))
 

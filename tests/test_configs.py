@@ -139,12 +139,21 @@ def test_views(compose: Compose, option: str) -> None:
     assert len(made) == (6 if option == "multicrop" else 2)
 
 
-@pytest.mark.parametrize("option", options("negatives"))
-@pytest.mark.parametrize("head", options("head"))
-@pytest.mark.parametrize("temperature", [None, *options("head/temperature")])
+ALONE = ("targets", "adaptive_softmax")  # of the groups negatives and head, only with each other
+HEADS = [
+    (option, head, temperature)
+    for option in options("negatives")
+    for head in options("head")
+    for temperature in [None, *options("head/temperature")]
+    if (option in ALONE) == (head in ALONE) and not (head in ALONE and temperature)
+]
+
+
+@pytest.mark.parametrize(("option", "head", "temperature"), HEADS)
 def test_head(compose: Compose, option: str, head: str, temperature: str | None) -> None:
     words = [] if temperature is None else [f"+head/temperature={temperature}"]
-    words += ["same_label=positive"] if option == "table" else []
+    words += ["same_label=positive"] if option in ("table", "targets", "tree") else []
+    words += ["~head.temperature", "head.cutoffs=[1]"] if head in ALONE else []  # of two classes
     model = build(own(compose(f"negatives={option}", f"head={head}", *words, "encoder.widths=[4]")), few_images(1, 8))
     model.head.plan(10)
     query, batch = torch.randn(2, 4, 64), few_images(1, 8).take(torch.arange(4))

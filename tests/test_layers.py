@@ -10,7 +10,7 @@ PACKAGE = Path(contrast.__file__).parent
 # from the ground up; what stands on one line may import only what stands on lines above it, and itself
 FLOORS = [
     ["errors"],
-    ["files", "candidates", "distributed"],
+    ["files", "candidates", "distributed", "cached"],
     ["tiled"],
     ["heads", "samplers", "encoders", "data", "views", "optim"],
     ["evaluation", "negatives", "keys", "functional"],

@@ -35,6 +35,10 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # [B] int64, row in the data set
     text: Tensor | None = None  # [B, L] int64 token ids, 0: padding; None without captions
 
+    def part(self, rows: slice) -> Batch:
+        text = None if self.text is None else self.text[rows]
+        return Batch(self.pixels[rows], self.labels[rows], self.index[rows], text)
+
 
 @dataclass(frozen=True, eq=False)
 class Images:

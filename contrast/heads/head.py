@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
+from contrast.errors import InputError
 from contrast.heads.similarity import similarity
 from contrast.heads.temperature import Temperature, as_temperature
 from contrast.heads.tiles import WORTH, floored
@@ -47,10 +48,13 @@ class Head(nn.Module):
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Losses [B] of `query` [B, D], and which queries count [B] bool: those that have a positive."""
-        if self.tiled or (self.tiled is None and len(query) * len(candidates) >= WORTH):
+        big = len(query) * len(candidates) >= WORTH
+        if self.tiled or candidates.ring or (self.tiled is None and big):
             told = self.tiled_losses(query, candidates)
             if told is not None:
                 return told
+            if candidates.ring:
+                raise InputError(f"{type(self).__name__} with these options needs the whole matrix: set ring=false")
         scores = self.scores(query, candidates)
         return self.losses(scores), scores.positive.any(dim=1)
 

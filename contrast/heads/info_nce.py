@@ -3,6 +3,8 @@
 B queries, C candidates.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -113,12 +115,21 @@ def tiled_statistics(found: Tiles, candidates: Candidates, hardness: float) -> S
         plan = Plan(len(query), len(vectors), None)
         return Statistics(*MaskedStatistics.apply(query, vectors, offset, plan, candidates))
     plan, negatives = found.layout.plan, found.layout.negatives
-    if hardness:
-        harder, hard = ((1 + hardness) * query, hardness * query)
-        lse_neg = lse_of_negatives(harder, vectors, offset, plan) - lse_of_negatives(hard, vectors, offset, plan)
+
+    def lse(scale: float) -> Tensor:
+        """Of `scale` times the scores."""
+        if scale == 1:
+            return lse_of_negatives(query, vectors, offset, plan, found.symmetric, found.blocks)
+        half = math.sqrt(scale) if found.symmetric else scale
+        scaled = half * query
+        others = vectors if not found.symmetric else scaled if vectors is query else half * vectors
+        return lse_of_negatives(scaled, others, offset, plan, found.symmetric, found.blocks)
+
+    if not hardness:
+        lse_neg = lse(1)
+    else:
+        lse_neg = lse(1 + hardness) - lse(hardness)
         lse_neg = lse_neg + negatives.clamp(min=1).to(lse_neg.dtype).log()
         lse_neg = torch.where(negatives > 0, lse_neg, torch.finfo(lse_neg.dtype).min)
-    else:
-        lse_neg = lse_of_negatives(query, vectors, offset, plan, found.symmetric)
     lse_pos, mean_pos, positives = of_positives(found.positive_scores, found.positive_row, len(query))
     return Statistics(lse_neg, lse_pos, mean_pos, positives, negatives)

@@ -57,15 +57,19 @@ class NCE(Head):
         if self.bias.looks and self.training and torch.is_grad_enabled():
             assert found.layout is not None
             with torch.no_grad():
-                lse = lse_of_negatives(found.query, found.vectors, found.offset, found.layout.plan)
+                lse = lse_of_negatives(
+                    found.query, found.vectors, found.offset, found.layout.plan, found.symmetric, found.blocks
+                )
             self.bias.look(_mean_exp(lse, found.layout.negatives > 0))
         bias = self.bias().to(found.query.dtype)
-        offset = bias.expand(len(found.vectors)) if found.offset is None else found.offset + bias
         if found.layout is None:
             plan = Plan(len(query), len(candidates), None)
+            offset = bias.expand(len(candidates)) if found.offset is None else found.offset + bias
             losses, positives = MaskedLogistic.apply(found.query, found.vectors, offset, plan, candidates)
         else:
-            losses = softplus_of_negatives(found.query, found.vectors, offset, found.layout.plan)
+            losses = softplus_of_negatives(
+                found.query, found.vectors, found.offset, bias, found.layout.plan, found.blocks
+            )
             own = F.softplus(-(found.positive_scores + bias))
             losses = losses.index_add(0, found.positive_row, own)
             positives = torch.bincount(found.positive_row, minlength=len(query))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contrast.candidates import Candidates
 from contrast.heads.similarity import at_least_float32, unit
+from contrast.tiled.ranks import Blocks
 from contrast.tiled.statistics import Layout, layout
 
 WORTH = 2048 * 2048  # scores from which on tiles are no slower
@@ -22,8 +23,9 @@ class Tiles(NamedTuple):
     query: Tensor  # [B, D]
     vectors: Tensor  # [C, D]
     offset: Tensor | None  # [C], -inf: the candidate does not count
-    symmetric: bool  # query and vectors are the same tensor
+    symmetric: bool  # the vectors are the queries, of all ranks
     layout: Layout | None  # None: the positives are too many to be listed
+    blocks: Blocks | None  # of a ring; the vectors are then this rank's alone
     positive_row: Tensor  # [M] int64
     positive_scores: Tensor  # [M]
 
@@ -36,19 +38,25 @@ def floored(log_q: Tensor) -> Tensor:
 def tiles(head: Any, query: Tensor, candidates: Candidates, correction: bool = True) -> Tiles | None:
     """The scores of `head` (a `contrast.heads.Head`), None where only the whole matrix will do.
 
-    That is where every query has candidates of its own, [B, C, D], or where there are too many positives for a list and
-    they bear a margin.
+    That is where every query has candidates or log_q of its own, [B, C, D] or [B, C], or where there are too many
+    positives for a list and they bear a margin.
     """
+    if candidates.vectors.ndim != 2 or (candidates.log_q is not None and candidates.log_q.ndim == 2):
+        return None
+    blocks = Blocks(candidates) if candidates.ring else None
     found = layout(candidates)
+    if found is not None and blocks is not None:
+        found = found._replace(negatives=blocks.negatives)
     many = found is None
-    if candidates.vectors.ndim != 2 or (many and (head.margin is not None or candidates.answers is not None)):
+    if many and (head.margin is not None or candidates.answers is not None or blocks is not None):
         return None
     with torch.autocast(query.device.type, enabled=False):
-        symmetric = candidates.vectors is query
+        same = candidates.vectors is query
+        symmetric = candidates.of_queries and found is not None
         query, vectors = at_least_float32(query), at_least_float32(candidates.vectors)
         if head.cosine:
             query = unit(query)
-            vectors = query if symmetric else unit(vectors)
+            vectors = query if same else unit(vectors)
         temperature = head.temperature()
         rows, scores = [], []
         if found is not None:  # with no positives too: every rank has to send a gradient back through the gather
@@ -76,7 +84,8 @@ def tiles(head: Any, query: Tensor, candidates: Candidates, correction: bool = T
             offset = query.new_zeros(len(vectors)) if offset is None else offset
             offset = offset.masked_fill(found.absent, -torch.inf)
         if symmetric:
-            query = vectors = query / temperature.sqrt()
+            query = query / temperature.sqrt()
+            vectors = query if same else vectors / temperature.sqrt()
         else:
             query = query / temperature
     return Tiles(
@@ -85,6 +94,7 @@ def tiles(head: Any, query: Tensor, candidates: Candidates, correction: bool = T
         offset,
         symmetric,
         found,
+        blocks,
         torch.cat(rows) if rows else candidates.query_ids.new_empty(0),
         torch.cat(scores) if scores else query.new_empty(0),
     )

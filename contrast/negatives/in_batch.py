@@ -13,7 +13,14 @@ from contrast.negatives.source import Asked, Source
 
 
 class InBatch(Source):
-    """All views of the whole batch are candidates, the other views of an image positive (Chen et al. 2020, eq. 1)."""
+    """All views of the whole batch are candidates, the other views of an image positive (Chen et al. 2020, eq. 1).
+
+    ring  with several ranks the vectors are passed round instead of gathered, so that no rank holds all of them
+    """
+
+    def __init__(self, ring: bool = False) -> None:
+        super().__init__()
+        self.ring = ring
 
     def forward(
         self,
@@ -34,13 +41,17 @@ class InBatch(Source):
         flat = query.flatten(0, 1)  # [V, B, D] -> [V B, D]
         query_ids = ids.repeat(views)  # [V B]
         query_groups = None if groups is None else groups.repeat(views)
+        own = torch.arange(len(flat), device=ids.device)
+        passed = self.ring and world_size() > 1
         candidates = Candidates(
-            vectors=gather(flat),  # [W V B, D]
+            vectors=flat if passed else gather(flat),  # [W V B, D]
             query_ids=query_ids,
-            ids=gather(query_ids),
-            own=rank() * len(flat) + torch.arange(len(flat), device=ids.device),
-            groups=None if query_groups is None else gather(query_groups),
+            ids=query_ids if passed else gather(query_ids),
+            own=own if passed else rank() * len(flat) + own,
+            groups=query_groups if passed or query_groups is None else gather(query_groups),
             query_groups=query_groups,
+            of_queries=True,
+            ring=passed,
         )
         return [(flat, candidates)]
 
@@ -49,11 +60,12 @@ class Paired(Source):
     """The candidates of query[p] are key[p] of the whole batch: MoCo v3, CLIP, SigLIP.
 
     reverse  key[p] asks query[p] too: CLIP's second direction (Radford et al. 2021, figure 3)
+    ring     with several ranks the vectors are passed round instead of gathered, so that no rank holds all of them
     """
 
-    def __init__(self, reverse: bool = False) -> None:
+    def __init__(self, reverse: bool = False, ring: bool = False) -> None:
         super().__init__()
-        self.reverse = reverse
+        self.reverse, self.ring = reverse, ring
 
     def forward(
         self,
@@ -67,10 +79,13 @@ class Paired(Source):
         if key is None:
             raise InputError("paired negatives need a key encoder, or a second view")
         _at_least_two(len(ids))
-        all_ids, all_groups = gather(ids), None if groups is None else gather(groups)
+        passed = self.ring and world_size() > 1
+        all_ids = ids if passed else gather(ids)
+        all_groups = groups if passed or groups is None else gather(groups)
 
         def direction(asking: Tensor, answering: Tensor) -> tuple[Tensor, Candidates]:
-            return asking, Candidates(gather(answering), ids, all_ids, groups=all_groups, query_groups=groups)
+            vectors = answering if passed else gather(answering)
+            return asking, Candidates(vectors, ids, all_ids, groups=all_groups, query_groups=groups, ring=passed)
 
         asked = [direction(q, k) for q, k in zip(query, key, strict=True)]
         return asked + [direction(k, q) for q, k in zip(query, key, strict=True) if self.reverse]

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from contrast.candidates import Candidates
+from contrast.tiled.once import once_differentiable
 from contrast.tiled.plan import Plan
-from contrast.tiled.sums import tiles
+from contrast.tiled.sums import softplus, tiles
 
 Masked = tuple[slice, slice, Tensor, Tensor, Tensor]
 
@@ -75,7 +74,7 @@ class MaskedLogistic(torch.autograd.Function):
         total = query.new_zeros(plan.queries)
         positives = torch.zeros(plan.queries, dtype=torch.long, device=query.device)
         for rows, _, scores, positive, negative in masked_tiles(query, vectors, offset, plan, rules):
-            each = F.softplus(torch.where(positive, -scores, scores)).masked_fill(~(positive | negative), 0)
+            each = softplus(torch.where(positive, -scores, scores)).masked_fill(~(positive | negative), 0)
             total[rows] += each.sum(dim=1)
             positives[rows] += positive.sum(dim=1)
         ctx.save_for_backward(query, vectors, offset)

@@ -62,6 +62,12 @@ def present(candidates: Candidates) -> Tensor:
     return there
 
 
+def equal_pairs(ids: Tensor) -> int:
+    """How many pairs of equal ids there are among `ids`, each with itself too."""
+    _, count = ids.unique(return_counts=True)
+    return int(count.square().sum())
+
+
 def _equal(query_ids: Tensor, ids: Tensor, most: int) -> Pairs | None:
     """All pairs of equal ids, [B] and [C], by sorting; None if there are more than `most`."""
     order = ids.argsort(stable=True)

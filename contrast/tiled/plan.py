@@ -14,18 +14,25 @@ ROWS, COLUMNS = 1024, 1024  # of a tile on a CPU: 4 MiB in float32, which stays 
 class Plan:
     """Tiles of [rows, columns] over [B, C], and the pairs in each that are left out.
 
-    exceptions  pairs that do not count, or None: there are none
+    exceptions     pairs that do not count, or None: there are none
+    rows, columns  of a tile; None: ROWS, COLUMNS
     """
 
     def __init__(
-        self, queries: int, candidates: int, exceptions: Pairs | None, rows: int = ROWS, columns: int = COLUMNS
+        self,
+        queries: int,
+        candidates: int,
+        exceptions: Pairs | None,
+        rows: int | None = None,
+        columns: int | None = None,
     ) -> None:
         self.queries, self.candidates = queries, candidates
-        self.rows, self.columns = min(rows, queries), min(columns, candidates)
+        self.rows = max(1, min(rows or ROWS, queries))
+        self.columns = max(1, min(columns or COLUMNS, candidates))
         self.across = -(-candidates // self.columns)  # tiles in a row of them
         self.row = self.column = torch.empty(0, dtype=torch.long)
         self.start = [0]
-        if exceptions is not None and len(exceptions):
+        if exceptions is not None and len(exceptions.row):
             tile = (exceptions.row // self.rows) * self.across + exceptions.column // self.columns
             order = tile.argsort()
             self.row, self.column = exceptions.row[order] % self.rows, exceptions.column[order] % self.columns

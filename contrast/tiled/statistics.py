@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from contrast.candidates import Candidates
-from contrast.tiled.pairs import exceptions, positive_pairs, present
+from contrast.tiled.pairs import equal_pairs, exceptions, positive_pairs, present
 from contrast.tiled.plan import Plan
+from contrast.tiled.ranks import Blocks, RankedLse, RingSum
 from contrast.tiled.sums import Lse, SoftplusSum, SymmetricLse, common_shift
 
 MOST = 16  # pairs for each query and candidate that are kept as a list
@@ -29,12 +30,17 @@ class Layout(NamedTuple):
 def layout(candidates: Candidates) -> Layout | None:
     """Lists of the pairs that are no plain negatives.
 
-    None where they are too many, or where every query has candidates of its own, [B, C, D].
+    None where they are too many, or where every query has candidates or rules of its own, [B, C, D] or [B, C].
     """
-    if candidates.vectors.ndim != 2:
+    each = (candidates.ids, candidates.groups)
+    if candidates.vectors.ndim != 2 or any(rule is not None and rule.ndim == 2 for rule in each):
         return None
     queries, count = len(candidates.query_ids), len(candidates)
     most = MOST * (queries + count)
+    if candidates.of_queries:  # ranks wait for each other in backward: all have to decide alike, by the pairs of all
+        if any(rule is not None and equal_pairs(rule) > 2 * MOST * count for rule in each):
+            return None
+        most = queries * count
     positive = positive_pairs(candidates, most)
     others = None if positive is None else exceptions(candidates, positive, most)
     if positive is None or others is None:
@@ -46,22 +52,37 @@ def layout(candidates: Candidates) -> Layout | None:
 
 
 def lse_of_negatives(
-    query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan, symmetric: bool = False
+    query: Tensor,
+    vectors: Tensor,
+    offset: Tensor | None,
+    plan: Plan,
+    symmetric: bool = False,
+    blocks: Blocks | None = None,
 ) -> Tensor:
     """Log-sum-exp of q . c + offset over the negatives of every query, [B].
 
     query [B, D], vectors [C, D], offset [C] or None (-inf: the candidate does not count), all float32 or float64
-    symmetric  queries and vectors are the same tensor
+    symmetric  the vectors are the queries, the same tensor, or those of all ranks
+    blocks     of a ring: the vectors are this rank's, there is no offset, and `plan` is not looked at
     """
+    if blocks is not None:
+        return RingSum.apply(query, vectors, None, blocks, symmetric, False)
     if symmetric and offset is None:
-        shift = common_shift(query, query, None)
+        shift = common_shift(vectors, vectors, None)  # the same on every rank
+        if vectors is not query:
+            return RankedLse.apply(query, vectors.detach(), shift, plan)
         if shift is not None:
             return SymmetricLse.apply(query, shift, plan)
     return Lse.apply(query, vectors, offset, plan)
 
 
-def softplus_of_negatives(query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan) -> Tensor:
-    """Sum of softplus(q . c + offset) over the negatives of every query, [B]; arguments as above."""
+def softplus_of_negatives(
+    query: Tensor, vectors: Tensor, offset: Tensor | None, bias: Tensor, plan: Plan, blocks: Blocks | None = None
+) -> Tensor:
+    """Sum of softplus(q . c + offset + bias) over the negatives of every query, [B]; bias a scalar, others as above."""
+    if blocks is not None:
+        return RingSum.apply(query, vectors, bias, blocks, False, True)
+    offset = bias.expand(len(vectors)) if offset is None else offset + bias
     return SoftplusSum.apply(query, vectors, offset, plan)
 
 

@@ -1,0 +1,120 @@
+"""A contrastive batch on a small device: gradients cached at the projections (Gao et al. 2021, section 3).
+
+Gradient accumulation adds no negatives. Here the batch is embedded in parts without a graph, the loss of the whole
+batch and its gradient with respect to queries and keys are computed, and the parts are embedded again, each with a
+graph through which its share of that gradient goes. Memory is that of one part; time is one forward pass more.
+
+P pairs of views, B images of this rank, D dimensions.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Embedded(NamedTuple):
+    """What is embedded of images, views first."""
+
+    embedding: Tensor  # [P, B, F]
+    query: Tensor  # [P, B, D]
+    key: Tensor | None  # [P, B, D]
+
+
+def cached_gradients(
+    embed: Callable[[int, bool], Embedded],
+    parts: int,
+    contrast: Callable[[Tensor, Tensor | None], tuple[Tensor, Any]],
+    modules: Sequence[nn.Module],
+    parameters: Sequence[nn.Parameter],
+) -> tuple[Tensor, Any, Embedded]:
+    """The loss of a whole batch, what else `contrast` tells, and what was embedded, without gradient.
+
+    embed       embed(i, again): part i of the batch; called twice, `again` with the random state of the first call
+    contrast    query, key of the whole batch -> (loss, more)
+    modules     whose buffers (running statistics) the second pass leaves as the first made them
+    parameters  that get a gradient: it is computed here, and `loss.backward()` delivers it once, so that DDP and
+                accumulation see one backward pass
+
+    The gradients are those of the whole batch, but for what mixes images within the encoder: batch norm takes its
+    statistics from each part.
+    """
+    device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+    states, found = [], []
+    with torch.no_grad():
+        for i in range(parts):
+            states.append(_random_state(device))
+            found.append(embed(i, False))
+    after = _random_state(device)
+    query = torch.cat([each.query for each in found], dim=1).requires_grad_()  # [P, B, D]
+    keys = [each.key for each in found if each.key is not None]
+    key = torch.cat(keys, dim=1).requires_grad_() if keys else None
+    loss, more = contrast(query, key)
+    leaves = [query] if key is None else [query, key]
+    with torch.autocast(device.type, enabled=False):
+        first = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
+    total: list[Tensor | None] = list(first[len(leaves) :])
+    with _buffers_kept(modules):
+        for i, part in enumerate(_slices([each.query.shape[1] for each in found])):
+            _set_random_state(states[i], device)
+            again = embed(i, True)
+            outputs, grads = [], []
+            for output, grad in zip((again.query, again.key)[: len(leaves)], first[: len(leaves)], strict=True):
+                if output is not None and grad is not None and output.requires_grad:
+                    outputs.append(output)
+                    grads.append(grad[:, part].to(output.dtype))
+            with torch.autocast(device.type, enabled=False):
+                shares = torch.autograd.grad(outputs, parameters, grads, allow_unused=True)
+            total = [_add(one, share) for one, share in zip(total, shares, strict=True)]
+    _set_random_state(after, device)
+    whole = Embedded(
+        torch.cat([each.embedding for each in found], dim=1), query.detach(), None if key is None else key.detach()
+    )
+    return _Deliver.apply(loss.detach(), total, *parameters), more, whole
+
+
+class _Deliver(torch.autograd.Function):
+    """A loss whose gradients with respect to the parameters are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, grads: list[Tensor | None], *parameters: Tensor) -> Tensor:
+        ctx.grads = grads
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return None, None, *(None if each is None else grad * each for each in ctx.grads)
+
+
+@contextmanager
+def _buffers_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def _set_random_state(state: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def _slices(lengths: list[int]) -> list[slice]:
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one.add_(other)
