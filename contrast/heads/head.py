@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from contrast.candidates import Candidates
 from contrast.errors import InputError
+from contrast.heads.fused import covers
 from contrast.heads.similarity import similarity
 from contrast.heads.temperature import Temperature, as_temperature
-from contrast.heads.tiles import WORTH, floored
+from contrast.heads.tiles import WORTH, WORTH_CUDA, WORTH_GPU, floored
 
 DESCRIBED = 1024  # queries whose scores are logged
 
@@ -48,7 +49,9 @@ class Head(nn.Module):
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Losses [B] of `query` [B, D], and which queries count [B] bool: those that have a positive."""
-        big = len(query) * len(candidates) >= WORTH
+        elsewhere = WORTH if query.device.type == "cpu" else WORTH_GPU
+        worth = WORTH_CUDA if covers(self, query, candidates) else elsewhere
+        big = len(query) * len(candidates) >= worth
         if self.tiled or candidates.ring or (self.tiled is None and big):
             told = self.tiled_losses(query, candidates)
             if told is not None:

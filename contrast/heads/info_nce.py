@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from contrast.candidates import Candidates
 from contrast.distributed import log_mean_exp_over_ranks, mean_over_ranks
 from contrast.errors import InputError
+from contrast.heads.fused import covers, softmax_statistics
 from contrast.heads.head import Head, Scores
 from contrast.heads.softmax import Statistics, debiased, from_statistics, statistics
 from contrast.heads.temperature import Temperature
@@ -71,7 +72,12 @@ class InfoNCE(Head):
         return self.of_statistics(statistics(*scores, hardness=self.hardness, smoothed=self.label_smoothing > 0))
 
     def tiled_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor] | None:
-        found = None if self.label_smoothing else tiles(self, query, candidates)
+        if self.label_smoothing:
+            return None
+        if covers(self, query, candidates):
+            stats = softmax_statistics(self, query, candidates, self.hardness)
+            return self.of_statistics(stats), stats.positives > 0
+        found = tiles(self, query, candidates)
         if found is None or (found.layout is None and self.hardness):
             return None
         stats = tiled_statistics(found, candidates, self.hardness)

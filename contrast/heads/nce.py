@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
+from contrast.errors import InputError
 from contrast.heads.bias import Bias, as_bias
+from contrast.heads.fused import covers, logistic_sums, softmax_statistics
 from contrast.heads.head import Head, Scores
 from contrast.heads.logistic import logistic_loss
 from contrast.heads.temperature import Temperature
@@ -25,6 +27,9 @@ class NCE(Head):
     bias         -log Z: a number, `LearnedBias` (also SigLIP's), or `Estimated` (the memory bank's)
     correction   False: log_q is left out, which makes it negative sampling (Mikolov et al. 2013): not a model of
                  probabilities, its optimum is log(p / (k q))
+    noise        k, how many draws of noise a datum stands against: what is drawn, C for all queries of a batch, counts
+                 as k draws, each weighing k / C, and log_q as log(k q). The expected loss is that of k draws for each
+                 query, its variance lower. None: k = C
     tiled        tile by tile, in memory linear in queries and candidates; None: where that is no slower
     """
 
@@ -35,9 +40,13 @@ class NCE(Head):
         margin: nn.Module | None = None,
         bias: float | Bias = 0.0,
         correction: bool = True,
+        noise: float | None = None,
         tiled: bool | None = None,
     ) -> None:
         super().__init__(temperature, cosine, margin, tiled)
+        if noise is not None and not noise > 0:
+            raise InputError(f"a datum stands against more than 0 draws of noise, got {noise}")
+        self.noise = noise
         self.bias = as_bias(bias)
         self.correction = correction
 
@@ -45,12 +54,24 @@ class NCE(Head):
         scores = super().scores(query, candidates) if self.correction else self.raw_scores(query, candidates)
         if self.training and torch.is_grad_enabled():
             self.bias.look(_log_z(scores))
+        if self.noise is not None and self.correction:  # log_q of k draws, not of all
+            number = (scores.valid & ~scores.positive).sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
+            scores = scores._replace(values=scores.values + (number / self.noise).log())
         return scores._replace(values=scores.values + self.bias())
 
     def losses(self, scores: Scores) -> Tensor:
-        return logistic_loss(*scores)
+        return logistic_loss(*scores, noise=self.noise)
 
     def tiled_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor] | None:
+        if self.noise is not None:
+            return None
+        if covers(self, query, candidates):
+            if self.bias.looks and self.training and torch.is_grad_enabled():
+                with torch.no_grad():
+                    stats = softmax_statistics(self, query, candidates, correction=self.correction)
+                self.bias.look(_mean_exp(stats.lse_neg, stats.negatives > 0))
+            losses, positives = logistic_sums(self, query, candidates, self.bias(), self.correction)
+            return losses, positives > 0
         found = tiles(self, query, candidates, self.correction)
         if found is None or (found.layout is None and self.bias.looks):
             return None

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from contrast.candidates import Candidates
 from contrast.heads.similarity import at_least_float32, unit
+from contrast.tiled.pairs import Products
 from contrast.tiled.ranks import Blocks
 from contrast.tiled.statistics import Layout, layout
 
-WORTH = 2048 * 2048  # scores from which on tiles are no slower
+WORTH = 256 * 256  # scores from which on tiles are no slower, on a CPU
+WORTH_CUDA = 1024 * 1024  # those of the kernels on a GPU, and of tiles in torch there: guesses, not measured yet
+WORTH_GPU = 4096 * 4096
 
 
 class Tiles(NamedTuple):
@@ -60,13 +63,15 @@ def tiles(head: Any, query: Tensor, candidates: Candidates, correction: bool = T
         temperature = head.temperature()
         rows, scores = [], []
         if found is not None:  # with no positives too: every rank has to send a gradient back through the gather
-            answer = vectors[found.positive_column]  # [M, D]
-            asking = query[found.positive_row]
-            values = (asking * answer).sum(dim=1)
-            values = head.with_margin(values, asking, answer) / temperature  # [M]
+            row, column = found.positive_row, found.positive_column
+            values = Products.apply(query, vectors, row, column)  # [M]
+            if head.margin is not None:
+                pairs = (query, vectors) if head.cosine else (query[row], vectors[column])  # a dot product's lengths
+                values = head.with_margin(values, *pairs)
+            values = values / temperature
             if correction and candidates.log_q is not None:
-                values = values - floored(candidates.log_q)[found.positive_column]
-            rows.append(found.positive_row)
+                values = values - floored(candidates.log_q)[column]
+            rows.append(row)
             scores.append(values)
         if candidates.answers is not None:
             answers = at_least_float32(candidates.answers)

@@ -12,7 +12,7 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.tiled.once import once_differentiable
 from contrast.tiled.plan import Plan
-from contrast.tiled.sums import softplus, tiles
+from contrast.tiled.sums import fold, shifted_exp, softplus, tiles
 
 Masked = tuple[slice, slice, Tensor, Tensor, Tensor]
 
@@ -34,16 +34,16 @@ class MaskedStatistics(torch.autograd.Function):
         ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan, rules: Candidates
     ) -> tuple[Tensor, ...]:
         lowest = torch.finfo(query.dtype).min
-        lse = [query.new_full((plan.queries,), lowest) for _ in range(2)]  # of negatives, of positives
+        highest = [query.new_full((plan.queries,), lowest) for _ in range(2)]  # of negatives, of positives
+        total = [query.new_zeros(plan.queries) for _ in range(2)]
         count = [torch.zeros(plan.queries, dtype=torch.long, device=query.device) for _ in range(2)]
         sum_pos = query.new_zeros(plan.queries)
         for rows, _, scores, positive, negative in masked_tiles(query, vectors, offset, plan, rules):
             for which, mask in enumerate((negative, positive)):
-                part = scores.masked_fill(~mask, lowest).logsumexp(dim=1)  # [b]
-                some = mask.any(dim=1)
-                lse[which][rows] = torch.where(some, torch.logaddexp(lse[which][rows], part), lse[which][rows])
+                fold(scores.masked_fill(~mask, -torch.inf), highest[which][rows], total[which][rows])
                 count[which][rows] += mask.sum(dim=1)
-            sum_pos[rows] += scores.masked_fill(~positive, 0).sum(dim=1)
+            sum_pos[rows] += scores.masked_fill_(~positive, 0).sum(dim=1)
+        lse = [(high + sums.log()).clamp(min=lowest) for high, sums in zip(highest, total, strict=True)]
         ctx.save_for_backward(query, vectors, offset, *lse, count[1])
         ctx.plan, ctx.rules = plan, rules
         ctx.mark_non_differentiable(*count)
@@ -58,8 +58,8 @@ class MaskedStatistics(torch.autograd.Function):
         def slope(scores: Tensor, rows: slice, positive: Tensor, negative: Tensor) -> Tensor:
             lse = torch.where(positive, lse_pos[rows, None], lse_neg[rows, None])
             factor = torch.where(positive, of_pos[rows, None], of_neg[rows, None])
-            share = factor * (scores - lse).exp().masked_fill(~(positive | negative), 0)
-            return share + torch.where(positive, of_mean[rows, None], 0)
+            share = shifted_exp(scores, lse).masked_fill_(~(positive | negative), 0).mul_(factor)
+            return share.add_(torch.where(positive, of_mean[rows, None], 0))
 
         return *_gradients(ctx, query, vectors, offset, slope), None, None
 

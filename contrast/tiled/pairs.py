@@ -1,14 +1,18 @@
 """Which pairs of a query and a candidate are not plain negatives, as lists: the few exceptions to a product of tiles.
 
-B queries, C candidates, M pairs.
+B queries, C candidates, D dimensions, M pairs.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from contrast.candidates import ABSENT, Candidates
+from contrast.tiled.once import once_differentiable
+
+AT_ONCE = 8192  # pairs whose vectors are looked up together: 4 MiB at 128 dimensions
 
 
 class Pairs(NamedTuple):
@@ -60,6 +64,39 @@ def present(candidates: Candidates) -> Tensor:
         if rule is not None:
             there = there & (rule != ABSENT)
     return there
+
+
+class Products(torch.autograd.Function):
+    """q_row . c_column of every pair, [M], without [M, D]: query [B, D], vectors [C, D], row and column [M]."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, vectors: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        ctx.save_for_backward(query, vectors, row, column)
+        products = query.new_empty(len(row))
+        for part in _parts(len(row)):
+            asking, answer = query.index_select(0, row[part]), vectors.index_select(0, column[part])  # [m, D]
+            products[part] = torch.linalg.vecdot(asking, answer)
+        return products
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, vectors, row, column = ctx.saved_tensors
+        of_query, of_vectors = (
+            torch.zeros_like(x) if wanted else None
+            for x, wanted in zip((query, vectors), ctx.needs_input_grad[:2], strict=True)
+        )
+        for part in _parts(len(row)):
+            factor = grad[part, None]  # [m, 1]
+            if of_query is not None:
+                of_query.index_add_(0, row[part], vectors.index_select(0, column[part]).mul_(factor))
+            if of_vectors is not None:
+                of_vectors.index_add_(0, column[part], query.index_select(0, row[part]).mul_(factor))
+        return of_query, of_vectors, None, None
+
+
+def _parts(pairs: int) -> Iterator[slice]:
+    return (slice(start, start + AT_ONCE) for start in range(0, pairs, AT_ONCE))
 
 
 def equal_pairs(ids: Tensor) -> int:

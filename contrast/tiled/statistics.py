@@ -14,7 +14,9 @@ from contrast.tiled.plan import Plan
 from contrast.tiled.ranks import Blocks, RankedLse, RingSum
 from contrast.tiled.sums import Lse, SoftplusSum, SymmetricLse, common_shift
 
-MOST = 16  # pairs for each query and candidate that are kept as a list
+MOST = 32  # pairs for each query and candidate that are kept as a list, of about 100 bytes each
+FEW = 4  # that many always are, and beyond them
+SCORES = 64  # one pair for so many scores: a pair of a list takes as long as the masks of 64
 
 
 class Layout(NamedTuple):
@@ -36,9 +38,9 @@ def layout(candidates: Candidates) -> Layout | None:
     if candidates.vectors.ndim != 2 or any(rule is not None and rule.ndim == 2 for rule in each):
         return None
     queries, count = len(candidates.query_ids), len(candidates)
-    most = MOST * (queries + count)
+    most = _most(queries, count)
     if candidates.of_queries:  # ranks wait for each other in backward: all have to decide alike, by the pairs of all
-        if any(rule is not None and equal_pairs(rule) > 2 * MOST * count for rule in each):
+        if any(rule is not None and equal_pairs(rule) > _most(count, count) for rule in each):
             return None
         most = queries * count
     positive = positive_pairs(candidates, most)
@@ -49,6 +51,11 @@ def layout(candidates: Candidates) -> Layout | None:
     absent = None if bool(there.all()) else ~there
     negatives = there.sum() - torch.bincount(others.row, minlength=queries)
     return Layout(positive.row, positive.column, Plan(queries, count, others), absent, negatives)
+
+
+def _most(queries: int, candidates: int) -> int:
+    """How many pairs a list may have."""
+    return min(MOST * (queries + candidates), max(FEW * (queries + candidates), queries * candidates // SCORES))
 
 
 def lse_of_negatives(

@@ -74,11 +74,16 @@ def online_lse(query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan
     lowest = torch.finfo(query.dtype).min
     highest, total = query.new_full((plan.queries,), lowest), query.new_zeros(plan.queries)
     for rows, _, scores in tiles(query, vectors, offset, plan):
-        new = torch.maximum(highest[rows], scores.amax(dim=1))  # [b]
-        part = shifted_exp(scores, new[:, None]).sum(dim=1)
-        total[rows] = total[rows] * (highest[rows] - new).exp() + part
-        highest[rows] = new
+        fold(scores, highest[rows], total[rows])
     return highest + total.log()
+
+
+def fold(scores: Tensor, highest: Tensor, total: Tensor) -> None:
+    """Takes a tile's scores [b, c], which are overwritten, into a running maximum [b] and a sum of exp less it [b]."""
+    new = torch.maximum(highest, scores.amax(dim=1))
+    part = shifted_exp(scores, new[:, None]).sum(dim=1)
+    total.mul_((highest - new).exp()).add_(part)
+    highest.copy_(new)
 
 
 def gradients(
@@ -186,7 +191,9 @@ def both_roles(
     if shift is None:
         of_row, of_column = of_lse(row_grad, row_lse), column_grad
         return lambda scores, rows, columns: (
-            shifted_exp(scores.clone(), column_lse[columns]).mul_(of_column[columns]).add_(of_row(scores, rows, columns))
+            shifted_exp(scores.clone(), column_lse[columns])
+            .mul_(of_column[columns])
+            .add_(of_row(scores, rows, columns))
         )
     of_rows, of_columns = _share(row_grad, row_lse, shift), _share(column_grad, column_lse, shift)
 
@@ -228,7 +235,7 @@ def shifted_exp(scores: Tensor, shift: Tensor | float) -> Tensor:
 
 
 def softplus(scores: Tensor) -> Tensor:
-    """log(1 + exp(scores)) to the last digit or two, in place; five times as fast on a CPU as torch's, for want of log1p.
+    """log(1 + exp(scores)) to the last digit or two, in place; five times as fast on a CPU as torch's log1p.
 
     With u = exp(-|s|) and y = 1 + u as rounded, log(1 + u) = log(y) + (u - (y - 1)) / y.
     """

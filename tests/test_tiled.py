@@ -1,0 +1,276 @@
+"""The losses tile by tile are those of the whole matrix, values and gradients: every rule, head option and source."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from contrast.candidates import ABSENT, Candidates
+from contrast.heads import NCE, ArcFace, CosFace, Estimated, Head, InfoNCE, Learnable, LearnedBias, LSoftmax
+from contrast.heads import head as heads
+from contrast.negatives import Bank, InBatch, Nearest, Paired, Queue, Source, Table, Tree
+from contrast.samplers import LogUniform, Poisson, Uniform
+from contrast.tiled import plan as plans
+from contrast.tiled import statistics
+
+B, C, D = 11, 14, 6
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a size that divides no shape here, so that every tile's border is crossed."""
+    monkeypatch.setattr(plans, "ROWS", 4)
+    monkeypatch.setattr(plans, "COLUMNS", 4)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(count: int, below: int, seed: int) -> Tensor:
+    return torch.randint(below, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+# --- rules: queries against candidates, some leaves among them
+
+
+def among_themselves(ids: Tensor, **rules: Any) -> tuple[Tensor, Candidates]:
+    z = numbers(len(ids), D).requires_grad_()
+    return z, Candidates(z, ids, ids, own=torch.arange(len(ids)), **rules)
+
+
+def against(ids: Tensor | None = None, answers: int = 0, **rules: Any) -> tuple[Tensor, Candidates]:
+    query_ids = whole(B, 5, seed=1)
+    if answers:
+        rules["answers"] = numbers(B, answers, D, seed=3).requires_grad_()
+    vectors = numbers(C, D, seed=2).requires_grad_()
+    return numbers(B, D).requires_grad_(), Candidates(vectors, query_ids, ids, **rules)
+
+
+def some_absent(values: Tensor) -> Tensor:
+    return values.masked_fill(torch.arange(len(values)) % 5 == 2, ABSENT)
+
+
+PAIRS = torch.arange(7).repeat(2)
+LABELS = torch.tensor([3, 3, 3, 1, 1, 0, 0, 0, 8, 3, 9])  # 8 and 9 have no positive
+GROUPS = {"groups": whole(C, 5, seed=4), "query_groups": whole(B, 5, seed=5)}
+LOG_Q = numbers(C, seed=6) - 1
+
+Rules = Callable[[], tuple[Tensor, Candidates]]
+RULES: dict[str, Rules] = {
+    "pairs": lambda: among_themselves(PAIRS, of_queries=True),
+    "four views": lambda: among_themselves(torch.arange(3).repeat(4), of_queries=True),
+    "labels": lambda: among_themselves(LABELS),
+    "labels, groups": lambda: among_themselves(LABELS, groups=LABELS // 4, query_groups=LABELS // 4, of_queries=True),
+    "all of one label": lambda: among_themselves(torch.zeros(5, dtype=torch.long), of_queries=True),  # no negatives
+    "one query, the rest": lambda: among_themselves(torch.tensor([1, 1, 2]), of_queries=True),
+    "own in part": lambda: against(whole(C, 5, seed=7), own=torch.arange(B) - 3),
+    "ids": lambda: against(whole(C, 5, seed=7)),
+    "ids absent": lambda: against(some_absent(whole(C, 5, seed=7))),
+    "ids, groups": lambda: against(whole(C, 5, seed=7), **GROUPS),
+    "ids, log_q": lambda: against(whole(C, 5, seed=7), log_q=LOG_Q),
+    "never drawn": lambda: against(whole(C, 5, seed=7), log_q=LOG_Q.masked_fill(torch.arange(C) == 3, -torch.inf)),
+    "answers": lambda: against(answers=1),
+    "answers, groups": lambda: against(answers=2, **GROUPS),
+    "answers, groups absent": lambda: against(answers=1, **GROUPS | {"groups": some_absent(GROUPS["groups"])}),
+    "answers, log_q": lambda: against(answers=1, log_q=LOG_Q, answers_log_q=numbers(B, 1, seed=8)),
+    "answers, log_q of them": lambda: against(answers=2, answers_log_q=numbers(B, 2, seed=8)),
+    "answers, log_q shared": lambda: against(answers=1, log_q=LOG_Q),
+    "answers, ids": lambda: against(whole(C, 5, seed=7), answers=1, log_q=LOG_Q, answers_log_q=numbers(B, 1, seed=8)),
+    "nobody": lambda: against(torch.full((C,), ABSENT), answers=1),
+    "no candidates": lambda: _first(0),
+    "no positive": lambda: against(whole(C, 5, seed=7) + 5),
+}
+
+
+def _first(count: int) -> tuple[Tensor, Candidates]:
+    query, candidates = against(answers=1)
+    return query, Candidates(candidates.vectors[:count], candidates.query_ids, answers=candidates.answers)
+
+
+# --- heads
+
+HEADS: dict[str, Callable[[float], Head]] = {
+    "InfoNCE": lambda t: InfoNCE(Learnable(t, 1e-4)),
+    "dot": lambda t: InfoNCE(Learnable(4 * t, 1e-4), cosine=False),
+    "decoupled": lambda t: InfoNCE(Learnable(t, 1e-4), decoupled=True),
+    "DCLW": lambda t: InfoNCE(Learnable(t, 1e-4), decoupled=True, positive_sigma=0.5),
+    "debiased": lambda t: InfoNCE(Learnable(t, 1e-4), class_prior=0.1),
+    "hard": lambda t: InfoNCE(Learnable(t, 1e-4), hardness=0.5),
+    "hard, debiased": lambda t: InfoNCE(Learnable(t, 1e-4), class_prior=0.05, hardness=1.0),
+    "CosFace": lambda t: InfoNCE(Learnable(t, 1e-4), margin=CosFace()),
+    "ArcFace": lambda t: InfoNCE(Learnable(t, 1e-4), margin=ArcFace()),
+    "L-Softmax": lambda t: InfoNCE(Learnable(4 * t, 1e-4), cosine=False, margin=LSoftmax(2)),
+    "NCE": lambda t: NCE(Learnable(t, 1e-4), bias=LearnedBias(-2.0)),
+    "negative sampling": lambda t: NCE(Learnable(4 * t, 1e-4), cosine=False, correction=False),
+    "NCE, margin": lambda t: NCE(Learnable(t, 1e-4), bias=0.5, margin=CosFace()),
+    "NCE, estimated": lambda t: NCE(Learnable(t, 1e-4), bias=Estimated()),
+}
+WHOLE = ("hard", "hard, debiased", "CosFace", "ArcFace", "L-Softmax", "NCE, margin", "NCE, estimated")  # without a list
+
+
+class Told(NamedTuple):
+    losses: Tensor
+    counted: Tensor
+    grads: dict[str, Tensor]
+
+
+def told(head: Head, query: Tensor, candidates: Candidates, tiled: bool) -> Told:
+    """Losses, and the gradients of a weighted sum of them by name."""
+    if tiled:
+        found = head.tiled_losses(query, candidates)
+        assert found is not None, "not computed tile by tile"
+        losses, counted = found
+    else:
+        scores = head.scores(query, candidates)
+        losses, counted = head.losses(scores), scores.positive.any(dim=1)
+    named = {"query": query, "vectors": candidates.vectors, **dict(head.named_parameters())}
+    if candidates.answers is not None:
+        named["answers"] = candidates.answers
+    weights = numbers(len(losses), seed=99).to(losses.dtype)  # of either sign
+    grads = torch.autograd.grad((losses * weights).sum(), list(named.values()), allow_unused=True)
+    return Told(losses.detach(), counted, dict(zip(named, grads, strict=True)))
+
+
+def assert_same(rules: Rules, head: Head, **close: float) -> None:
+    query, candidates = rules()
+    if candidates.log_q is not None and isinstance(head, InfoNCE) and (head.class_prior or head.hardness):
+        return  # refused
+    first = head.double()
+    second = copy.deepcopy(first)
+    dense, tiled = (told(each, query, candidates, each is second) for each in (first, second))
+    torch.testing.assert_close(tiled.losses, dense.losses, **close)
+    assert torch.equal(tiled.counted, dense.counted)
+    assert dense.losses.isfinite().all()
+    for name, grad in dense.grads.items():
+        got, expected = (torch.zeros(()) if g is None else g for g in (tiled.grads[name], grad))
+        torch.testing.assert_close(got, expected, msg=lambda text, name=name: f"{name}: {text}", **close)
+    if isinstance(first, NCE) and first.bias.looks:
+        torch.testing.assert_close(*(each.bias.seen for each in (second, first)))
+
+
+CLOSE = {
+    "NCE, estimated": {"rtol": 1e-5, "atol": 1e-6},  # the estimate of Z is kept in float32
+    "negative sampling": {"rtol": 1e-6, "atol": 1e-6},  # torch takes the slope of softplus(s > 20) for 1
+}
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("name", HEADS)
+def test_lists(name: str, rules: str) -> None:
+    for temperature in (0.2, 0.005):  # a common shift, a running maximum
+        assert_same(RULES[rules], HEADS[name](temperature), **CLOSE.get(name, {}))
+
+
+WITHOUT_ANSWERS = [name for name in RULES if "answers" not in name and name not in ("nobody", "no candidates")]
+
+
+@pytest.mark.parametrize("rules", WITHOUT_ANSWERS)
+@pytest.mark.parametrize("name", HEADS)
+def test_masks(name: str, rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pairs are too many for a list."""
+    monkeypatch.setattr(statistics, "MOST", 0)
+    for temperature in (0.2, 0.005):
+        head = HEADS[name](temperature)
+        query, candidates = RULES[rules]()
+        if statistics.layout(candidates) is not None or name not in WHOLE:
+            assert_same(RULES[rules], head, **CLOSE.get(name, {}))
+        else:
+            assert head.double().tiled_losses(query, candidates) is None
+
+
+def test_too_many_pairs_beside_answers_need_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MOST", 0)
+    query, candidates = RULES["answers, groups"]()
+    for head in (InfoNCE(), NCE()):
+        assert head.double().tiled_losses(query, candidates) is None
+
+
+# --- sources: how their candidates are made, and the gradient of what they own
+
+SIZE = 9
+SOURCES: dict[str, tuple[Callable[[], Source], int]] = {  # and views of an image
+    "in batch": (InBatch, 2),
+    "in batch, four views": (InBatch, 4),
+    "paired": (lambda: Paired(reverse=True), 2),
+    "queue, empty": (lambda: Queue(SIZE, D), 2),
+    "queue": (lambda: pushed(Queue(SIZE, D)), 2),
+    "queue, in batch": (lambda: pushed(Queue(SIZE, D, in_batch=True)), 2),
+    "queue, positives": (lambda: pushed(Queue(SIZE, D, in_batch=True, positives=True)), 2),
+    "nearest": (lambda: pushed(Nearest(SIZE, D)), 2),
+    "bank": (lambda: Bank(SIZE, D), 2),
+    "bank, sampled": (lambda: Bank(SIZE, D, Uniform(SIZE), draws=5), 2),
+    "table": (lambda: Table(SIZE, D), 1),
+    "table, sampled": (lambda: Table(SIZE, D, LogUniform(SIZE), draws=5), 2),
+    "table, poisson": (lambda: Table(SIZE, D, Poisson(LogUniform(SIZE), 3.0)), 2),
+    "bank, proximity": (lambda: Bank(SIZE, D, proximity=0.5, draws=4), 2),
+    "tree": (lambda: Tree(torch.arange(1, SIZE + 1), D), 1),
+}
+IDS = torch.tensor([1, 4, 2, 0, 4])
+
+
+def pushed(source: Any) -> Source:
+    source.rows.push(numbers(6, D, seed=11), torch.tensor([4, 1, 8, 7, 3, 1]))  # the rest is not filled yet
+    return source
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("head", ["InfoNCE", "NCE"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_sources(name: str, head: str, grouped: bool) -> None:
+    make, views = SOURCES[name]
+    if name == "queue, positives" and grouped:
+        pytest.skip("refused: rows hold groups then")
+    found = []
+    for tiled in (False, True):
+        torch.manual_seed(0)
+        source, loss = make().double(), HEADS[head](0.2).double()
+        loss.tiled = tiled
+        query, key = (numbers(views, len(IDS), D, seed=seed).requires_grad_() for seed in (21, 22))
+        asked = source(query, key, IDS, IDS // 3 if grouped else None, torch.Generator().manual_seed(1))
+        if tiled:
+            on_tiles = [loss.tiled_losses(q, candidates) is not None for q, candidates in asked]
+            assert on_tiles == [name not in ("bank, proximity", "tree")] * len(asked)
+        losses = torch.cat([loss(q, candidates)[0] for q, candidates in asked])
+        named = {"query": query, "key": key, **dict(source.named_parameters()), **dict(loss.named_parameters())}
+        grads = torch.autograd.grad(losses.mean(), list(named.values()), allow_unused=True)
+        found.append({"losses": losses, **{k: g for k, g in zip(named, grads, strict=True) if g is not None}})
+    dense, tiled = found
+    assert dense.keys() == tiled.keys()
+    for each in dense:
+        torch.testing.assert_close(tiled[each], dense[each])
+
+
+def test_each_queries_own_log_q_and_label_smoothing_need_the_whole_matrix() -> None:
+    query, candidates = against(whole(C, 5, seed=7), log_q=numbers(B, C, seed=1))
+    head = InfoNCE(tiled=True).double()
+    assert head.tiled_losses(query, candidates) is None
+    torch.testing.assert_close(head(query, candidates), InfoNCE(tiled=False).double()(query, candidates))
+    smoothed = [InfoNCE(label_smoothing=0.1, tiled=tiled).double() for tiled in (True, False)]
+    assert smoothed[0].tiled_losses(*RULES["pairs"]()) is None
+    torch.testing.assert_close(*(head(*RULES["pairs"]()) for head in smoothed))
+
+
+@pytest.mark.parametrize("name", ["InfoNCE", "NCE"])
+def test_rules_of_each_query_make_masks(name: str) -> None:
+    each = torch.randint(5, (B, C), generator=torch.Generator().manual_seed(1))
+    assert_same(lambda: against(each, groups=each // 2, query_groups=whole(B, 3, seed=2)), HEADS[name](0.2))
+
+
+def test_the_choice_is_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, candidates = RULES["ids"]()
+    calls = []
+    for head in (InfoNCE().double(), NCE().double()):
+        whole_tiled = head.tiled_losses
+        monkeypatch.setattr(head, "tiled_losses", lambda *args, f=whole_tiled: calls.append(1) or f(*args))
+        for worth, tiled, expected in [
+            (B * C, None, 1), (B * C + 1, None, 0), (1, False, 0), (B * C + 1, True, 1)
+        ]:  # fmt: skip
+            monkeypatch.setattr(heads, "WORTH", worth)
+            head.tiled = tiled
+            calls.clear()
+            head(query, candidates)
+            assert len(calls) == expected
