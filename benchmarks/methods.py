@@ -35,16 +35,15 @@ FIGURES = {
     "linear_top1": "linear",
     "linear_10_per_class_top1": "linear, 10 labels a class",
     "image_to_text_recall1": "captions for images, recall@1",
-    "seconds": "seconds",
 }
 
 
 def by_method(jobs: list[Job]) -> dict[str, list[Job]]:
-    found = defaultdict(list)
+    found: dict[str, dict[str, Job]] = defaultdict(dict)
     for job in jobs:
         if job.status == COMPLETE:
-            found[job.swept["method"]].append(job)
-    return dict(found)
+            found[job.swept["method"]][job.swept["seed"]] = job  # of a seed that ran twice the later
+    return {method: list(seeds.values()) for method, seeds in found.items()}
 
 
 def figures(jobs: list[Job]) -> dict[str, dict[str, float]]:
@@ -89,23 +88,23 @@ def draw(methods: dict[str, list[Job]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def cell(found: dict[str, float] | None, name: str) -> str:
+def cell(found: dict[str, float] | None) -> str:
     if found is None:
         return ""
-    return f"{found['mean']:.0f}" if name == "seconds" else f"{found['mean']:.4f} ± {found['half']:.4f}"
+    return f"{found['mean']:.4f} ± {found['half']:.4f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path)
+    parser.add_argument("sweep", type=Path, nargs="+", help="a folder of the sweep, or the folders of its parts")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "methods.json")
     parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "pictures" / "methods.png")
     args = parser.parse_args()
-    methods = by_method(read_jobs(args.sweep))
+    methods = by_method([job for folder in args.sweep for job in read_jobs(folder)])
     told: dict[str, Any] = {name: figures(jobs) for name, jobs in methods.items()}
     print("| method | sees | " + " | ".join(FIGURES.values()) + " |\n" + "|---" * (len(FIGURES) + 2) + "|")
     for name, found in sorted(told.items(), key=lambda item: (LABELLED.get(item[0], ""), -item[1]["knn_top1"]["mean"])):
-        cells = [cell(found.get(figure), figure) for figure in FIGURES]
+        cells = [cell(found.get(figure)) for figure in FIGURES]
         print(f"| `{name}` | {LABELLED.get(name, 'images')} | " + " | ".join(cells) + " |")
     facts = {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__}
     facts["pytorch-lightning"] = installed("pytorch-lightning")
