@@ -50,7 +50,8 @@ from contrast.callbacks.throughput import Throughput
 from contrast.data.images import Images, Splits
 from contrast.data.loader import Batches
 from contrast.data.pretraining import PretrainData
-from contrast.pretrain import make_trainer, new_model
+from contrast.pretrain import lookers, new_model
+from contrast.training import make_trainer
 
 try:
     from lightly.loss import NTXentLoss
@@ -216,7 +217,10 @@ def fit(case: Case, cfg: DictConfig, images: Images, others: Mapping[str, Turn],
     turns = TakeTurns(case.steps, others)
     with tempfile.TemporaryDirectory() as folder:
         model = new_model(cfg, Splits("cifar10", images, None))
-        trainer = make_trainer(cfg, Splits("cifar10", images, None), Path(folder), Throughput())
+        looking = lookers(
+            cfg, Splits("cifar10", images, None), Path(folder), Throughput("images", lambda b: len(b.pixels))
+        )
+        trainer = make_trainer(cfg, Path(folder), looking, len(images) // cfg.batch_size)
         trainer.callbacks.append(turns)  # type: ignore[attr-defined]  # the last
         if premade:
             two = [torch.rand(case.batch, 3, 32, 32) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""contrast-evaluate: what a checkpoint's encoder is worth on a labelled data set."""
+"""contrast-evaluate: what a checkpoint's encoder is worth on a labelled data set, or what word vectors are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,29 +15,56 @@ from contrast.data.text import tokenizer_of
 from contrast.encoders.weights import read
 from contrast.errors import InputError
 from contrast.figures import has_labels, labelled, write_metrics
-from contrast.frozen import checkpoint_file, from_checkpoint, from_weights, is_own
+from contrast.frozen import checkpoint_file, from_checkpoint, from_weights, is_own, word_vectors
 from contrast.logs.environment import write_environment
 from contrast.logs.quiet import quiet
-from contrast.protocols import Bench
+from contrast.protocols import Bench, WordBench, words
 from contrast.sweep.jobs import figure
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Run `cfg.protocol` on the encoder in `cfg.checkpoint`; returns the figure `cfg.metric`.
+    """Run `cfg.protocol` on what `cfg.checkpoint` holds; returns the figure `cfg.metric`."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    quiet()
+    protocol = instantiate(cfg.protocol)
+    bench, about = word_bench(cfg) if getattr(protocol, "func", None) is words else image_bench(cfg)
+    write_environment(run_dir)
+    print(f"{HydraConfig.get().runtime.choices['protocol']} on {about}")
+    figures = protocol(bench)
+    write_metrics(run_dir, figures)
+    width = max(16, *(len(key) + 2 for key in figures))
+    for key, value in figures.items():
+        print(f"{key:<{width}}{value:>10.4g}")
+    print(f"everything lies in {run_dir}")
+    return figure(figures, cfg.metric)
+
+
+def word_bench(cfg: DictConfig) -> tuple[WordBench, str]:
+    """Word vectors and the files they are measured on, and a word on them."""
+    files: Any = OmegaConf.to_container(cfg.data or OmegaConf.create({}))
+    other = set(files) - {"pairs", "analogies"}
+    if other:
+        raise InputError(f"word vectors are measured on data.pairs and data.analogies, not data.{min(other)}")
+    names, vectors = word_vectors(cfg.checkpoint)
+    device = instantiate(cfg.trainer, logger=False, enable_checkpointing=False).strategy.root_device
+    on = vectors if device.type == "mps" else vectors.to(device)  # float64 is needed
+    bench = WordBench(names, on, **files)
+    return bench, f"{len(names):,} words, vectors of {vectors.shape[1]} numbers"
+
+
+def image_bench(cfg: DictConfig) -> tuple[Bench, str]:
+    """The encoder of the checkpoint and the images it is measured on, and a word on these.
 
     `cfg.data` is by default what the checkpoint was trained on. `label_fraction` or `labels_per_class` leave only so
     many labelled training images, the same in every class.
     """
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    quiet()
     file = checkpoint_file(cfg.checkpoint)
     saved = read(file)
     own = is_own(saved)
     if cfg.data is None and not own:
         raise InputError(f"{file} does not say what it was trained on: give data=...")
     splits = data_of(saved, cfg.data, own)
-    name = HydraConfig.get().runtime.choices["protocol"]
-    unlabelled = name == "retrieval"
+    unlabelled = HydraConfig.get().runtime.choices["protocol"] == "retrieval"
     if splits.test is None or not (unlabelled or has_labels(splits)):
         raise InputError(f"{splits.name} has no labelled training images or no test set: nothing to evaluate on")
     encoder = from_checkpoint(saved, cfg.encoder) if own else from_weights(saved, cfg.encoder, splits.train)
@@ -56,15 +83,8 @@ def evaluate(cfg: DictConfig) -> float:
         workers=cfg.workers,
         seed=cfg.seed,
     )
-    write_environment(run_dir)
     learns = "" if unlabelled else f"{len(bench.train):,} labelled training images, "
-    print(f"{name} on {splits.name}: {learns}{len(bench.test):,} test images")
-    figures = instantiate(cfg.protocol)(bench)
-    write_metrics(run_dir, figures)
-    for key, value in figures.items():
-        print(f"{key:<16}{value:>10.4g}")
-    print(f"everything lies in {run_dir}")
-    return figure(figures, cfg.metric)
+    return bench, f"{splits.name}: {learns}{len(bench.test):,} test images"
 
 
 def data_of(saved: Mapping[str, Any], node: DictConfig | None, own: bool) -> Splits:

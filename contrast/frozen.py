@@ -1,4 +1,4 @@
-"""A trained encoder taken out of a run: from a checkpoint of this library, or from a file of plain weights."""
+"""A trained encoder taken out of a run: from a checkpoint of this library, or a file of plain weights; word vectors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,9 @@ from contrast.encoders.weights import load_encoder
 from contrast.errors import InputError
 from contrast.keys import Second
 from contrast.module import Normalize
+from contrast.vectors import BINARY, SAFE, TEXT, load_vectors
+
+VECTORS = "vectors.safetensors"  # in the folder of a run that learned words
 
 
 class Frozen(nn.Module):
@@ -86,6 +89,22 @@ def from_weights(saved: Mapping[str, Any], encoder_cfg: Any, images: Any) -> Fro
     encoder = instantiate(encoder_cfg, in_channels=images.channels, image_size=images.size)
     load_encoder(encoder, saved)
     return Frozen(Normalize(*images.statistics()), encoder)
+
+
+def word_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
+    """The words [V] and vectors [V, D] of a run folder, which holds `VECTORS`, or of a file of `contrast.vectors`.
+
+    Raises InputError for another file, a run without vectors, and a file that cannot be read.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if not (path / VECTORS).is_file():
+            raise InputError(f"{path} has no {VECTORS}: it is no run of word embeddings, or has not ended yet")
+        return load_vectors(path / VECTORS)
+    formats = (*TEXT, *BINARY, *SAFE)
+    if path.suffix not in formats:
+        raise InputError(f"word vectors come from a run folder or a file of {', '.join(formats)}, not {path}")
+    return load_vectors(path)
 
 
 def is_own(saved: Mapping[str, Any]) -> bool:

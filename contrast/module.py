@@ -6,7 +6,6 @@ V views, P of them that ask, B images of this rank, F features, D dimensions of 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from contrast.cached import Embedded, cached_gradients
 from contrast.data.images import Batch
 from contrast.distributed import mean_counted
+from contrast.draws import generator
 from contrast.errors import InputError
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
 from contrast.keys import Shared
@@ -179,9 +179,7 @@ class Contrastive(pl.LightningModule):
 
     def generator(self, *stream: int) -> torch.Generator:
         """Random numbers of this batch, on the CPU: the same on every rank, others for every stream."""
-        # hashed together: torch's generator on the CPU reads only the low 32 bits of a seed
-        (mixed,) = np.random.SeedSequence((self.seed, self.batch_number, *stream)).generate_state(1, np.uint32)
-        return torch.Generator().manual_seed(int(mixed))
+        return generator(self.seed, self.batch_number, *stream)
 
     def identities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What an image is to the negatives: its id and, where that is not all, its group; [B] int64 each."""

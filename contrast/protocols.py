@@ -1,8 +1,9 @@
-"""What an encoder is worth on a labelled data set: kNN, a linear probe, fine-tuning. Each returns its figures.
+"""What an encoder is worth on a labelled data set, and word vectors on human judgements. Each returns its figures.
 
-N training images, M test images.
+N training images, M test images; V words, D dimensions.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from contrast.errors import InputError
 from contrast.evaluation.features import cached_features, digest, features
 from contrast.evaluation.knn import knn_score
 from contrast.evaluation.probe import LEARNING_RATES, WEIGHT_DECAYS, linear_probe
+from contrast.evaluation.words import neighbours as nearest
+from contrast.evaluation.words import word_scores
 from contrast.figures import retrieval_figures
 from contrast.frozen import Frozen, Towers
 
@@ -97,3 +100,27 @@ def linear(
         "weight_decay": found.weight_decay,
     }
     return figures | ({} if found.test_top5 is None else {"top5": found.test_top5})
+
+
+@dataclass(frozen=True)
+class WordBench:
+    """Word vectors [V, D], the words of their rows, the most frequent first, and the files to measure them on."""
+
+    words: Sequence[str]
+    vectors: Tensor
+    pairs: str | Sequence[str] | None = None
+    analogies: str | None = None
+
+
+def words(
+    bench: WordBench, restrict: int | None = None, neighbours: Sequence[str] = (), k: int = 10
+) -> dict[str, float]:
+    """Spearman's correlation with the scores of word pairs, accuracy of analogies, coverage; prints nearest words."""
+    pairs = [bench.pairs] if isinstance(bench.pairs, str | os.PathLike) else list(bench.pairs or ())
+    lines = [(word, nearest(bench.vectors, bench.words, word, k)) for word in neighbours]
+    found = word_scores(bench.words, bench.vectors, pairs, bench.analogies, restrict)
+    if "mean" not in found:
+        raise InputError(f"too few of the words to measure are among these {len(bench.words):,}: nothing is defined")
+    for word, near in lines:
+        print(f"nearest to {word}: {', '.join(f'{other} {cosine:.2f}' for other, cosine in near)}")
+    return found

@@ -1,5 +1,6 @@
 """Every file in conf/ composes, fits what it configures, and every recipe trains."""
 
+import inspect
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, figures
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from contrast.build import build
+from contrast.build import build, complete
+from contrast.data.corpus import Corpus
 from contrast.data.images import Images, Splits
 from contrast.entry import resolvers as resolvers
 from contrast.entry.compose import at_the_door, check_values, composed, opened
@@ -24,8 +26,12 @@ GIVEN = {
     "key/hugging_face": ["key.encoder.name=some"],
     "data/folder": ["data.root=images"],
     "data/captions": ["data.file=captions.csv"],
+    "data/corpus": ["data.path=text.txt"],
+    "experiment/skipgram": ["data.path=text.txt"],
     "experiment/simclr_folder": ["data.root=images"],
 }
+TEXT = ("corpus", "docstrings")  # data of words, not of images
+WORDS = ("gru", "words")  # encoders of words
 SHARED = ("data", "encoder", "trainer", "launcher")  # groups of both commands
 
 Compose = Callable[..., DictConfig]
@@ -102,7 +108,7 @@ def test_every_option_composes(compose: Compose, name: str) -> None:
 # --- what the options build
 
 
-@pytest.mark.parametrize("option", options("data"))
+@pytest.mark.parametrize("option", [option for option in options("data") if option not in TEXT])
 def test_data(compose: Compose, images: Path, option: str) -> None:
     digits = option.startswith("digits")
     words = [] if digits else [f"data.root={images}"]
@@ -118,7 +124,27 @@ def test_data(compose: Compose, images: Path, option: str) -> None:
     assert (splits.train.text is not None) == (splits.tokenizer is not None) == (option in ("captions", "digits_words"))
 
 
-@pytest.mark.parametrize("option", options("encoder"))
+@pytest.mark.parametrize(("option", "words"), [("corpus", ["data.path=text.txt"]), ("docstrings", ["data.most=5000"])])
+def test_text(compose: Compose, tmp_path: Path, option: str, words: list[str]) -> None:
+    (tmp_path / "text.txt").write_text("a word and a word\n" * 9)
+    cfg = compose(f"data={option}", *words).data
+    found = instantiate(cfg, held_out=0.2)
+    assert isinstance(found, Corpus)
+    assert len(found.words) == len(found.counts) == int(found.ids.max()) + 1
+    assert found.held_out is not None
+    named = set(inspect.signature(get_method(cfg._target_)).parameters) - {"name"}
+    assert named == set(cfg) - {"_target_"}
+
+
+@pytest.mark.parametrize("option", WORDS)
+def test_encoder_of_words(compose: Compose, option: str) -> None:
+    encoder = complete(instantiate(compose(f"encoder={option}").encoder), {"size": 9})
+    found = encoder(torch.zeros(2, 3, dtype=torch.long))
+    features = found[0] if option == "gru" else found
+    assert features.shape == (2, 3, encoder.num_features)
+
+
+@pytest.mark.parametrize("option", [option for option in options("encoder") if option not in WORDS])
 def test_encoder(compose: Compose, option: str) -> None:
     if option == "timm":
         pytest.importorskip("timm", reason="pip install 'contrast[timm]'")
@@ -190,7 +216,10 @@ def test_protocol(compose: Compose, option: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("experiment/", "method/"))])
 def test_every_recipe_trains(pretrain: Command, images: Path, name: str) -> None:
-    """Two steps of it as it is, but on a few images."""
+    """Two steps of it as it is, but on a few images, or on a few words."""
+    if OmegaConf.load(CONF / f"{name}.yaml").get("model") is not None:
+        text_recipe_trains(pretrain, name)
+        return
     defaults = OmegaConf.load(CONF / f"{name}.yaml").get("defaults", [])
     data = next((node["override /data"] for node in defaults if "override /data" in node), "digits")
     given = {"digits": [], "digits_words": [], "folder": [f"data.root={images}", "data.image_size=32"]}.get(
@@ -199,6 +228,17 @@ def test_every_recipe_trains(pretrain: Command, images: Path, name: str) -> None
     few = ["batch_size=4", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
     cheap = ["trainer.accelerator=cpu", "logger=csv", "evaluation.enabled=false", "callbacks=none"]
     assert pretrain(*chosen(name), *given, *few, *cheap, "hydra.run.dir=run") == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    assert 0 < figures("run")["loss"] < 20
+
+
+def text_recipe_trains(pretrain: Command, name: str) -> None:
+    Path("text.txt").write_text("a word and another word or two of a line\n" * 400)
+    words = [] if name.endswith("docs") else ["data=corpus", "data.path=text.txt"]
+    words += ["data.most=20000"] if name.endswith("docs") else []
+    few = ["model.span=800", "model.subsample=0"] if "skipgram" in name else ["model.batch=8"]
+    few += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1", "logger=csv"]
+    assert pretrain(f"experiment={name.rpartition('/')[2]}", *words, *few, "hydra.run.dir=run") == 0
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     assert 0 < figures("run")["loss"] < 20
 

@@ -9,17 +9,17 @@ PACKAGE = Path(contrast.__file__).parent
 
 # from the ground up; what stands on one line may import only what stands on lines above it, and itself
 FLOORS = [
-    ["errors"],
+    ["errors", "draws"],
     ["files", "candidates", "distributed", "cached"],
     ["tiled"],
     ["heads", "samplers", "encoders", "data", "views", "optim"],
-    ["evaluation", "negatives", "keys", "functional"],
-    ["module"],
+    ["evaluation", "vectors", "negatives", "keys", "functional"],
+    ["module", "words"],
     ["build", "callbacks", "logs", "sweep"],
     ["frozen"],
     ["entry", "figures"],
-    ["protocols"],
-    ["finetune"],
+    ["protocols", "training"],
+    ["finetune", "pretrain_text"],
     ["pretrain", "evaluate"],
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -109,3 +109,12 @@ def first_non_finite(module: Any, batch: Batch, alone: bool = True) -> str:
 
 def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+class StopAfterNonFinite(pl.Callback):
+    """Raises InputError after a step whose loss is not finite, before it is saved."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not outputs["loss"].isfinite():
+            loss = outputs["loss"].item()
+            raise InputError(f"the loss of batch {pl_module.batch_number} is {loss}: take a lower learning rate")

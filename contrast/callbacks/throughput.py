@@ -1,5 +1,6 @@
-"""Images per second of the training loop, evaluations left out."""
+"""Images or words per second of the training loop, evaluations left out."""
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -7,15 +8,18 @@ import pytorch_lightning as pl
 
 
 class Throughput(pl.Callback):
-    """Logs `train/images_per_second` over the steps since the last log; `images` and `seconds` hold the totals.
+    """Logs `train/<unit>_per_second` over the steps since the last log; `total` and `seconds` hold the sums.
+
+    unit   what is counted, "images" or "words"; count: how many there are in a batch of this rank
 
     The clock stops from the end of an epoch's last batch to the start of the next one's first, where probes run.
     No device is synchronised: the host runs at most a few steps ahead, and the error is that of one log interval.
     """
 
-    def __init__(self) -> None:
-        self.images, self.seconds = 0, 0.0
-        self.since_images, self.since_seconds = 0, 0.0
+    def __init__(self, unit: str, count: Callable[[Any], int]) -> None:
+        self.unit, self.count = unit, count
+        self.total, self.seconds = 0, 0.0
+        self.since_total, self.since_seconds = 0, 0.0
         self.started: float | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -26,10 +30,10 @@ class Throughput(pl.Callback):
         assert self.started is not None
         now = perf_counter()
         self.since_seconds += now - self.started
-        self.since_images += len(batch.pixels) * trainer.world_size
+        self.since_total += self.count(batch) * trainer.world_size
         self.started = now
         if pl_module.logs_this_step():
-            pl_module.log("train/images_per_second", self.since_images / self.since_seconds, prog_bar=True)
+            pl_module.log(f"train/{self.unit}_per_second", self.since_total / self.since_seconds, prog_bar=True)
             self._add()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -37,16 +41,16 @@ class Throughput(pl.Callback):
         self.started = None
 
     def _add(self) -> None:
-        self.images += self.since_images
+        self.total += self.since_total
         self.seconds += self.since_seconds
-        self.since_images, self.since_seconds = 0, 0.0
+        self.since_total, self.since_seconds = 0, 0.0
 
     def figures(self) -> dict[str, float]:
-        """Seconds of training and images per second over the whole run, interruptions left out."""
-        return {"seconds": self.seconds, "images_per_second": self.images / self.seconds if self.seconds else 0.0}
+        """Seconds of training and what was seen per second over the whole run, interruptions left out."""
+        return {"seconds": self.seconds, f"{self.unit}_per_second": self.total / self.seconds if self.seconds else 0.0}
 
     def state_dict(self) -> dict[str, float]:
-        return {"images": self.images + self.since_images, "seconds": self.seconds + self.since_seconds}
+        return {self.unit: self.total + self.since_total, "seconds": self.seconds + self.since_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self.total, self.seconds = state_dict[self.unit], state_dict["seconds"]

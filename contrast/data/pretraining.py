@@ -8,10 +8,8 @@ from contrast.data.images import ImageFiles, Images
 from contrast.data.loader import Batches
 
 
-class PretrainData(pl.LightningDataModule):
-    """Batches of `images` for this rank, on its device.
-
-    batch_size is that of a step over all ranks; seed is of the order; workers decode ImageFiles.
+class ResumableData(pl.LightningDataModule):
+    """A loader with a position, an iterable with `state_dict()` and `load_state_dict()`, which `loader` makes.
 
     The position in the data is saved here. Lightning saves that of a loader too, but loads it only in the middle of
     an epoch, and not at all once `trainer.estimated_stepping_batches` was asked for. As the position is that of the
@@ -20,28 +18,20 @@ class PretrainData(pl.LightningDataModule):
     from that batch's `on_train_batch_end`: harmless once, but a second interruption repeats an epoch.
     """
 
-    def __init__(self, images: Images | ImageFiles, batch_size: int, seed: int = 0, workers: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.images, self.batch_size, self.seed, self.workers = images, batch_size, seed, workers
-        self.batches: Batches | None = None
+        self.batches: Any = None
         self._start: dict[str, Any] | None = None  # position from a checkpoint, for batches to come
+
+    def loader(self, trainer: pl.Trainer) -> Any:
+        raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         self.batches, self._start = None, None
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Any:
         assert self.trainer is not None
-        batches = Batches(
-            self.images,
-            self.batch_size,
-            self.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            device=self.trainer.strategy.root_device,
-            workers=self.workers,
-        )
-        limit = self.trainer.limit_train_batches
-        batches.limit = limit if isinstance(limit, int) else int(limit * len(batches))
+        batches = self.loader(self.trainer)
         start = self._start if self.batches is None else self.batches.state_dict()
         if start is not None:
             batches.load_state_dict(start)
@@ -56,3 +46,28 @@ class PretrainData(pl.LightningDataModule):
             self._start = state_dict
         else:  # strategies that restore late
             self.batches.load_state_dict(state_dict)
+
+
+class PretrainData(ResumableData):
+    """Batches of `images` for this rank, on its device.
+
+    batch_size is that of a step over all ranks; seed is of the order; workers decode ImageFiles.
+    """
+
+    def __init__(self, images: Images | ImageFiles, batch_size: int, seed: int = 0, workers: int = 0) -> None:
+        super().__init__()
+        self.images, self.batch_size, self.seed, self.workers = images, batch_size, seed, workers
+
+    def loader(self, trainer: pl.Trainer) -> Batches:
+        batches = Batches(
+            self.images,
+            self.batch_size,
+            self.seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            device=trainer.strategy.root_device,
+            workers=self.workers,
+        )
+        limit = trainer.limit_train_batches
+        batches.limit = limit if isinstance(limit, int) else int(limit * len(batches))
+        return batches

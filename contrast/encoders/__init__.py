@@ -6,10 +6,24 @@ has to be subclassed.
 """
 
 from contrast.encoders.projector import mlp, predictor
+from contrast.encoders.recurrent import GRU
 from contrast.encoders.small import conv_net
 from contrast.encoders.text import hf_text, text_transformer
 from contrast.encoders.timm_models import timm_model
 from contrast.encoders.vision import resnet, vit
 from contrast.encoders.weights import load_encoder
+from contrast.encoders.words import WordTable
 
-__all__ = ["conv_net", "hf_text", "load_encoder", "mlp", "predictor", "resnet", "text_transformer", "timm_model", "vit"]
+__all__ = [
+    "GRU",
+    "WordTable",
+    "conv_net",
+    "hf_text",
+    "load_encoder",
+    "mlp",
+    "predictor",
+    "resnet",
+    "text_transformer",
+    "timm_model",
+    "vit",
+]

@@ -6,6 +6,7 @@ P views, B queries of a view, N classes, D dimensions, K draws.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
@@ -26,6 +27,8 @@ class Table(Source):
              Distinct draws of a fixed number with either correction are biased, so they are not offered.
     draws    K, of a `Sampler`
     std      of the normal distribution that the vectors start from
+    sparse   the gradient is sparse: a step makes nothing of the table's size, and wants an optimiser that takes sparse
+             gradients (SGD, Adagrad, SparseAdam). It needs a sampler: of a whole table every row has a gradient
 
     The draws of a step are shared by all its queries, on all ranks.
     """
@@ -33,14 +36,22 @@ class Table(Source):
     numbered = of_classes = True
 
     def __init__(
-        self, size: int, dim: int, sampler: Sampler | Poisson | None = None, draws: int = 64, std: float = 0.02
+        self,
+        size: int,
+        dim: int,
+        sampler: Sampler | Poisson | None = None,
+        draws: int = 64,
+        std: float = 0.02,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
         if size < 2 or dim < 1 or draws < 1:
             raise InputError(f"a table needs 2 classes, 1 dimension and 1 draw at least: {size}, {dim}, {draws}")
         if sampler is not None and sampler.size != size:
             raise InputError(f"a sampler of {sampler.size} ids does not fit a table of {size} classes")
-        self.sampler, self.draws = sampler, draws
+        if sparse and sampler is None:
+            raise InputError(f"sparse gradients need a sampler: without one all {size} classes are in every step")
+        self.sampler, self.draws, self.sparse = sampler, draws, sparse
         self.vectors = nn.Parameter(torch.randn(size, dim) * std)
 
     def forward(
@@ -53,14 +64,14 @@ class Table(Source):
     ) -> Asked:
         """One direction for all P views; `key` and `groups` are not looked at."""
         flat, ids = query.flatten(0, 1), ids.repeat(len(query))  # [P B, D], [P B]
-        answers = self.vectors[ids][:, None]  # [P B, 1, D]
+        answers = self.rows(ids)[:, None]  # [P B, 1, D]
         if self.sampler is None:
             everything = torch.arange(len(self.vectors), device=ids.device)
             return [(flat, Candidates(self.vectors, ids, groups=everything, query_groups=ids, answers=answers))]
         if isinstance(self.sampler, Poisson):
             drawn = self.sampler.draw(generator)  # [n], n random
             candidates = Candidates(
-                vectors=self.vectors[drawn],
+                vectors=self.rows(drawn),
                 query_ids=ids,
                 groups=drawn,
                 query_groups=ids,
@@ -71,13 +82,17 @@ class Table(Source):
         else:
             drawn = self.sampler.draw((self.draws,), generator)  # [K]
             candidates = Candidates(
-                vectors=self.vectors[drawn],
+                vectors=self.rows(drawn),
                 query_ids=ids,
                 log_q=self.sampler.log_prob(drawn) + math.log(self.draws),
                 answers=answers,
                 answers_log_q=self.sampler.log_prob(ids)[:, None] + math.log(self.draws),
             )
         return [(flat, candidates)]
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Vectors of the classes `ids` [K], [K, D]."""
+        return F.embedding(ids, self.vectors, sparse=True) if self.sparse else self.vectors[ids]
 
 
 class Targets(Source):

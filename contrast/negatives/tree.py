@@ -19,6 +19,7 @@ class Tree(Source):
 
     counts  of the classes, for a Huffman tree (Mikolov et al. 2013, section 2.1), or a `HuffmanTree` of your own
     dim     D
+    sparse  the gradient is sparse, as that of a `Table`
 
     P(class | query) is the product over its path of sigmoid((1 - 2 turn) x_node . query), and sums to 1 over the
     classes. The candidates are the nodes of the path, negated where the turn is 1, and all positive: the logistic loss
@@ -30,11 +31,12 @@ class Tree(Source):
     path: Tensor
     sign: Tensor
 
-    def __init__(self, counts: Tensor | HuffmanTree, dim: int) -> None:
+    def __init__(self, counts: Tensor | HuffmanTree, dim: int, sparse: bool = False) -> None:
         super().__init__()
         tree = counts if isinstance(counts, HuffmanTree) else huffman(counts)
         if dim < 1:
             raise InputError(f"a tree needs vectors of at least 1 dimension, got {dim}")
+        self.sparse = sparse
         there = torch.arange(tree.path.shape[1]) < tree.length[:, None]  # [N, L]
         self.register_buffer("path", torch.where(there, tree.path, -1).to(torch.int32))  # [N, L], -1 beyond its end
         self.register_buffer("sign", 1 - 2 * tree.turn.to(torch.int8))  # [N, L], 1 or -1
@@ -51,7 +53,9 @@ class Tree(Source):
         """One direction for all P views; `key` and `groups` are not looked at."""
         flat, ids = query.flatten(0, 1), ids.repeat(len(query))  # [P B, D], [P B]
         path, sign = self.path[ids].long(), self.sign[ids]  # [P B, L]
-        nodes = self.vectors[path.clamp(min=0)] * sign[:, :, None]  # [P B, L, D]
+        there = path.clamp(min=0)
+        nodes = F.embedding(there, self.vectors, sparse=True) if self.sparse else self.vectors[there]  # [P B, L, D]
+        nodes = nodes * sign[:, :, None]
         positive = torch.zeros_like(ids)
         return [(flat, Candidates(nodes, positive, ids=torch.where(path >= 0, 0, ABSENT)))]
 

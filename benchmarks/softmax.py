@@ -1,0 +1,165 @@
+"""The approximations of the softmax side by side: held-out perplexity of a next-word model against seconds of training.
+
+    contrast-pretrain -m experiment=language_model \\
+        head=full_softmax,nce,sampled_softmax,negative_sampling,hierarchical_softmax,adaptive_softmax \\
+        data=corpus data.path=TEXT data.min_count=1 data.max_words=10000,50000,200000 data.held_out=0.02 \\
+        trainer.max_epochs=100 callbacks.held_out.max_seconds=60 logger=none hydra.sweep.dir=runs/softmax
+    python benchmarks/softmax.py runs/softmax
+
+Prints the table of docs/softmax-approximations.md, writes results/softmax.json and docs/pictures/softmax.png.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from omegaconf import OmegaConf
+from views import installed, processor
+
+from contrast.logs.csv_log import read_rows
+from contrast.sweep.jobs import COMPLETE, Job, read_jobs
+
+HERE = Path(__file__).resolve().parent
+HEADS = {
+    "full_softmax": "full softmax",
+    "sampled_softmax": "sampled softmax",
+    "nce": "NCE",
+    "negative_sampling": "negative sampling",
+    "hierarchical_softmax": "hierarchical",
+    "adaptive_softmax": "adaptive",
+}
+WITH_LOG_Q = "negative sampling + log q"  # a second line of the same runs
+FIGURES = ("perplexity", "perplexity_with_log_q", "log_z", "log_z_std", "unigram_perplexity", "words_per_second")
+
+
+def config(job: Job) -> Any:
+    assert job.folder is not None
+    return OmegaConf.load(job.folder / "config.yaml")
+
+
+def curve(job: Job) -> dict[str, list[float]]:
+    """Seconds of training, the words seen in them, and the held-out figures after them."""
+    assert job.folder is not None
+    rows = [row for row in read_rows(job.folder / "metrics.csv")[1] if "held_out/perplexity" in row]
+    names = {"seconds": "train/seconds", "words": "train/words", "perplexity": "held_out/perplexity"}
+    names |= {name: f"held_out/{name}" for name in ("perplexity_with_log_q", "unigram_perplexity")}
+    there = {name: column for name, column in names.items() if rows and column in rows[0]}
+    return {name: [round(float(row[column]), 2) for row in rows] for name, column in there.items()}
+
+
+def told(job: Job) -> dict[str, Any]:
+    """Figures of a run and its curve, rounded."""
+    found: dict[str, Any] = {name: round(job.metrics[name], 3) for name in FIGURES if name in job.metrics}
+    found |= {"seconds": round(job.metrics["seconds"], 1), "held_out_words": int(job.metrics["held_out_words"])}
+    found["words"] = round(job.metrics["words_per_second"] * job.metrics["seconds"])
+    found["curve"] = curve(job)
+    return found
+
+
+def lines(heads: dict[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+    """What is drawn of one vocabulary, by label."""
+    found = {}
+    for head, label in HEADS.items():
+        if head in heads:
+            drawn = heads[head]["curve"]
+            found[label] = (drawn["seconds"], drawn["perplexity"])
+            if "perplexity_with_log_q" in drawn:
+                found[WITH_LOG_Q] = (drawn["seconds"], drawn["perplexity_with_log_q"])
+    return found
+
+
+def apart(heights: list[float], gap: float) -> list[float]:
+    """The heights, rising, moved so that they are `gap` apart, as little as a pass upwards allows."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    shift = sum(p - h for p, h in zip(placed, heights, strict=True)) / len(heights)
+    return [p - shift for p in placed]
+
+
+def draw(by_size: dict[int, dict[str, Any]], path: Path) -> None:
+    """A panel for each vocabulary, both axes logarithmic, every line named at its end."""
+    colours = {label: f"C{number}" for number, label in enumerate([*HEADS.values(), WITH_LOG_Q])}
+    figure, axes = plt.subplots(
+        1, len(by_size), figsize=(5 * len(by_size), 5.2), constrained_layout=True, squeeze=False
+    )
+    for axis, (size, heads) in zip(axes[0], sorted(by_size.items()), strict=True):
+        shown = lines(heads)
+        unigram = next(iter(heads.values()))["curve"].get("unigram_perplexity", [])  # of the words of the curves
+        last = max(seconds[-1] for seconds, _ in shown.values())
+        for label, (seconds, values) in shown.items():
+            style = "--" if label == WITH_LOG_Q else "-"
+            axis.plot(seconds, values, style + "o", color=colours[label], markersize=3, linewidth=1.6)
+        for value in unigram[:1]:
+            axis.axhline(value, color="0.5", linewidth=0.8, linestyle=":")
+            axis.text(1, value, "frequencies alone", color="0.4", fontsize=7, va="bottom")
+        axis.set(xscale="log", yscale="log", title=f"{size:,} words", xlabel="seconds of training")
+        low, high = (torch.tensor(value).log().item() for value in axis.get_ylim())
+        ends = sorted((torch.tensor(values[-1]).log().item(), label) for label, (_, values) in shown.items())
+        for (_, label), height in zip(ends, apart([end for end, _ in ends], (high - low) / 26), strict=True):
+            text = f" {label}  {shown[label][1][-1]:,.0f}"
+            axis.text(
+                last * 1.08, torch.tensor(height).exp().item(), text, color=colours[label], fontsize=8, va="center"
+            )
+        axis.set_xlim(right=last * 14)
+        axis.grid(alpha=0.25, which="both")
+        ticks = [second for second in (1, 2, 5, 10, 20, 50, 100, 200) if second <= last * 1.05]
+        axis.set_xticks(ticks, [str(second) for second in ticks])
+        axis.minorticks_off()
+        marks = [
+            v
+            for v in (50, 70, 100, 150, 200, 300, 500, 700, 1000, 2000, 5000, 10000)
+            if low < torch.tensor(v).log() < high
+        ]
+        axis.set_yticks(marks, [f"{mark:,}" for mark in marks])
+    axes[0][0].set_ylabel("perplexity of held-out text, exactly normalised")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def table(by_size: dict[int, dict[str, Any]]) -> str:
+    """Perplexity after the training, words per second, and how self-normalised the scores are."""
+    sizes = sorted(by_size)
+    heading = ["output layer", *(f"{size:,} words" for size in sizes), *(f"words/s at {size:,}" for size in sizes)]
+    rows = [heading, ["---"] * len(heading)]
+    for head, label in HEADS.items():
+        found = [by_size[size].get(head) for size in sizes]
+        if any(found):
+            rows.append([label, *(f"{each['perplexity']:,.0f}" if each else "" for each in found)])
+            rows[-1] += [f"{each['words_per_second']:,.0f}" if each else "" for each in found]
+        if any(each and "perplexity_with_log_q" in each for each in found):
+            rows.append([WITH_LOG_Q, *(f"{each['perplexity_with_log_q']:,.0f}" if each else "" for each in found)])
+            rows[-1] += [""] * len(sizes)
+    unigram = [next(iter(by_size[size].values()))["unigram_perplexity"] for size in sizes]
+    rows.append(["frequencies alone", *(f"{value:,.0f}" for value in unigram), *[""] * len(sizes)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, nargs="+", help="a folder of the sweep, or the folders of its parts")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "softmax.json")
+    parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "pictures" / "softmax.png")
+    args = parser.parse_args()
+    by_size: dict[int, dict[str, Any]] = {}
+    for job in (job for folder in args.sweep for job in read_jobs(folder)):
+        if job.status == COMPLETE:
+            by_size.setdefault(int(config(job).data.max_words), {})[job.swept["head"]] = told(job)
+    print(table(by_size))
+    for size, heads in sorted(by_size.items()):
+        for head, found in heads.items():
+            if "log_z" in found:
+                print(f"log Z of {HEADS[head]} at {size:,}: {found['log_z']:.2f} ± {found['log_z_std']:.2f}")
+    facts = {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__}
+    facts |= {"pytorch-lightning": installed("pytorch-lightning"), "threads": str(torch.get_num_threads())}
+    args.out.write_text(json.dumps({"versions": facts, "vocabularies": by_size}, indent=2) + "\n")
+    draw(by_size, args.picture)
+    print(f"written to {args.out} and {args.picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""A recurrent encoder of the words before: what a next-word model asks with.
+
+B sequences, T words, V ids, E dimensions of a word, H of the state, L layers, F = H + 1 features.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from contrast.errors import InputError
+
+
+class GRU(nn.Module):
+    """Word vectors and gated recurrent units (Cho et al. 2014) -> their last layer's states and a last feature of 1.
+
+    size     V, number of different ids
+    dim      E; hidden  H; layers  L
+    dropout  of the word vectors, between layers and of the states
+    sparse   the word vectors' gradient is sparse: it wants an optimiser that takes sparse gradients (Adagrad)
+
+    The feature of 1 makes the last component of a class's vector its bias; `num_features` counts it.
+    """
+
+    def __init__(
+        self, size: int, dim: int = 128, hidden: int = 128, layers: int = 1, dropout: float = 0.0, sparse: bool = True
+    ) -> None:
+        super().__init__()
+        if size < 1 or dim < 1 or hidden < 1 or layers < 1 or not 0 <= dropout < 1:
+            raise InputError(
+                "a GRU needs 1 id, dimension, hidden unit and layer at least, and dropout in [0, 1): "
+                f"{size}, {dim}, {hidden}, {layers}, {dropout}"
+            )
+        self.num_features = hidden + 1
+        self.words = nn.Embedding(size, dim, sparse=sparse)
+        nn.init.normal_(self.words.weight, std=0.1)
+        self.gru = nn.GRU(dim, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features after each word of `ids` [B, T], [B, T, F], and the state [L, B, H] for the words that follow.
+
+        state  after the words before, [L, B, H]; None: there are none
+        """
+        states, state = self.gru(self.dropout(self.words(ids)), state)  # [B, T, H], [L, B, H]
+        return torch.cat([self.dropout(states), states.new_ones(*ids.shape, 1)], dim=2), state

@@ -1,0 +1,145 @@
+"""contrast-pretrain on text: word vectors that learn, leave, resume, and are evaluated."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command, figures
+from test_resume import differences
+
+from contrast.vectors import load_vectors
+
+TOPICS = (("sun", "sky", "cloud", "rain"), ("ship", "sea", "port", "crew"), ("bread", "oven", "salt", "flour"))
+
+
+def write_corpus(path: Path, lines: int = 900) -> Path:
+    """Lines of one topic each: words of a topic stand near each other, and near no other."""
+    generator = torch.Generator().manual_seed(0)
+    written = []
+    for line in range(lines):
+        topic = TOPICS[line % len(TOPICS)]
+        written.append(" ".join(topic[i] for i in torch.randint(len(topic), (12,), generator=generator).tolist()))
+    path.write_text("\n".join(written) + "\n")
+    return path
+
+
+SMALL = (
+    "experiment=skipgram",
+    "data.path=corpus.txt",
+    "encoder.num_features=16",
+    "model.subsample=0",
+    "model.span=2000",
+    "model.workers=1",
+    "model.block=8",
+    "model.blocks=2",
+    "trainer.log_every_n_steps=1",
+    "logger=none",
+)
+
+
+@pytest.fixture
+def corpus(workplace: Path) -> Path:
+    return write_corpus(workplace / "corpus.txt")
+
+
+def together(vectors: torch.Tensor, words: tuple[str, ...]) -> tuple[float, float]:
+    """Mean cosine of words of one topic, and of words of two."""
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    topic = torch.tensor([next(n for n, each in enumerate(TOPICS) if word in each) for word in words])
+    cosine, same = unit @ unit.T, topic[:, None] == topic
+    off = ~torch.eye(len(words), dtype=torch.bool)
+    return float(cosine[same & off].mean()), float(cosine[~same].mean())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("model.method=cbow", "model.lr=0.2"),
+        ("model.workers=2",),
+        ("head=nce",),
+        ("head=sampled_softmax",),
+        ("head=full_softmax", "trainer.max_epochs=1"),
+        ("head=hierarchical_softmax",),
+        ("head=hierarchical_softmax", "model.method=cbow", "model.lr=0.2"),
+    ],
+    ids=["skip-gram", "cbow", "two workers", "nce", "sampled softmax", "full softmax", "tree", "tree, cbow"],
+)
+def test_words_of_a_topic_come_together(pretrain: Command, corpus: Path, words: tuple[str, ...]) -> None:
+    files = "evaluation.files=[vectors.safetensors,vectors.txt]"
+    assert pretrain(*SMALL, "trainer.max_epochs=3", *words, files, "hydra.run.dir=run") == 0
+    names, vectors = load_vectors("run/vectors.safetensors")
+    assert sorted(names) == sorted(word for topic in TOPICS for word in topic)
+    same, other = together(vectors, names)
+    assert same > other + 0.3
+    told = figures("run")
+    assert told["words_per_second"] > 0
+    assert told["loss"] > 0
+    assert torch.equal(load_vectors("run/vectors.txt")[1], vectors)
+
+
+def test_one_worker_is_a_function_of_the_seed_and_resumes(pretrain: Command, corpus: Path) -> None:
+    run = (*SMALL, "trainer.max_epochs=3")
+    assert pretrain(*run, "hydra.run.dir=whole") == 0
+    assert pretrain(*SMALL, "trainer.max_epochs=1", "hydra.run.dir=part") == 0
+    parts = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("whole", "part")]
+    assert list(differences(parts[0]["state_dict"], parts[1]["state_dict"])) != []
+    assert pretrain(*run, "checkpoints.every_n_steps=2", "hydra.run.dir=again") == 0
+    again = load_vectors("again/vectors.safetensors")[1]
+    assert torch.equal(again, load_vectors("whole/vectors.safetensors")[1])
+    kill = ("+callbacks.interrupt._target_=test_resume.Interrupt", "+callbacks.interrupt.at=9")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        pretrain(*run, *kill, "+callbacks.interrupt.how=raise", "checkpoints.every_n_steps=2", "hydra.run.dir=cut")
+    assert not Path("cut/metrics.json").exists()
+    assert pretrain("resume=cut", "callbacks.interrupt.at=0") == 0
+    assert torch.equal(load_vectors("cut/vectors.safetensors")[1], again)
+
+
+def test_other_seeds_give_other_vectors(pretrain: Command, corpus: Path) -> None:
+    for seed in (0, 1):
+        assert pretrain(*SMALL, f"seed={seed}", "trainer.max_epochs=1", f"hydra.run.dir=run{seed}") == 0
+    first, second = (load_vectors(f"run{seed}/vectors.safetensors")[1] for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_a_run_is_evaluated(pretrain: Command, evaluate: Command, corpus: Path, capsys: Any) -> None:
+    Path("pairs.tsv").write_text("sun\tsky\t9\nship\tsea\t8\nsun\tsalt\t1\nport\toven\t0\nzebra\tsun\t2\n")
+    inside = ("evaluation.pairs=pairs.tsv", "evaluation.neighbours=[sun]", "evaluation.k=3")
+    assert pretrain(*SMALL, *inside, "hydra.run.dir=run", "metric=pairs_spearman", "direction=maximize") == 0
+    told = figures("run")
+    assert told["pairs_coverage"] == 0.8
+    assert told["pairs_spearman"] > 0.5
+    near = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sun: "))
+    assert {word.split()[0] for word in near.removeprefix("sun: ").split(", ")} == {"sky", "cloud", "rain"}
+    assert evaluate("checkpoint=run", "protocol=words", "data.pairs=pairs.tsv", "hydra.run.dir=eval") == 0
+    assert figures("eval")["pairs_spearman"] == pytest.approx(told["pairs_spearman"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("data=digits", "model.span=5"), "images, and the model is one of text"),
+        (("model.span=0",), "span 0"),
+        (("negatives.sampler.power=-1",), "power"),
+        (("data.min_count=100000",), "100000 times"),
+        (("trainer.devices=2",), "one process, not 2"),
+        (("metric=accuracy", "trainer.max_epochs=1"), "metric=accuracy is not among the figures"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    pretrain: Command, corpus: Path, capsys: Any, words: tuple[str, ...], message: str
+) -> None:
+    settings = [word for word in SMALL if not (words[0] == "data=digits" and word.startswith("data."))]
+    assert pretrain(*settings, *words, "hydra.run.dir=run") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_text_needs_a_model_of_text(pretrain: Command, corpus: Path, capsys: Any) -> None:
+    assert pretrain("data=corpus", "data.path=corpus.txt", "logger=none") == 2
+    assert "experiment=skipgram" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pretrain: Command, corpus: Path, capsys: Any) -> None:
+    assert pretrain(*SMALL, "model.lr=1e30", "model.limit=null", "hydra.run.dir=run") == 2
+    assert "take a lower lr" in capsys.readouterr().err

@@ -1,0 +1,267 @@
+"""Skip-gram and CBOW: blocks against word2vec's loops, steps written out against autograd and against naive sums."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from contrast.encoders import WordTable
+from contrast.errors import InputError
+from contrast.heads import NCE, InfoNCE
+from contrast.negatives import Table, Tree
+from contrast.samplers import Unigram
+from contrast.words import WordVectors
+from contrast.words.blocks import blocks, keep_probability
+
+V, D, W, L = 12, 5, 3, 4
+COUNTS = torch.tensor([90, 40, 30, 20, 9, 8, 7, 6, 5, 4, 3, 2])
+
+
+def text(places: int = 41, seed: int = 0) -> Tensor:
+    ids = torch.randint(V, (places,), generator=torch.Generator().manual_seed(seed))
+    ids[[0, 7, 8, 19]] = -1
+    return ids
+
+
+def model(head: Any = None, source: Callable[[], Any] | None = None, **options: Any) -> WordVectors:
+    torch.manual_seed(3)
+    negatives = Table(V, D, sampler=Unigram(COUNTS), draws=6, std=0.5) if source is None else source()
+    if head is None:
+        head = NCE(temperature=1.0, cosine=False, correction=False, noise=3)
+    made = WordVectors(
+        WordTable(V, D),
+        negatives,
+        head,
+        COUNTS,
+        window=W,
+        subsample=0,
+        block=L,
+        blocks=2,
+        **({"limit": None} | options),
+    ).double()
+    torch.nn.init.normal_(made.encoder.weight, std=0.7)
+    return made
+
+
+def generator(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def naive_pairs(ids: Tensor, reach: dict[int, int]) -> list[tuple[int, int]]:
+    """(place of the centre, place of the word around), as two loops."""
+    found = []
+    for i in range(len(ids)):
+        for j in range(len(ids)):
+            same_line = all(int(ids[m]) >= 0 for m in range(min(i, j), max(i, j) + 1))
+            if i != j and same_line and abs(i - j) <= reach.get(i, 0):
+                found.append((i, j))
+    return found
+
+
+def test_pairs_are_those_of_two_loops() -> None:
+    ids = text()
+    made = blocks(ids, torch.ones(V), W, L, generator())
+    places = (ids >= 0).nonzero().squeeze(1)
+    reach = dict(zip(places.tolist(), made.reach.flatten().tolist(), strict=False))
+    assert set(reach.values()) == {1, 2, 3}
+    expected = naive_pairs(ids, reach)
+    block, centre, around = made.pairs().nonzero(as_tuple=True)
+    got = zip(made.centre[block, centre].tolist(), made.around[block, around].tolist(), strict=True)
+    assert sorted(got) == sorted((int(ids[i]), int(ids[j])) for i, j in expected)
+    rank = {int(place): n for n, place in enumerate(places)}  # a word's number among those of the text
+    at = [(n * L + i, n * L + j - W) for n, i, j in zip(block.tolist(), centre.tolist(), around.tolist(), strict=True)]
+    assert sorted(at) == sorted((rank[i], rank[j]) for i, j in expected)
+
+
+def test_dropped_words_bring_their_neighbours_closer() -> None:
+    keep = torch.ones(V)
+    keep[1] = 0
+    made = blocks(torch.tensor([0, 1, 2, -1, 3]), keep, 1, 4, generator())
+    assert made.centre.tolist() == [[0, 2, 3, 0]]
+    block, centre, around = made.pairs().nonzero(as_tuple=True)
+    got = zip(made.centre[block, centre].tolist(), made.around[block, around].tolist(), strict=True)
+    assert sorted(got) == [(0, 2), (2, 0)]
+
+
+@pytest.mark.parametrize("ids", [torch.empty(0, dtype=torch.long), torch.tensor([-1, -1])])
+def test_a_span_without_words_has_no_blocks(ids: Tensor) -> None:
+    made = blocks(ids, torch.ones(V), W, L, generator())
+    assert len(made) == 0
+    assert made.pairs().shape == (0, L, L + 2 * W)
+
+
+def test_keep_probability_is_that_of_word2vec() -> None:
+    keep = keep_probability(COUNTS, 0.05)
+    for count, told in zip(COUNTS.tolist(), keep.tolist(), strict=True):
+        share = count / int(COUNTS.sum())
+        assert told == pytest.approx(min(1.0, math.sqrt(0.05 / share) + 0.05 / share))
+    assert keep_probability(COUNTS, 0).eq(1).all()
+    with pytest.raises(InputError, match=r"got 1\.5"):
+        keep_probability(COUNTS, 1.5)
+
+
+def test_words_are_kept_as_often_as_that() -> None:
+    ids = torch.zeros(20_000, dtype=torch.long)
+    made = blocks(ids, torch.full((V,), 0.3), W, L, generator())
+    kept = (made.line >= 0).sum().item()
+    assert abs(kept - 6000) < 4 * math.sqrt(20_000 * 0.3 * 0.7)
+
+
+def naive_step(made: WordVectors, part: Any, drawn: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Tables after one step of gradient descent on the sum of the pairs' losses, pair by pair."""
+    inputs = made.encoder.weight.detach().clone().requires_grad_()
+    outputs = made.negatives.vectors.detach().clone().requires_grad_()
+    head, log_q, total = made.head, made.negatives.sampler.log_q.double(), torch.zeros((), dtype=torch.float64)
+
+    def loss(query: Tensor, answer: int, noise: list[int]) -> Tensor:
+        def score(word: int) -> Tensor:
+            value = query @ outputs[word] + head.bias().double()
+            return value - (log_q[word] + math.log(head.noise)) if head.correction else value
+
+        found = torch.log1p(torch.exp(-score(answer)))
+        for word in noise:
+            found = found + head.noise / len(noise) * torch.log1p(torch.exp(score(word)))
+        return found
+
+    for n in range(len(part)):
+        around, centre, pairs = part.around[n].tolist(), part.centre[n].tolist(), part.pairs()[n]
+        for i in range(L):
+            context = [j for j in range(L + 2 * W) if pairs[i, j]]
+            if made.method == "skipgram":
+                for j in context:
+                    total = total + loss(inputs[centre[i]], around[j], drawn[n].tolist())
+            elif context:
+                query = sum(inputs[around[j]] for j in context) / len(context)
+                total = total + loss(query, centre[i], drawn[n].tolist())
+    of_inputs, of_outputs = torch.autograd.grad(total, (inputs, outputs))
+    return (inputs - rate * of_inputs).detach(), (outputs - rate * of_outputs).detach()
+
+
+@pytest.mark.parametrize("method", ["skipgram", "cbow"])
+@pytest.mark.parametrize(("correction", "bias"), [(False, 0.0), (True, 0.0), (True, -1.5), (False, 0.5)])
+def test_a_step_is_that_of_naive_sums_and_of_autograd(method: Any, correction: bool, bias: float) -> None:
+    def fresh() -> WordVectors:
+        head = NCE(temperature=1.0, cosine=False, bias=bias, correction=correction, noise=3)
+        return model(head, method=method)
+
+    out, by_hand = fresh(), fresh()
+    assert out.written_out
+    part = blocks(text(), out.keep, W, L, generator()).part(0, 3)
+    drawn = out.negatives.sampler.draw((len(part), out.negatives.draws), generator(9))
+    expected = naive_step(out, part, drawn, 0.1)
+    out.step(part, drawn, torch.zeros(V), 0.1)
+    torch.testing.assert_close(out.encoder.weight.detach(), expected[0], rtol=2e-6, atol=2e-7)
+    torch.testing.assert_close(out.negatives.vectors.detach(), expected[1], rtol=2e-6, atol=2e-7)
+    by_hand.step_by_autograd(part, generator(9), torch.zeros(V), 0.1)
+    torch.testing.assert_close(by_hand.encoder.weight, out.encoder.weight, rtol=2e-6, atol=2e-7)
+    torch.testing.assert_close(by_hand.negatives.vectors, out.negatives.vectors, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("method", ["skipgram", "cbow"])
+@pytest.mark.parametrize(
+    ("head", "source"),
+    [
+        (lambda: InfoNCE(temperature=1.0, cosine=False), lambda: Table(V, D, std=0.5)),
+        (lambda: InfoNCE(temperature=1.0, cosine=False), lambda: Table(V, D, Unigram(COUNTS), draws=6, std=0.5)),
+        (lambda: NCE(temperature=1.0, cosine=False), lambda: Tree(COUNTS, D)),
+        (lambda: NCE(temperature=0.5, cosine=True, noise=2), lambda: Table(V, D, Unigram(COUNTS), draws=6, std=0.5)),
+    ],
+    ids=["full softmax", "sampled softmax", "hierarchical softmax", "cosine"],
+)
+def test_other_heads_lower_their_loss(method: Any, head: Any, source: Any) -> None:
+    made = model(head(), source, method=method)
+    assert not made.written_out
+    part = blocks(text(), made.keep, W, L, generator()).part(0, 2)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(made.losses(part.part(n, n + 1), generator(n)).sum()) for n in range(2))
+
+    before = loss()
+    for _ in range(20):
+        made.step_by_autograd(part, generator(0), torch.zeros(V), 0.05)
+    assert loss() < 0.9 * before
+
+
+def test_sharing_noise_changes_the_draws_and_not_the_expected_loss() -> None:
+    """Mean over many draws of the shared form = k E_q[softplus(s)] + softplus(-s of the word itself)."""
+    made = model()
+    part = blocks(text(), made.keep, W, L, generator()).part(0, 1)
+    draws = generator(1)
+    with torch.no_grad():
+        many = torch.stack([made.losses(part, draws) for _ in range(4000)])  # [runs, P]
+        _, centre, around = part.pairs().nonzero(as_tuple=True)
+        scores = made.encoder.weight[part.centre[0, centre]] @ made.negatives.vectors.T  # [P, V]
+        q = made.negatives.sampler.log_q.double().exp()
+        own = scores.gather(1, part.around[0, around][:, None]).squeeze(1)
+        expected = torch.nn.functional.softplus(-own) + 3 * torch.nn.functional.softplus(scores) @ q
+    error = many.std(dim=0) / math.sqrt(len(many))
+    assert ((many.mean(dim=0) - expected).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("method", ["skipgram", "cbow"])
+def test_a_row_takes_in_no_more_than_the_limit(method: Any) -> None:
+    """Each table's step is that without a limit, scaled row by row by limit / the pairs that change it."""
+    free, held = model(method=method), model(method=method, limit=2.5)
+    part = blocks(text(), free.keep, W, L, generator()).part(0, 3)
+    drawn = free.negatives.sampler.draw((3, 6), generator(9))
+    start = free.encoder.weight.detach().clone(), free.negatives.vectors.detach().clone()
+    tally = torch.zeros(V, dtype=torch.float64)
+    free.step(part, drawn, tally, 0.1)
+    held.step(part, drawn, tally, 0.1)
+    assert not tally.any()
+    asks, answers = torch.zeros(V), torch.zeros(V)
+    for n in range(3):
+        pairs = part.pairs()[n].float()
+        number = pairs.sum(dim=1)  # of each centre
+        if method == "skipgram":
+            asks.index_add_(0, part.centre[n], number)
+            answers.index_add_(0, part.around[n], pairs.sum(dim=0))
+        else:
+            asks.index_add_(0, part.around[n], (pairs / number.clamp(min=1)[:, None]).sum(dim=0))
+            number = (number > 0).float()
+            answers.index_add_(0, part.centre[n], number)
+        answers.index_add_(0, drawn[n], (3 / 6 * number.sum()).expand(6))
+    for pairs, before, whole, got in zip(
+        (asks, answers),
+        start,
+        (free.encoder.weight, free.negatives.vectors),
+        (held.encoder.weight, held.negatives.vectors),
+        strict=True,
+    ):
+        assert (pairs > 2.5).any()
+        scale = (2.5 / pairs.clamp(min=2.5)).double()[:, None]
+        torch.testing.assert_close(got.detach(), before + scale * (whole.detach() - before), rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_of_the_tables_size_is_made() -> None:
+    """A step writes to the rows of its words and draws alone."""
+    made = model()
+    part = blocks(torch.tensor([0, 1, 2, 1]), made.keep, W, L, generator())
+    before = made.encoder.weight.detach().clone()
+    made.step(part, torch.tensor([[5, 6]]), torch.zeros(V), 0.1)
+    changed = (made.encoder.weight != before).any(dim=1).nonzero().squeeze(1)
+    assert set(changed.tolist()) <= {0, 1, 2}
+    assert len(changed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "glove"}, "'glove'"),
+        ({"workers": 0}, "workers 0"),
+        ({"lr": 0.1, "lr_end": 0.2}, r"0\.1 and 0\.2"),
+        ({"seed": -1}, "-1"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model(**options)
+
+
+def test_noise_must_be_positive() -> None:
+    with pytest.raises(InputError, match=r"got 0"):
+        NCE(noise=0)
