@@ -16,7 +16,10 @@ from contrast.errors import InputError
 CONF = Path(__file__).parents[1] / "conf"
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "encoder").glob("*.yaml")), ids=lambda path: path.stem)
+OF_IMAGES = sorted(path for path in (CONF / "encoder").glob("*.yaml") if path.stem not in ("gru", "words"))
+
+
+@pytest.mark.parametrize("path", OF_IMAGES, ids=lambda path: path.stem)
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
 def test_every_configured_encoder_keeps_the_contract(path: Path, channels: int, size: int) -> None:
     if path.stem == "timm":
