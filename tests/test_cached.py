@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_distributed import free_port, join
+from test_distributed import free_port, join, leave
 from test_module import images, trainer
 from torch import Tensor, nn
 
@@ -176,7 +176,7 @@ def ranked(rank: int, world: int, port: int, folder: str) -> None:
     x = _inputs()[:, 6 * rank : 6 * rank + 6]
     model(x, torch.arange(6 * rank, 6 * rank + 6)).backward()
     torch.save([parameter.grad for parameter in encoder.parameters()], Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 class _Step(nn.Module):

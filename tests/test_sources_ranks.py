@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_distributed import free_port, join
+from test_distributed import free_port, join, leave
 from torch import Tensor, nn
 
 from contrast.distributed import mean_counted
@@ -128,7 +128,7 @@ def ranked(rank: int, world: int, port: int, folder: str) -> None:
         told[f"keys, evaluated, {shuffle_bn}"] = keys(key_encoder(shuffle_bn).eval(), mine)
         told[f"keys, trained, {shuffle_bn}"] = keys(key_encoder(shuffle_bn).train(), mine)
     torch.save(told, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

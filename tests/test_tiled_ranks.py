@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_distributed import free_port, join
+from test_distributed import free_port, join, leave
 from torch import Tensor, nn
 
 from contrast.distributed import mean_counted
@@ -74,7 +74,7 @@ def ranked(rank: int, world: int, port: int, folder: str) -> None:
     with pytest.raises(InputError, match="positives are on other ranks than their query"):
         step(elsewhere, True, True, slice(2 * (rank % 2), 2 * (rank % 2) + 2))
     torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize("world", [2, 4])
