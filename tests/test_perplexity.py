@@ -16,7 +16,7 @@ from contrast.samplers import Unigram
 from contrast.words import LanguageModel
 
 V, HIDDEN = 11, 5
-COUNTS = torch.tensor([40, 30, 20, 15, 10, 8, 6, 5, 3, 1, 12])  # the last is the end of a line
+COUNTS = torch.tensor([12, 40, 30, 20, 15, 10, 8, 6, 5, 3, 1])  # the first is the end of a line
 
 
 def model(negatives: object, head: object, **options: object) -> LanguageModel:
@@ -64,11 +64,11 @@ def naive_scores(made: LanguageModel, name: str, query: Tensor) -> list[float]:
 
 def naive(made: LanguageModel, name: str, ids: Tensor, count: int, length: int) -> dict[str, float]:
     """Word after word, each stream by itself."""
-    classes = [V - 1 if i < 0 else i for i in ids.tolist()]
+    classes = [i + 1 for i in ids.tolist()]  # the end of a line, -1, is class 0
     log_q = made.negatives.sampler.log_prob(torch.arange(V)).tolist() if name == "negative_sampling" else [0.0] * V
     losses, with_log_q, log_zs, unigram = [], [], [], []
     for start in range(0, len(classes), length):
-        state, before = None, classes[start - 1] if start else V - 1
+        state, before = None, classes[start - 1] if start else 0
         for word in classes[start : start + length]:
             features, state = made.encoder(torch.tensor([[before]]), state)
             scores = naive_scores(made, name, features[0, 0].detach())
@@ -110,7 +110,7 @@ def test_at_most_so_many_words_of_every_stream() -> None:
 def test_the_state_goes_from_chunk_to_chunk() -> None:
     made, ids = model(*outputs()["full_softmax"]), torch.arange(40) % V
     encode = lambda words, state: made.encoder(words, state)  # noqa: E731
-    parts = [over_text(encode, made.log_probs, ids, V - 1, count=2, chunk=chunk) for chunk in (1, 7, 100)]
+    parts = [over_text(encode, made.log_probs, ids, 0, count=2, chunk=chunk) for chunk in (1, 7, 100)]
     means = [perplexity(part["log_prob"]) for part in parts]
     assert means == pytest.approx([means[0]] * 3, rel=1e-12)
 

@@ -18,12 +18,13 @@ class AdaptiveSoftmax(nn.Module):
 
     dim      D, of the queries
     size     N, number of classes
-    cutoffs  where the head ends and each tail cluster begins
+    cutoffs  where the head ends and each tail cluster begins; None: `usual_cutoffs`
     Takes `Candidates` without vectors (`negatives.Targets`): only the class of each query is read.
     """
 
-    def __init__(self, dim: int, size: int, cutoffs: Sequence[int], div_value: float = 4.0) -> None:
+    def __init__(self, dim: int, size: int, cutoffs: Sequence[int] | None = None, div_value: float = 4.0) -> None:
         super().__init__()
+        cutoffs = usual_cutoffs(size) if cutoffs is None else cutoffs
         if not cutoffs or list(cutoffs) != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= size:
             raise InputError(f"the cutoffs of {size} classes must rise between 1 and {size - 1}, got {list(cutoffs)}")
         self.softmax = nn.AdaptiveLogSoftmaxWithLoss(dim, size, list(cutoffs), div_value)
@@ -53,3 +54,14 @@ class AdaptiveSoftmax(nn.Module):
 
     def advance(self) -> None:
         """Nothing is scheduled."""
+
+
+def usual_cutoffs(size: int) -> list[int]:
+    """A head of 2,000 classes, but at most a fifth of all, and clusters that begin at 4 times as many in turn.
+
+    None begins in the second half: 10,000 classes have [2000], 50,000 [2000, 8000], 200,000 [2000, 8000, 32000].
+    """
+    cutoffs = [max(1, min(2000, size // 5))]
+    while 8 * cutoffs[-1] <= size:
+        cutoffs.append(4 * cutoffs[-1])
+    return cutoffs

@@ -1,6 +1,7 @@
 """A next-word model: an encoder of the words before, and any head and source over words as its output layer.
 
-B sequences, T words, N places of a span, Q predicted words, D features, V classes: the words and, last, a line's end.
+B sequences, T words, N places of a span, Q predicted words, D features, V classes: the end of a line
+and the words.
 """
 
 from collections.abc import Callable
@@ -79,16 +80,17 @@ class LanguageModel(pl.LightningModule):
 
     @staticmethod
     def counts(corpus: Corpus) -> Tensor:
-        """How often each class occurs, [V]: the words, and last the end of a line.
+        """How often each class occurs, [V]: the end of a line, then the words by falling frequency.
+
+        The end of a line is first for the adaptive softmax, in whose head it belongs: it is frequent in most text.
 
         An <unk> that stands for no word of the text counts as once: it has to be drawn, and to have a place in a tree.
         """
-        return torch.cat([corpus.counts, corpus.counts.new_tensor([corpus.lines])]).clamp(min=1)
+        return torch.cat([corpus.counts.new_tensor([corpus.lines]), corpus.counts]).clamp(min=1)
 
     def classes(self, ids: Tensor) -> Tensor:
-        """Places of a corpus as classes: the ends of lines, -1, are the last."""
-        ids = ids.long()
-        return torch.where(ids < 0, len(self.log_p) - 1, ids)
+        """Places of a corpus as classes: the end of a line, -1, is class 0, and word n class n + 1."""
+        return ids.long() + 1
 
     def windows(self, ids: Tensor) -> Tensor:
         """A span [N] as windows of text, [B, T + 1], what is left over dropped; a shorter span is one window."""
@@ -158,8 +160,7 @@ class LanguageModel(pl.LightningModule):
             return self.log_probs(query, ids) | {"unigram": self.log_p[ids].double()}
 
         with evaluating(self):
-            end = len(self.log_p) - 1
-            found = over_text(encode, told, self.classes(ids).to(self.device), end, self.streams, most)
+            found = over_text(encode, told, self.classes(ids).to(self.device), 0, self.streams, most)
         figures = {"perplexity": perplexity(found["log_prob"])}
         if "log_prob_with_log_q" in found:
             figures["perplexity_with_log_q"] = perplexity(found["log_prob_with_log_q"])
