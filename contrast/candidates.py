@@ -26,6 +26,8 @@ class Candidates:
     log_q         [C] or [B, C], log expected count under the noise it was drawn from, or None: no correction
     answers       [B, P, D], positives that are each query's own, beside the shared candidates; or None
     answers_log_q [B, P], as log_q
+    classes       [C] or [B, C] int64, the row of a class table that each vector is, for whoever counts them; no rule
+                  reads it
     of_queries    the vectors are the queries of all ranks, in order of rank
     ring          vectors, ids, groups and log_q are this rank's part: those of the other ranks are to be passed round
 
@@ -41,6 +43,7 @@ class Candidates:
     log_q: Tensor | None = None
     answers: Tensor | None = None
     answers_log_q: Tensor | None = None
+    classes: Tensor | None = None
     of_queries: bool = False
     ring: bool = False
 
@@ -65,6 +68,7 @@ class Candidates:
             log_q=_columns(self.log_q, rows, columns),
             answers=None if self.answers is None else self.answers[rows],
             answers_log_q=None if self.answers_log_q is None else self.answers_log_q[rows],
+            classes=_columns(self.classes, rows, columns),
         )
 
     def masks(self) -> tuple[Tensor, Tensor]:

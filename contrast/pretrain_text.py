@@ -4,6 +4,7 @@ V classes: the words, and what else the model predicts.
 """
 
 import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from contrast.callbacks.throughput import Throughput
 from contrast.data.corpus import Corpus
 from contrast.data.spans import SpanData
 from contrast.errors import InputError
-from contrast.evaluation.words import neighbours, word_scores
+from contrast.evaluation.words import neighbours, score_names, word_scores
 from contrast.figures import write_metrics
+from contrast.frozen import VECTORS
 from contrast.logs.curves import save_curves
 from contrast.training import ending, last_loss, make_trainer, resume_point, say
-from contrast.vectors import save_vectors
+from contrast.vectors import file_format, save_vectors
 from contrast.words import WordVectors
 
 
@@ -32,17 +34,18 @@ def pretrain_text(cfg: DictConfig, corpus: Corpus, run_dir: Path) -> float | Non
         model = build_text(cfg, corpus)
         data = SpanData(corpus.ids, model.span, cfg.seed)
         throughput = Throughput("words", model.count)
+        check_wishes(cfg, model, corpus, {"loss", *throughput.figures()})
         looking = [StopAfterNonFinite(), throughput, *looking_on(cfg, corpus)]
         trainer = make_trainer(cfg, run_dir, looking, -(-len(corpus.ids) // model.span))
-        if isinstance(model, WordVectors) and trainer.world_size > 1:  # before Lightning starts the others
-            raise InputError(f"word vectors train in one process, not {trainer.world_size}: model.workers=N")
+        if trainer.world_size > 1:  # before Lightning starts the others
+            raise InputError(f"models of text train in one process, not in {trainer.world_size}: trainer.devices=1")
         what = f"{corpus.total_words:,} words of {corpus.name}, {len(corpus.words):,} different ones"
         say(f"{cfg.name}: {what}; everything lies in {run_dir}")
         trainer.fit(model, data, ckpt_path=resume_point(cfg.resume))
         if not trainer.is_global_zero:
             return None
         found, told = worth(cfg, model, corpus, run_dir, trainer.strategy.root_device)
-        figures = found | throughput.figures() | last_loss(run_dir)
+        figures = throughput.figures() | last_loss(run_dir) | found
         for logger in trainer.loggers:
             logger.log_metrics({f"final/{name}": value for name, value in figures.items()}, trainer.global_step)
         write_metrics(run_dir, figures)
@@ -61,9 +64,9 @@ def looking_on(cfg: DictConfig, corpus: Corpus) -> list[pl.Callback]:
 def build_text(cfg: DictConfig, corpus: Corpus) -> Any:
     """The model that `cfg` describes for `corpus`, a function of the configuration and its seed alone.
 
-    Its parts are partials that are called with those of these facts that their signatures name: `size` V and `counts`
-    [V] for all; `dim`, the encoder's features, for negatives and head; for the model itself these three, the optimiser,
-    the scheduler, the seed and the configuration.
+    Its parts are partials that are called with those of these facts that their signatures name: `size` V, `counts`
+    [V] and `words` for all; `dim`, the encoder's features, for negatives and head; for the model itself these, the
+    optimiser, the scheduler, the seed and the configuration.
     """
     if cfg.model is None:
         raise InputError(f"{corpus.name} is text: it needs a model of text, as experiment=skipgram has")
@@ -72,7 +75,7 @@ def build_text(cfg: DictConfig, corpus: Corpus) -> Any:
         raise InputError("the model of text has to be a partial: _partial_: true")
     pl.seed_everything(cfg.seed, verbose=False)
     counts: torch.Tensor = make.func.counts(corpus)  # type: ignore[attr-defined]
-    facts: dict[str, Any] = {"size": len(counts), "counts": counts}
+    facts: dict[str, Any] = {"size": len(counts), "counts": counts, "words": corpus.words}
     encoder = complete(instantiate(cfg.encoder), facts)
     facts["dim"] = encoder.num_features
     parts = {
@@ -84,7 +87,40 @@ def build_text(cfg: DictConfig, corpus: Corpus) -> Any:
         "seed": cfg.seed,
         "config": plain(cfg),
     }
+    takes = inspect.signature(make.func).parameters
+    unused = [name for name in ("optimizer", "scheduler") if parts[name] is not None and name not in takes]
+    if unused:
+        told = " ".join(f"{name}=null" for name in unused)
+        raise InputError(f"{make.func.__name__} has no use for {' and '.join(unused)}: {told}")
     return complete(make, facts | parts)
+
+
+def check_wishes(cfg: DictConfig, model: Any, corpus: Corpus, names: set[str]) -> None:
+    """InputError for what would fail after the training: files to read or write, or a metric that is not measured.
+
+    names  of the figures that every run has
+    """
+    if isinstance(model, WordVectors):
+        if cfg.get("evaluation") is None:
+            raise InputError("word vectors are saved and measured as evaluation=words says, and there is no evaluation")
+        for file in files_of(cfg.evaluation):
+            file_format(file)
+        names = names | score_names(pairs_of(cfg.evaluation), cfg.evaluation.analogies)
+    else:
+        names = names | model.figure_names(corpus)
+    if cfg.metric not in names:
+        none = "; no text is held out for it: data.held_out=0.05" if cfg.metric == "perplexity" else ""
+        raise InputError(f"metric={cfg.metric} will not be among the figures: {', '.join(sorted(names))}{none}")
+
+
+def files_of(chosen: DictConfig) -> list[str]:
+    """The files that vectors leave in: always the one that contrast-evaluate reads, and others that are asked for."""
+    return list(dict.fromkeys([VECTORS, *(chosen.files or [])]))
+
+
+def pairs_of(chosen: DictConfig) -> list[str]:
+    """The files of word pairs of an evaluation: one name or a list of them."""
+    return [chosen.pairs] if isinstance(chosen.pairs, str) else list(chosen.pairs or [])
 
 
 def worth(
@@ -95,16 +131,18 @@ def worth(
         figures = model.figures(corpus, device)
         return figures, model.table(figures)
     chosen, vectors = cfg.evaluation, model.vectors()
-    for name in chosen.files:
+    for name in files_of(chosen):
         save_vectors(run_dir / name, corpus.words, vectors)
-    pairs = [chosen.pairs] if isinstance(chosen.pairs, str) else list(chosen.pairs or [])
+    pairs = pairs_of(chosen)
     asked = bool(pairs or chosen.analogies)
-    figures = word_scores(corpus.words, vectors, pairs, chosen.analogies, chosen.restrict) if asked else {}
+    figures = model.figures()
+    if asked:
+        figures |= word_scores(corpus.words, vectors, pairs, chosen.analogies, chosen.restrict)
     lines = [f"{name:<34}{value:>9.4f}" for name, value in figures.items()]
     for word in chosen.neighbours:
-        if word in corpus.number:
-            near = ", ".join(
-                f"{other} {cosine:.2f}" for other, cosine in neighbours(vectors, corpus.words, word, chosen.k)
-            )
-            lines.append(f"{word}: {near}")
+        if word not in corpus.number:
+            lines.append(f"{word}: none of the {len(corpus.words):,} words")
+            continue
+        near = neighbours(vectors, corpus.words, word, chosen.k)
+        lines.append(f"{word}: " + ", ".join(f"{other} {cosine:.2f}" for other, cosine in near))
     return figures, "\n".join(lines)

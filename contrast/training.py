@@ -1,13 +1,14 @@
 """What every kind of pretraining shares: its trainer, its loggers, how a run ends."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import wandb
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -48,7 +49,8 @@ def loggers(cfg: DictConfig, run_dir: Path) -> list[Any]:
 
 @contextmanager
 def ending(run_dir: Path) -> Iterator[None]:
-    """Closes W&B's run whatever happens, and gives SIGTERM a status of its own."""
+    """Closes W&B's run and gives torch its threads back whatever happens, and gives SIGTERM a status of its own."""
+    threads = torch.get_num_threads()  # which a model may change, for the next job of a sweep too
     try:
         yield
     except SIGTERMException:
@@ -56,7 +58,9 @@ def ending(run_dir: Path) -> Iterator[None]:
         say(f"told to end: the last step is saved, contrast-pretrain resume={run_dir} continues")
         raise SystemExit(128 + signal.SIGTERM) from None
     finally:
-        wandb.finish()
+        torch.set_num_threads(threads)
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()
 
 
 def resume_point(resume: str | None) -> str | None:

@@ -36,7 +36,7 @@ def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> Non
     empty or has white space in it (all three formats end words at white space), and a file that cannot be written.
     """
     path = Path(path).expanduser()
-    suffix = _suffix(path)
+    suffix = file_format(path)
     if vectors.ndim != 2 or len(words) != len(vectors) or vectors.numel() == 0:
         raise InputError(f"{len(words)} words and vectors {list(vectors.shape)} cannot be saved: [V, D] is wanted")
     wrong = [word for word in words if word.split() != [word]]
@@ -69,7 +69,7 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     Raises InputError for a file that is not there, has another suffix, or is not what its suffix says.
     """
     path = Path(path).expanduser()
-    suffix = _suffix(path)
+    suffix = file_format(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     try:
@@ -93,7 +93,9 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     return tuple(words[row] for row in rows), vectors[rows]
 
 
-def _suffix(path: Path) -> str:
+def file_format(path: str | Path) -> str:
+    """The suffix of a file of word vectors. Raises InputError for one that is none of the three formats'."""
+    path = Path(path)
     if path.suffix not in (*TEXT, *BINARY, *SAFE):
         raise InputError(f"word vectors are files of {', '.join((*TEXT, *BINARY, *SAFE))}, not '{path.name}'")
     return path.suffix

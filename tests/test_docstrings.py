@@ -66,6 +66,17 @@ except Exception:
     assert docstrings(most=6, min_count=1).total_words == 6
 
 
+@pytest.mark.parametrize(("most", "expected"), [(2, ["one two"]), (3, ["one two three"]), (4, ["one two three"])])
+def test_nothing_is_parsed_for_less_than_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, expected: list[str]
+):
+    (tmp_path / "a.py").touch()
+    monkeypatch.setattr(contrast.data.docstrings, "_roots", lambda: [tmp_path])
+    monkeypatch.setattr(contrast.data.docstrings, "_tree", lambda file: pytest.fail(f"{file} is parsed"))
+    monkeypatch.setattr(contrast.data.docstrings, "topics", {"a": "One two three", "b": "Four"})
+    assert lines_of(docstrings(most=most, min_count=1)) == expected
+
+
 def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = docstrings(most=3000)
     assert 2900 < first.total_words < 3100
@@ -95,8 +106,9 @@ def test_python_without_help_topics(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_errors(tmp_path: Path):
-    with pytest.raises(InputError, match="most=0"):
-        docstrings(most=0)
+    for most in (0, 1):
+        with pytest.raises(InputError, match=f"at least 2 words .*most={most}"):
+            docstrings(most=most)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write the docstrings to .*give cache=FOLDER"):
         docstrings(most=100, cache=tmp_path / "file" / "cache")

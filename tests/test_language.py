@@ -1,5 +1,6 @@
 """The next-word model: its loss by definition, its output layers, sparse gradients, its runs."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ from contrast.logs.csv_log import read_rows
 from contrast.negatives import InBatch, Table, Targets, Tree
 from contrast.samplers import LogUniform, Poisson, Unigram
 from contrast.words import LanguageModel
+from contrast.words.frequencies import start_at_frequencies
 
 V, DIM = 9, 6  # classes; features with the last one, 1
 COUNTS = torch.tensor([9, 50, 30, 20, 10, 8, 5, 3, 1])  # the first is the end of a line
@@ -52,7 +54,7 @@ def full(**options: object) -> LanguageModel:
 def span(length: int = 17) -> Span:
     ids = torch.randint(V - 1, (length,), generator=torch.Generator().manual_seed(3))
     ids[6] = BORDER
-    return Span(ids, 0)
+    return Span(ids)
 
 
 # --- the loss
@@ -84,12 +86,12 @@ def test_windows_of_a_span() -> None:
     assert made.windows(torch.arange(17)).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13, 14]]
     assert made.windows(torch.arange(3)).tolist() == [[0, 1, 2]]
     assert [made.count(span(length)) for length in (17, 10, 7)] == [12, 8, 4]
-    assert made.count(Span(torch.arange(3), 0)) == 2
+    assert made.count(Span(torch.arange(3))) == 2
 
 
 def test_a_span_of_one_place_changes_nothing() -> None:
     made = full()
-    loss = made.training_step(Span(torch.tensor([2]), 0), 0)["loss"]
+    loss = made.training_step(Span(torch.tensor([2])), 0)["loss"]
     loss.backward()
     assert loss == 0
     assert all(not (p.grad.to_dense() if p.grad.is_sparse else p.grad).any() for p in made.parameters())
@@ -141,6 +143,89 @@ def test_negative_sampling_begins_at_its_optimum() -> None:
     query = F.one_hot(torch.tensor([DIM - 1] * V), DIM).float()
     told = made.log_probs(query, torch.arange(V))
     torch.testing.assert_close(told["log_prob_with_log_q"].exp(), COUNTS.double() / COUNTS.sum(), rtol=1e-4, atol=1e-6)
+
+
+def expected_loss(negatives: Any, head: Any, share: Tensor) -> Tensor:
+    """Over the classes, and over all that a sampler may draw, of a query with the constant feature alone."""
+    n, sampler = len(share), getattr(negatives, "sampler", None)
+    outcomes: list[tuple[float, list[int]]] = []
+    if sampler is None:
+        outcomes.append((1.0, []))
+    elif isinstance(sampler, Poisson):
+        pi = sampler.log_pi.double().exp().tolist()
+        for sample in itertools.product((False, True), repeat=n):
+            chance = math.prod(p if there else 1 - p for p, there in zip(pi, sample, strict=True))
+            outcomes.append((chance, [i for i in range(n) if sample[i]]))
+    else:
+        q = sampler.log_prob(torch.arange(n)).double().exp().tolist()
+        draws = itertools.product(range(n), repeat=negatives.draws)
+        outcomes += [(math.prod(q[i] for i in drawn), list(drawn)) for drawn in draws]
+    total = torch.zeros((), dtype=torch.float64)
+    query = torch.zeros(1, n, negatives.vectors.shape[1], dtype=torch.float64)
+    query[..., -1] = 1
+    for chance, drawn in outcomes:
+        with pytest.MonkeyPatch.context() as patch:
+            if sampler is not None:
+                patch.setattr(sampler, "draw", lambda *_, drawn=drawn: torch.tensor(drawn, dtype=torch.long))
+            ((asking, candidates),) = negatives(query, None, torch.arange(n))
+        total = total + chance * share @ head(asking, candidates)[0]
+    return total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.25, 2.0])
+@pytest.mark.parametrize(
+    ("source", "head"),
+    [
+        ("table", lambda t: InfoNCE(t, cosine=False)),
+        ("unigram", lambda t: InfoNCE(t, cosine=False)),
+        ("poisson", lambda t: InfoNCE(t, cosine=False)),
+        ("table", lambda t: NCE(t, cosine=False)),
+        ("table", lambda t: NCE(t, cosine=False, noise=2, correction=False)),
+        ("table", lambda t: NCE(t, cosine=False, noise=2)),
+        ("unigram", lambda t: NCE(t, cosine=False, bias=-0.5)),
+        ("unigram", lambda t: NCE(t, cosine=False, bias=-0.5, noise=3)),
+        ("unigram", lambda t: NCE(t, cosine=False, bias=LearnedBias(0.5), correction=False)),
+        ("unigram", lambda t: NCE(t, cosine=False, noise=3, correction=False)),
+        ("poisson", lambda t: NCE(t, cosine=False, bias=0.5)),
+        ("poisson", lambda t: NCE(t, cosine=False, bias=0.5, correction=False)),
+        ("everything", lambda t: NCE(t, cosine=False, noise=2)),
+        ("everything", lambda t: NCE(t, cosine=False, noise=2, correction=False)),
+        ("tree", lambda t: NCE(t, cosine=False)),
+    ],
+)
+def test_it_begins_where_its_expected_loss_is_least(source: str, head: Any, temperature: float) -> None:
+    """The gradient of the biases is 0, and of biases a little away it is not."""
+    counts = torch.tensor([5, 9, 4, 1])
+    negatives = {
+        "table": lambda: Table(4, 2, std=0),
+        "unigram": lambda: Table(4, 2, Unigram(counts), 2, std=0),
+        "poisson": lambda: Table(4, 2, Poisson([0.3, 0.9, 0.5, 0.2]), std=0),
+        "everything": lambda: Table(4, 2, Poisson([1, 1, 1, 1]), std=0),
+        "tree": lambda: Tree(counts, 2),
+    }[source]().double()
+    scores = head(temperature)
+    start_at_frequencies(negatives, scores, counts)
+    share = counts.double() / counts.sum()
+    for away, most, least in ((0.0, 1e-6, 0.0), (0.1, 1.0, 1e-4)):
+        with torch.no_grad():
+            negatives.vectors[0, -1] += away
+        (grad,) = torch.autograd.grad(expected_loss(negatives, scores, share), negatives.vectors)
+        assert least <= float(grad[:, -1].abs().max()) <= most
+
+
+@pytest.mark.parametrize("negatives", [Table(V, DIM), Tree(COUNTS, DIM)])
+def test_a_cosine_has_no_bias_to_begin_with(negatives: Any) -> None:
+    with pytest.raises(InputError, match=r"a cosine has none: model\.frequencies=false"):
+        model(negatives, NCE(0.2))
+    assert not model(Table(V, DIM, std=0), NCE(0.2), frequencies=False).negatives.vectors.any()
+
+
+def test_a_class_that_is_never_drawn_has_no_best_score() -> None:
+    for sampler in (Unigram([1, 0, 2, *[1] * (V - 3)]), Poisson([0.5, 0, *[0.5] * (V - 2)])):
+        with pytest.raises(InputError, match="class 1 of 9 is never drawn"):
+            model(Table(V, DIM, sampler), NCE(1.0, cosine=False, correction=False))
+        made = model(Table(V, DIM, sampler), NCE(1.0, cosine=False))
+        assert bool(made.negatives.vectors.isfinite().all())
 
 
 def test_it_may_begin_without_the_frequencies() -> None:
@@ -293,6 +378,15 @@ def test_every_head_trains(pretrain: Command, text: Path, head: str) -> None:
     assert float(told[0]["train/words"]) > 0
 
 
+def test_perplexity_needs_held_out_text(pretrain: Command, text: Path, capsys: Any) -> None:
+    assert pretrain(*lm(text, "data.held_out=0", "hydra.run.dir=run")) == 2
+    assert "no text is held out for it: data.held_out=0.05" in capsys.readouterr().err
+    assert not Path("run/metrics.csv").exists()  # before the first step
+    few = ("data.held_out=0", "metric=loss", "trainer.max_epochs=1", "hydra.run.dir=loss")
+    assert pretrain(*lm(text, *few)) == 0
+    assert "perplexity" not in figures("loss")
+
+
 def test_it_learns_what_follows_what(pretrain: Command, text: Path) -> None:
     assert pretrain(*lm(text, "trainer.max_epochs=6", "optimizer.lr=0.3", "hydra.run.dir=run")) == 0
     found = figures("run")
@@ -325,6 +419,40 @@ def test_a_resumed_run_is_the_uninterrupted_one(pretrain: Command, text: Path) -
     assert figures("whole")["perplexity"] == figures("parts")["perplexity"]
 
 
+def test_another_text_is_not_resumed(pretrain: Command, text: Path, capsys: Any) -> None:
+    assert pretrain(*lm(text, "trainer.max_epochs=1", "data.max_words=11", "hydra.run.dir=run")) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["words"][0] == "<unk>"
+    text.write_text(text.read_text() + "w11 w11 w11 w11 w11\n" * 40)
+    assert pretrain("resume=run", "trainer.max_epochs=2") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"12 words, and this text has 12, number \d+ is '[^']+' there and '[^']+' here", said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("optimizer=adamw",), "AdamW takes no sparse gradients: encoder.sparse=false negatives.sparse=false; or"),
+        (("optimizer=sgd",), "SGD with weight decay 0.0001 takes no sparse gradients: encoder.sparse=false neg"),
+        (("optimizer=adamw", "negatives.sparse=false"), "no sparse gradients: encoder.sparse=false; or optimizer"),
+        (("trainer.devices=2",), "one process, not in 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    pretrain: Command, text: Path, capsys: Any, words: tuple[str, ...], message: str
+) -> None:
+    assert pretrain(*lm(text, "head=sampled_softmax", *draws("sampled_softmax"), *words, "hydra.run.dir=run")) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [("optimizer=sgd", "optimizer.weight_decay=0"), ("optimizer=adamw", "encoder.sparse=false")]
+)
+def test_other_optimisers_train(pretrain: Command, text: Path, words: tuple[str, ...]) -> None:
+    assert (
+        pretrain(*lm(text, *words, "trainer.limit_train_batches=2", "trainer.max_epochs=1", "hydra.run.dir=run")) == 0
+    )
+
+
 def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step takes a second, each measure a hundred."""
     now = [0.0]
@@ -336,10 +464,6 @@ def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.
         def log_metrics(self, metrics: dict[str, float], step: int) -> None:
             logged.append({"step": step, **metrics})
 
-    class Strategy:
-        def broadcast(self, value: float) -> float:
-            return value
-
     class Module:
         def logs_this_step(self) -> bool:
             return False
@@ -350,7 +474,7 @@ def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.
 
     class Trainer:
         world_size, should_stop, global_step = 1, False, 0
-        loggers, strategy = [Logger()], Strategy()
+        loggers = [Logger()]
 
     throughput = Throughput("words", lambda batch: 5)
     corpus = Corpus("c", torch.zeros(1), ("a",), torch.ones(1), 1, 1, held_out=torch.zeros(3))

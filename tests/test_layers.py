@@ -19,7 +19,7 @@ FLOORS = [
     ["frozen"],
     ["entry", "figures"],
     ["protocols", "training"],
-    ["finetune", "pretrain_text"],
+    ["finetune", "pretrain_images", "pretrain_text"],
     ["pretrain", "evaluate"],
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

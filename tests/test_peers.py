@@ -13,8 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
+from contrast.errors import InputError
 from contrast.functional import dcl, info_nce, nt_xent, sup_con
 from contrast.heads import AdaptiveSoftmax, InfoNCE
+from contrast.heads.adaptive import usual_cutoffs
 from contrast.negatives import InBatch, Table, Targets
 
 pytestmark = pytest.mark.slow
@@ -102,6 +104,31 @@ def test_adaptive_softmax_takes_half_queries(dtype: torch.dtype) -> None:
     assert losses.dtype == log_p.dtype == torch.float32
     torch.testing.assert_close(losses, head(query.float(), candidates)[0])
     torch.testing.assert_close(log_p, head.log_prob(query.float()))
+
+
+def test_usual_cutoffs_follow_the_number_of_classes_and_dimensions() -> None:
+    expected = {
+        (2, 512): [1],
+        (10, 512): [2],
+        (10_000, 129): [2000],
+        (50_000, 129): [2000, 8000],
+        (200_000, 129): [2000, 8000],  # a third cluster would have 2 dimensions
+        (200_000, 512): [2000, 8000, 32_000],
+        (200_000, 33): [2000],
+    }
+    assert {(size, dim): usual_cutoffs(size, dim) for size, dim in expected} == expected
+    for size in range(2, 3000):
+        cutoffs = usual_cutoffs(size, 512)
+        assert cutoffs == sorted(set(cutoffs))
+        assert cutoffs[0] >= 1
+        assert cutoffs[-1] <= max(1, size // 2) < size
+
+
+def test_a_cluster_without_dimensions_is_refused() -> None:
+    with pytest.raises(InputError, match=r"33 dimensions divided by 4\.0, its square, \.\.\. have \[8, 2, 0\]"):
+        AdaptiveSoftmax(33, 64_000, [2000, 8000, 32_000])
+    with pytest.raises(InputError, match=r"have \[0\]"):
+        AdaptiveSoftmax(3, 10)
 
 
 def fitted(x: Tensor, target: Tensor, classes: int, c: float) -> Tensor:

@@ -21,7 +21,7 @@ COUNTS = torch.tensor([12, 40, 30, 20, 15, 10, 8, 6, 5, 3, 1])  # the first is t
 
 def model(negatives: object, head: object, **options: object) -> LanguageModel:
     torch.manual_seed(0)
-    made = LanguageModel(GRU(V, 4, HIDDEN), negatives, head, COUNTS, torch.optim.Adagrad, **options)
+    made = LanguageModel(GRU(V, 4, HIDDEN), negatives, head, COUNTS, torch.optim.Adagrad, frequencies=False, **options)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return made.double()

@@ -8,6 +8,7 @@ import torch
 from conftest import Command, figures
 from test_resume import differences
 
+from contrast.logs.csv_log import read_rows
 from contrast.vectors import load_vectors
 
 TOPICS = (("sun", "sky", "cloud", "rain"), ("ship", "sea", "port", "crew"), ("bread", "oven", "salt", "flour"))
@@ -67,7 +68,7 @@ def together(vectors: torch.Tensor, words: tuple[str, ...]) -> tuple[float, floa
     ids=["skip-gram", "cbow", "two workers", "nce", "sampled softmax", "full softmax", "tree", "tree, cbow"],
 )
 def test_words_of_a_topic_come_together(pretrain: Command, corpus: Path, words: tuple[str, ...]) -> None:
-    files = "evaluation.files=[vectors.safetensors,vectors.txt]"
+    files = "evaluation.files=[vectors.txt]"
     assert pretrain(*SMALL, "trainer.max_epochs=3", *words, files, "hydra.run.dir=run") == 0
     names, vectors = load_vectors("run/vectors.safetensors")
     assert sorted(names) == sorted(word for topic in TOPICS for word in topic)
@@ -94,6 +95,26 @@ def test_one_worker_is_a_function_of_the_seed_and_resumes(pretrain: Command, cor
     assert not Path("cut/metrics.json").exists()
     assert pretrain("resume=cut", "callbacks.interrupt.at=0") == 0
     assert torch.equal(load_vectors("cut/vectors.safetensors")[1], again)
+
+
+def test_the_loss_of_a_run_is_the_mean_over_its_last_epoch(pretrain: Command, corpus: Path) -> None:
+    words = ("trainer.max_epochs=2", "trainer.limit_train_batches=3", "model.block=16", "checkpoints.every_n_steps=1")
+    assert pretrain(*SMALL, *words, "hydra.run.dir=whole") == 0
+    rows = read_rows(Path("whole/metrics.csv"))[1]
+    losses = [float(row["train/loss"]) for row in rows if "train/loss" in row]
+    assert len(losses) == 6
+    assert min(losses[3:]) < figures("whole")["loss"] < max(losses[3:])
+    kill = ("+callbacks.interrupt._target_=test_resume.Interrupt", "+callbacks.interrupt.at=5")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        pretrain(*SMALL, *words, *kill, "+callbacks.interrupt.how=raise", "hydra.run.dir=cut")
+    assert pretrain("resume=cut", "callbacks.interrupt.at=0") == 0
+    assert figures("cut")["loss"] == figures("whole")["loss"]
+
+
+def test_unknown_words_have_no_neighbours(pretrain: Command, corpus: Path, capsys: Any) -> None:
+    few = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "evaluation.neighbours=[zebra]")
+    assert pretrain(*SMALL, *few, "hydra.run.dir=run") == 0
+    assert "zebra: none of the " in capsys.readouterr().out
 
 
 def test_other_seeds_give_other_vectors(pretrain: Command, corpus: Path) -> None:
@@ -123,8 +144,16 @@ def test_a_run_is_evaluated(pretrain: Command, evaluate: Command, corpus: Path, 
         (("model.span=0",), "span 0"),
         (("negatives.sampler.power=-1",), "power"),
         (("data.min_count=100000",), "100000 times"),
-        (("trainer.devices=2",), "one process, not 2"),
-        (("metric=accuracy", "trainer.max_epochs=1"), "metric=accuracy is not among the figures"),
+        (("trainer.devices=2",), "one process, not in 2"),
+        (("metric=accuracy",), "metric=accuracy will not be among the figures: loss, seconds, words_per_second"),
+        (("evaluation.pairs=absent.tsv",), "absent.tsv cannot be read"),
+        (("evaluation.analogies=absent.txt",), "absent.txt cannot be read"),
+        (("evaluation.files=[vectors.foo]",), "not 'vectors.foo'"),
+        (("~evaluation",), "as evaluation=words says"),
+        (("evaluation=null",), "cannot be null on the command line"),
+        (("optimizer=adagrad",), "WordVectors has no use for optimizer: optimizer=null"),
+        (("model.limit=0",), "more than 0 pairs an update, or with null not at all: got 0"),
+        (("head=hierarchical_softmax", "+head.noise=5"), "Tree under NCE is no output layer"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -133,6 +162,7 @@ def test_what_does_not_fit_is_refused(
     settings = [word for word in SMALL if not (words[0] == "data=digits" and word.startswith("data."))]
     assert pretrain(*settings, *words, "hydra.run.dir=run") == 2
     assert message in capsys.readouterr().err
+    assert not Path("run/metrics.csv").exists()  # before the first step
 
 
 def test_text_needs_a_model_of_text(pretrain: Command, corpus: Path, capsys: Any) -> None:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrast.encoders import WordTable
 from contrast.errors import InputError
-from contrast.heads import NCE, InfoNCE
+from contrast.heads import NCE, InfoNCE, LearnedBias
 from contrast.negatives import Table, Tree
 from contrast.samplers import Unigram
 from contrast.words import WordVectors
@@ -110,20 +112,25 @@ def test_words_are_kept_as_often_as_that() -> None:
     assert abs(kept - 6000) < 4 * math.sqrt(20_000 * 0.3 * 0.7)
 
 
-def naive_step(made: WordVectors, part: Any, drawn: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Tables after one step of gradient descent on the sum of the pairs' losses, pair by pair."""
+def naive_step(
+    made: WordVectors, part: Any, noise: list[list[tuple[int, float]]], rate: float
+) -> tuple[Tensor, Tensor]:
+    """Tables after one step of gradient descent on the sum of the pairs' losses, pair by pair.
+
+    noise  of each block, words and the share that each has of a pair's k draws
+    """
     inputs = made.encoder.weight.detach().clone().requires_grad_()
     outputs = made.negatives.vectors.detach().clone().requires_grad_()
     head, log_q, total = made.head, made.negatives.sampler.log_q.double(), torch.zeros((), dtype=torch.float64)
 
-    def loss(query: Tensor, answer: int, noise: list[int]) -> Tensor:
+    def loss(query: Tensor, answer: int, noise: list[tuple[int, float]]) -> Tensor:
         def score(word: int) -> Tensor:
             value = query @ outputs[word] + head.bias().double()
             return value - (log_q[word] + math.log(head.noise)) if head.correction else value
 
         found = torch.log1p(torch.exp(-score(answer)))
-        for word in noise:
-            found = found + head.noise / len(noise) * torch.log1p(torch.exp(score(word)))
+        for word, share in noise:
+            found = found + head.noise * share * torch.log1p(torch.exp(score(word)))
         return found
 
     for n in range(len(part)):
@@ -132,10 +139,10 @@ def naive_step(made: WordVectors, part: Any, drawn: Tensor, rate: float) -> tupl
             context = [j for j in range(L + 2 * W) if pairs[i, j]]
             if made.method == "skipgram":
                 for j in context:
-                    total = total + loss(inputs[centre[i]], around[j], drawn[n].tolist())
+                    total = total + loss(inputs[centre[i]], around[j], noise[n])
             elif context:
                 query = sum(inputs[around[j]] for j in context) / len(context)
-                total = total + loss(query, centre[i], drawn[n].tolist())
+                total = total + loss(query, centre[i], noise[n])
     of_inputs, of_outputs = torch.autograd.grad(total, (inputs, outputs))
     return (inputs - rate * of_inputs).detach(), (outputs - rate * of_outputs).detach()
 
@@ -151,7 +158,8 @@ def test_a_step_is_that_of_naive_sums_and_of_autograd(method: Any, correction: b
     assert out.written_out
     part = blocks(text(), out.keep, W, L, generator()).part(0, 3)
     drawn = out.negatives.sampler.draw((len(part), out.negatives.draws), generator(9))
-    expected = naive_step(out, part, drawn, 0.1)
+    shares = [[(word, 1 / len(row)) for word in row] for row in drawn.tolist()]
+    expected = naive_step(out, part, shares, 0.1)
     out.step(part, drawn, torch.zeros(V), 0.1)
     torch.testing.assert_close(out.encoder.weight.detach(), expected[0], rtol=2e-6, atol=2e-7)
     torch.testing.assert_close(out.negatives.vectors.detach(), expected[1], rtol=2e-6, atol=2e-7)
@@ -203,6 +211,27 @@ def test_sharing_noise_changes_the_draws_and_not_the_expected_loss() -> None:
 
 
 @pytest.mark.parametrize("method", ["skipgram", "cbow"])
+def test_sharing_noise_does_not_change_the_expected_gradient(method: Any) -> None:
+    """The mean step over all V^2 outcomes of two shared draws is that of the expectation over a pair's own k draws."""
+    made = model(source=lambda: Table(V, D, sampler=Unigram(COUNTS), draws=2, std=0.5), method=method)
+    part = blocks(text(), made.keep, W, L, generator()).part(1, 2)
+    q = made.negatives.sampler.log_q.double().softmax(dim=0)  # sums to 1 in float64 too
+    tables = made.encoder.weight, made.negatives.vectors
+    start = [table.detach().clone() for table in tables]
+    mean = [torch.zeros_like(table) for table in start]
+    for first in range(V):
+        for second in range(V):
+            made.step(part, torch.tensor([[first, second]]), torch.zeros(V, dtype=torch.float64), 0.1)
+            for table, before, total in zip(tables, start, mean, strict=True):
+                total += q[first] * q[second] * table.detach()
+                table.data.copy_(before)
+    expected = naive_step(made, part, [list(enumerate(q.tolist()))], 0.1)
+    for got, right, before in zip(mean, expected, start, strict=True):
+        assert (right - before).abs().max() > 0.01
+        torch.testing.assert_close(got, right, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["skipgram", "cbow"])
 def test_a_row_takes_in_no_more_than_the_limit(method: Any) -> None:
     """Each table's step is that without a limit, scaled row by row by limit / the pairs that change it."""
     free, held = model(method=method), model(method=method, limit=2.5)
@@ -237,15 +266,113 @@ def test_a_row_takes_in_no_more_than_the_limit(method: Any) -> None:
         torch.testing.assert_close(got.detach(), before + scale * (whole.detach() - before), rtol=1e-5, atol=1e-7)
 
 
-def test_nothing_of_the_tables_size_is_made() -> None:
-    """A step writes to the rows of its words and draws alone."""
+def test_a_step_changes_the_rows_of_its_words_and_draws_alone() -> None:
     made = model()
     part = blocks(torch.tensor([0, 1, 2, 1]), made.keep, W, L, generator())
-    before = made.encoder.weight.detach().clone()
+    tables = made.encoder.weight, made.negatives.vectors
+    before = [table.detach().clone() for table in tables]
     made.step(part, torch.tensor([[5, 6]]), torch.zeros(V), 0.1)
-    changed = (made.encoder.weight != before).any(dim=1).nonzero().squeeze(1)
-    assert set(changed.tolist()) <= {0, 1, 2}
-    assert len(changed)
+    for table, old, rows in zip(tables, before, ({0, 1, 2}, {0, 1, 2, 5, 6}), strict=True):
+        assert set((table != old).any(dim=1).nonzero().squeeze(1).tolist()) == rows
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that an operation gives back, of a sparse tensor those it holds; the tensors `given` aside."""
+
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__()
+        self.given = {each.untyped_storage().data_ptr() for each in given}
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(each, Tensor):
+                values = each._values() if each.is_sparse else each
+                if values.untyped_storage().data_ptr() not in self.given:
+                    self.numbers = max(self.numbers, values.numel())
+        return out
+
+
+@pytest.mark.parametrize("method", ["skipgram", "cbow"])
+@pytest.mark.parametrize("noise", [3, None])
+def test_the_limit_is_the_same_by_autograd(method: Any, noise: float | None) -> None:
+    def fresh() -> WordVectors:
+        head = NCE(temperature=1.0, cosine=False, correction=False, noise=noise)
+        source = partial(Table, V, D, sampler=Unigram(COUNTS), draws=6, std=0.5, sparse=True)
+        return model(head, source, method=method, limit=1.5)
+
+    out, by_hand = fresh(), fresh()
+    part = blocks(text(), out.keep, W, L, generator()).part(2, 3)
+    drawn = out.negatives.sampler.draw((1, 6), generator(9))
+    out.step(part, drawn, torch.zeros(V, dtype=torch.float64), 0.1)
+    tally = torch.zeros(V, dtype=torch.float64)
+    by_hand.step_by_autograd(part, generator(9), tally, 0.1)
+    assert not tally.any()
+    torch.testing.assert_close(by_hand.encoder.weight, out.encoder.weight)
+    torch.testing.assert_close(by_hand.negatives.vectors, out.negatives.vectors)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_node_of_the_tree_takes_in_no_more_than_the_limit(sparse: bool) -> None:
+    """The padding of short paths counts for nothing."""
+    held, free = (
+        model(NCE(1.0, cosine=False), lambda: Tree(COUNTS, D, sparse=sparse), limit=limit) for limit in (4.0, None)
+    )
+    part = blocks(text(), free.keep, W, L, generator()).part(0, 3)
+    for each in (held, free):
+        torch.nn.init.normal_(each.negatives.vectors, std=0.5, generator=generator(2))
+    start = free.negatives.vectors.detach().clone()
+    for each in (held, free):
+        each.step_by_autograd(part, generator(9), torch.zeros(V, dtype=torch.float64), 0.1)
+    pairs = torch.zeros(V - 1)
+    for n in range(3):
+        block, _, place = part.part(n, n + 1).pairs().nonzero(as_tuple=True)
+        for word in part.around[n][place].tolist():
+            for node in free.negatives.path[word].tolist():
+                pairs[node] += node >= 0
+    assert (pairs > 4).any()
+    assert ((pairs > 0) & (pairs < 4)).any()
+    scale = (4 / pairs.clamp(min=4)).double()[:, None]
+    expected = start + scale * (free.negatives.vectors.detach() - start)
+    torch.testing.assert_close(held.negatives.vectors.detach(), expected)
+
+
+def test_a_learned_bias_takes_in_no_more_than_the_limit() -> None:
+    held, free = (model(NCE(1.0, cosine=False, bias=LearnedBias(0.5)), limit=limit) for limit in (4.0, None))
+    part = blocks(text(), free.keep, W, L, generator()).part(0, 3)
+    for each in (held, free):
+        each.step_by_autograd(part, generator(9), torch.zeros(V, dtype=torch.float64), 0.1)
+    change, whole = (float(each.head.bias().detach()) - 0.5 for each in (held, free))
+    assert change == pytest.approx(4 / int(part.pairs().sum()) * whole)
+
+
+def test_vectors_that_are_not_finite_are_told() -> None:
+    made = model()
+    made.encoder.weight.data[3, 1] = math.nan
+    with pytest.raises(InputError, match=r"1 of 12 vectors are not finite"):
+        made.vectors()
+
+
+@pytest.mark.parametrize("written_out", [True, False])
+@pytest.mark.parametrize("method", ["skipgram", "cbow"])
+def test_nothing_of_the_tables_size_is_made(method: Any, written_out: bool) -> None:
+    """Not even a number for each word: an update takes the same memory whatever the vocabulary is."""
+    words = 1000
+    head = NCE(temperature=1.0, cosine=False, correction=False, noise=3)
+    counts = torch.ones(words)
+    negatives = Table(words, D, sampler=Unigram(counts), draws=6, sparse=True)
+    made = WordVectors(WordTable(words, D), negatives, head, counts, method=method, window=W, block=L, blocks=2)
+    tally = torch.zeros(words)
+    part = blocks(text(), made.keep[:V], W, L, generator()).part(0, 2)
+    drawn = negatives.sampler.draw((2, 6), generator(9))
+    with Largest(made.encoder.weight, negatives.vectors, tally) as largest:
+        if written_out:
+            made.step(part, drawn, tally, 0.1)
+        else:
+            made.step_by_autograd(part, generator(9), tally, 0.1)
+    block = 2 * L * (L + 2 * W) * D  # the pairs' vectors, which autograd holds one by one
+    assert 2 * 6 * D <= largest.numbers <= block < words
 
 
 @pytest.mark.parametrize(
@@ -255,6 +382,8 @@ def test_nothing_of_the_tables_size_is_made() -> None:
         ({"workers": 0}, "workers 0"),
         ({"lr": 0.1, "lr_end": 0.2}, r"0\.1 and 0\.2"),
         ({"seed": -1}, "-1"),
+        ({"limit": 0}, "got 0"),
+        ({"limit": -1.0}, r"got -1\.0"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

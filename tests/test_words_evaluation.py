@@ -188,6 +188,10 @@ def test_no_correlation_is_nan_and_not_zero(tmp_path: Path) -> None:
         ("old\tnew\tA\t1.58\t2.72\n", [("old", "new", 1.58)]),
         ("# a\n# b\nnew york\tcity\t1\n", [("new york", "city", 1.0)]),
         ("tiger cat 7.35\n", [("tiger", "cat", 7.35)]),
+        ("tiger  cat\u00a07.35\n", [("tiger", "cat", 7.35)]),
+        ("Word 1,Word 2,Human (mean)\nlove,sex,6.77\n", [("love", "sex", 6.77)]),  # as WordSim-353 is published
+        ("new york, city ,1\n", [("new york", "city", 1.0)]),
+        ("a, b\tc\t1\n", [("a, b", "c", 1.0)]),
     ],
 )
 def test_forms_of_pairs(tmp_path: Path, text: str, pairs: list[tuple[str, str, float]]) -> None:
@@ -203,6 +207,8 @@ def test_forms_of_pairs(tmp_path: Path, text: str, pairs: list[tuple[str, str, f
         ("w1 w2 score\na b\nc d 1\n", r"line 2 of"),
         ("a\tb\t1\n\tb\t1\n", r"line 2 of"),
         ("a b 1\nc d nan\n", r"line 2 of"),
+        ("a b 1\nc d 7,35\n", r"line 2 of"),
+        ("a,b,1\nnew york,1\n", r"line 2 of .*: new york,1"),
     ],
 )
 def test_wrong_pairs(tmp_path: Path, text: str, said: str) -> None:

@@ -19,8 +19,7 @@ class HeldOut(pl.Callback):
     most         held-out words of a measure, the same ones every time
     max_seconds  of training, after which the run ends; None: it ends with its epochs
 
-    Seconds are those of `Throughput`, whose clock stops while the held-out text is read. With several ranks the
-    first one's count.
+    Seconds are those of `Throughput`, whose clock stops while the held-out text is read.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class HeldOut(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         throughput = clock(trainer)
         so_far = throughput.state_dict()
-        seconds = float(trainer.strategy.broadcast(so_far["seconds"]))
+        seconds = so_far["seconds"]
         over = self.max_seconds is not None and seconds >= self.max_seconds
         if self.ids is not None and (seconds >= self.due or over):
             began = perf_counter()

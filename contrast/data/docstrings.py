@@ -64,10 +64,10 @@ def docstrings(
     A line is a docstring, in small letters, without marks, digits and code of doctests, as text8 is English without
     them; a docstring that stands in several places is read once. Files are parsed, never imported. What is read
     depends on the versions installed: good for trying things out, not for figures to compare. The other arguments are
-    those of `corpus`. Raises InputError for `most` below 1, and as `corpus` does.
+    those of `corpus`. Raises InputError for `most` below 2, the words of the shortest line, and as `corpus` does.
     """
-    if most < 1:
-        raise InputError(f"a corpus of at least 1 word is needed, not most={most}")
+    if most < 2:
+        raise InputError(f"a corpus of at least 2 words is needed, the shortest line, not most={most}")
     root = default_folder() if cache is None else Path(cache).expanduser()
     file = root / "docstrings" / f"{digest([_FORMAT, str(most), *_versions()])}.txt"
     if not file.exists():
@@ -80,7 +80,7 @@ def docstrings(
 
 
 def _lines(most: int) -> Iterator[str]:
-    """Distinct lines of at least two words, until they have `most` words."""
+    """Distinct lines of at least two words, until they have `most` words, or one less: no line is that short."""
     seen: set[str] = set()
     total = 0
     with tqdm(total=most, desc="docstrings", unit="word", unit_scale=True, delay=1, leave=False) as bar:
@@ -92,7 +92,7 @@ def _lines(most: int) -> Iterator[str]:
                 total += len(words)
                 bar.update(len(words))
                 yield line
-            if total >= most:
+            if most - total < 2:
                 return
 
 

@@ -68,6 +68,11 @@ class PretrainData(ResumableData):
             device=trainer.strategy.root_device,
             workers=self.workers,
         )
-        limit = trainer.limit_train_batches
-        batches.limit = limit if isinstance(limit, int) else int(limit * len(batches))
+        batches.limit = limited(trainer, len(batches))
         return batches
+
+
+def limited(trainer: pl.Trainer, batches: int) -> int:
+    """How many of an epoch's batches the trainer takes: `limit_train_batches` is a number or a share of them."""
+    limit = trainer.limit_train_batches
+    return limit if isinstance(limit, int) else int(limit * batches)

@@ -62,6 +62,8 @@ def of_configuration(error: BaseException, groups: Callable[[], Iterable[str]]) 
             return f"cannot read a configuration file: {one_line(str(cause))}"
         if isinstance(cause, OmegaConfBaseException):
             return _with_node(cause.full_key or "", one_line(str(cause.msg or cause).partition("\n    full_key")[0]))
+    if isinstance(error, ValueError) and "Config group override must be a string" in str(error):
+        return "a group of the configuration cannot be null on the command line: ~method takes the group method away"
     return one_line(str(error).partition("\nConfig search path:")[0]) if isinstance(error, HydraException) else None
 
 

@@ -6,7 +6,6 @@ frequent stands for all (as gensim's `case_insensitive`).
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -136,9 +135,7 @@ def word_scores(
     InputError for no files, two files of pairs with one name, and as `similarity_score` and `analogies`.
     """
     number = {word: row for row, word in enumerate(words)}
-    names = [Path(file).name.split(".")[0] for file in pairs]
-    if len(set(names)) < len(names):
-        raise InputError(f"files of pairs are told apart by their names, and these are {', '.join(names)}")
+    names = _names(pairs)
     if not names and questions is None:
         raise InputError("word vectors are measured on a file of word pairs, one of analogies, or both")
     found: dict[str, float] = {}
@@ -156,6 +153,20 @@ def word_scores(
     defined = [value for value in main if not math.isnan(value)]
     found["mean"] = sum(defined) / len(defined) if defined else math.nan
     return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def score_names(pairs: Sequence[str | Path] = (), questions: str | Path | None = None) -> set[str]:
+    """Names of the figures that `word_scores` gives on these files, as far as they are defined.
+
+    Reads the files: raises InputError for one that cannot be read, and for two files of pairs with one name.
+    """
+    names = {f"{name}_{figure}" for name in _names(pairs) for figure in ("spearman", "coverage")}
+    for file in pairs:
+        read_pairs(file)
+    if questions is not None:
+        sections = {section for section, _ in read_questions(questions)} | {"semantic", "syntactic"}
+        names |= {"analogies", "analogies_coverage"} | {f"analogies_{section}" for section in sections}
+    return names | {"mean"} if names else names
 
 
 @torch.no_grad()
@@ -181,17 +192,18 @@ def neighbours(vectors: Tensor, words: Sequence[str], word: str, k: int = 10) ->
 def read_pairs(file: str | Path) -> list[tuple[str, str, float]]:
     """Word pairs in small letters and their scores, a pair a line.
 
-    Fields stand between tabs; without a tab in the line between commas or spaces. The first two are the words, and the
-    score is the first number after them, so that SimLex-999's part of speech is passed over. Empty lines, lines that
-    begin with #, and a first line without a number are passed over too. Raises InputError for a file that cannot be
-    read, a line without two words and a number, and a file without pairs.
+    Fields stand between tabs; in a line without a tab between commas, and without either between spaces. The first two
+    are the words, and the score is the first number after them, so that SimLex-999's part of speech is passed over.
+    Empty lines, lines that begin with #, and a first line without a number are passed over too. Raises InputError for a
+    file that cannot be read, a line without two words and a number, and a file without pairs.
     """
     pairs: list[tuple[str, str, float]] = []
     headers = 0
     for place, line in _lines(file):
         if line.startswith("#"):
             continue
-        fields = [field.strip() for field in (line.split("\t") if "\t" in line else re.split(r"[,\s]+", line))]
+        mark = next((mark for mark in "\t," if mark in line), None)  # None: any white space
+        fields = [field.strip() for field in line.split(mark)]
         score = next((value for field in fields[2:] if (value := _number(field)) is not None), None)
         if score is not None and fields[0] and fields[1]:
             pairs.append((fields[0].lower(), fields[1].lower(), score))
@@ -222,6 +234,14 @@ def read_questions(file: str | Path) -> list[tuple[str, tuple[str, ...]]]:
     if not questions:
         raise InputError(f"{file} has no questions")
     return questions
+
+
+def _names(pairs: Sequence[str | Path]) -> list[str]:
+    """What the figures of files of pairs are called."""
+    names = [Path(file).name.split(".")[0] for file in pairs]
+    if len(set(names)) < len(names):
+        raise InputError(f"files of pairs are told apart by their names, and these are {', '.join(names)}")
+    return names
 
 
 def _answered(vectors: Tensor, candidates: Tensor, asked: Tensor, block: int) -> Tensor:

@@ -24,9 +24,15 @@ class AdaptiveSoftmax(nn.Module):
 
     def __init__(self, dim: int, size: int, cutoffs: Sequence[int] | None = None, div_value: float = 4.0) -> None:
         super().__init__()
-        cutoffs = usual_cutoffs(size) if cutoffs is None else cutoffs
+        cutoffs = usual_cutoffs(size, dim, div_value) if cutoffs is None else cutoffs
         if not cutoffs or list(cutoffs) != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= size:
             raise InputError(f"the cutoffs of {size} classes must rise between 1 and {size - 1}, got {list(cutoffs)}")
+        widths = [int(dim // div_value ** (n + 1)) for n in range(len(cutoffs))]  # as torch has them
+        if 0 in widths:
+            raise InputError(
+                f"clusters of {dim} dimensions divided by {div_value}, its square, ... have {widths} dimensions, and "
+                f"in 0 all classes are equal: fewer than {len(cutoffs)} cutoffs, or a smaller div_value"
+            )
         self.softmax = nn.AdaptiveLogSoftmaxWithLoss(dim, size, list(cutoffs), div_value)
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
@@ -56,12 +62,13 @@ class AdaptiveSoftmax(nn.Module):
         """Nothing is scheduled."""
 
 
-def usual_cutoffs(size: int) -> list[int]:
+def usual_cutoffs(size: int, dim: int, div_value: float = 4.0) -> list[int]:
     """A head of 2,000 classes, but at most a fifth of all, and clusters that begin at 4 times as many in turn.
 
-    None begins in the second half: 10,000 classes have [2000], 50,000 [2000, 8000], 200,000 [2000, 8000, 32000].
+    None begins in the second half, and only the first may be narrower than 8 dimensions: with 128 dimensions 10,000
+    classes have [2000], 50,000 and more [2000, 8000].
     """
     cutoffs = [max(1, min(2000, size // 5))]
-    while 8 * cutoffs[-1] <= size:
+    while 8 * cutoffs[-1] <= size and dim / div_value ** (len(cutoffs) + 1) >= 8:
         cutoffs.append(4 * cutoffs[-1])
     return cutoffs

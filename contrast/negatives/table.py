@@ -67,7 +67,10 @@ class Table(Source):
         answers = self.rows(ids)[:, None]  # [P B, 1, D]
         if self.sampler is None:
             everything = torch.arange(len(self.vectors), device=ids.device)
-            return [(flat, Candidates(self.vectors, ids, groups=everything, query_groups=ids, answers=answers))]
+            candidates = Candidates(
+                self.vectors, ids, groups=everything, query_groups=ids, answers=answers, classes=everything
+            )
+            return [(flat, candidates)]
         if isinstance(self.sampler, Poisson):
             drawn = self.sampler.draw(generator)  # [n], n random
             candidates = Candidates(
@@ -78,6 +81,7 @@ class Table(Source):
                 log_q=self.sampler.log_inclusion(drawn),
                 answers=answers,
                 answers_log_q=self.sampler.log_inclusion(ids)[:, None],
+                classes=drawn,
             )
         else:
             drawn = self.sampler.draw((self.draws,), generator)  # [K]
@@ -87,6 +91,7 @@ class Table(Source):
                 log_q=self.sampler.log_prob(drawn) + math.log(self.draws),
                 answers=answers,
                 answers_log_q=self.sampler.log_prob(ids)[:, None] + math.log(self.draws),
+                classes=drawn,
             )
         return [(flat, candidates)]
 

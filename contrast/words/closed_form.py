@@ -102,10 +102,19 @@ def change(
     steps = [part[1].reshape(-1, table.shape[1]) for part in parts]
     if limit is not None and tally is not None:
         ids = torch.cat([part[0].reshape(-1) for part in parts])
-        tally.index_add_(0, ids, torch.cat([part[2].reshape(-1) for part in parts]))
-        scale = limit / tally.index_select(0, ids).clamp_(min=limit)
-        tally.index_fill_(0, ids, 0)
+        scale = scales(ids, ids, torch.cat([part[2].reshape(-1) for part in parts]), limit, tally)
         for step, by in zip(steps, scale.split([len(step) for step in steps]), strict=True):
             step.mul_(by[:, None])
     for part, step in zip(parts, steps, strict=True):
         table.index_add_(0, part[0].reshape(-1), step, alpha=rate)
+
+
+def scales(ids: Tensor, changed: Tensor, pairs: Tensor, limit: float, tally: Tensor) -> Tensor:
+    """limit / pairs of the rows `ids` [n], [n], 1 where that is more.
+
+    changed  [m], rows that pairs change, and how many pairs each time, pairs [m]; tally [V] zeros, and is again
+    """
+    tally.index_add_(0, changed, pairs)
+    scale = limit / tally.index_select(0, ids).clamp_(min=limit)
+    tally.index_fill_(0, changed, 0)
+    return scale

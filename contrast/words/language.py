@@ -4,10 +4,9 @@ B sequences, T words, N places of a span, Q predicted words, D features, V class
 and the words.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -18,15 +17,18 @@ from contrast.draws import generator
 from contrast.errors import InputError
 from contrast.evaluation.features import evaluating
 from contrast.evaluation.perplexity import Told, normalised, over_text, perplexity
-from contrast.heads import NCE, AdaptiveSoftmax, FixedBias, InfoNCE
+from contrast.heads import NCE, FixedBias
 from contrast.heads.similarity import similarity
-from contrast.negatives import Table, Targets, Tree
+from contrast.negatives import Table
+from contrast.optim import LARS
 from contrast.optim.groups import parameter_groups
 from contrast.samplers import Sampler
+from contrast.words.base import TextModel
 from contrast.words.frequencies import start_at_frequencies
+from contrast.words.output import check_pair
 
 
-class LanguageModel(pl.LightningModule):
+class LanguageModel(TextModel):
     """The words before ask, the next word answers (Bengio et al. 2003), against what `negatives` and `head` make of it.
 
     encoder      `encoder(ids [B, T], state) -> features [B, T, D], state`, the last feature 1; `contrast.encoders.GRU`
@@ -38,7 +40,9 @@ class LanguageModel(pl.LightningModule):
     frequencies  the model begins as the unigram model of `counts` (contrast.words.frequencies)
     most         held-out words, evenly spread, on which the final perplexity is measured; streams: S, read in parallel
 
-    A step's loss is the mean over the predicted words of the whole batch, over all ranks.
+    words, seed, config  as of every `TextModel`
+
+    A step's loss is the mean over its predicted words; the first word of a window is only read.
     """
 
     encoder: Any
@@ -59,21 +63,18 @@ class LanguageModel(pl.LightningModule):
         frequencies: bool = True,
         most: int = 20_000,
         streams: int = 32,
+        words: Sequence[str] | None = None,
         seed: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(words, seed, config)
         if min(length, batch, most, streams) < 1:
             raise InputError(f"length {length}, batch {batch}, most {most}, streams {streams}: 1 or more")
-        if seed < 0:
-            raise InputError(f"the seed must not be negative, but is {seed}")
         check_pair(negatives, head)
         self.encoder, self.negatives, self.head = encoder, negatives, head
         self.optimizer, self.scheduler = optimizer, scheduler
         self.length, self.span = length, batch * (length + 1)
         self.most, self.streams = most, streams
-        self.seed, self.config = seed, config
-        self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
         self.register_buffer("log_p", (counts.double() / counts.sum()).log().float())  # [V]
         if frequencies:
             start_at_frequencies(negatives, head, counts)
@@ -111,7 +112,7 @@ class LanguageModel(pl.LightningModule):
         ((query, candidates),) = self.negatives(query[None], None, ids, None, generator(self.seed, self.batch_number))
         loss = mean_counted(*self.head(query, candidates))
         if self.logs_this_step():
-            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+            self.log("train/loss", loss, prog_bar=True)
             if isinstance(self.head, NCE) and not isinstance(self.head.bias, FixedBias):
                 self.log("train/log_z", -self.head.bias())
         return {"loss": loss}
@@ -180,6 +181,13 @@ class LanguageModel(pl.LightningModule):
         """
         return {} if corpus.held_out is None else self.to(device).held_out(corpus.held_out, self.most)
 
+    def figure_names(self, corpus: Corpus) -> set[str]:
+        """Names of the figures that `figures` may give on this corpus."""
+        if corpus.held_out is None:
+            return set()
+        names = {"perplexity", "unigram_perplexity", "held_out_words"}
+        return names | ({"log_z", "log_z_std", "perplexity_with_log_q"} if isinstance(self.head, NCE) else set())
+
     def table(self, figures: dict[str, float]) -> str:
         """The figures as lines of text."""
         if not figures:
@@ -192,53 +200,38 @@ class LanguageModel(pl.LightningModule):
         lines.append(f"  of the words' frequencies alone     {figures['unigram_perplexity']:12,.2f}")
         return "\n".join(lines)
 
-    def logs_this_step(self) -> bool:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and self.batch_number % every == 0
-
     def on_fit_start(self) -> None:
-        sparse = getattr(self.negatives, "sparse", False) or any(
-            isinstance(module, nn.Embedding) and module.sparse for module in self.encoder.modules()
-        )
-        if sparse and self.trainer.gradient_clip_algorithm == "value":
+        if self.sparse_parts() and self.trainer.gradient_clip_algorithm == "value":
             raise InputError("clipping by value needs dense gradients: encoder.sparse=false negatives.sparse=false")
-        if sparse:
+        if self.sparse_parts():
             torch.sparse.check_sparse_tensor_invariants.disable()  # as by default: said aloud, or torch warns
         self.head.plan(int(self.trainer.estimated_stepping_batches))
 
-    def on_train_batch_start(self, batch: Span, batch_idx: int) -> None:
-        self.batch_number += 1
+    def sparse_parts(self) -> list[str]:
+        """Which parts have sparse gradients."""
+        embeddings = [module for module in self.encoder.modules() if isinstance(module, nn.Embedding)]
+        parts = ["encoder"] if any(module.sparse for module in embeddings) else []
+        return [*parts, "negatives"] if getattr(self.negatives, "sparse", False) else parts
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(parameter_groups(self))
+        self.check_optimizer(optimizer)
         if self.scheduler is None:
             return optimizer
         schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """InputError for an optimiser that would stop at the first sparse gradient."""
+        parts = self.sparse_parts()
+        decay = max((group.get("weight_decay", 0) for group in optimizer.param_groups), default=0)
+        dense = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | torch.optim.RMSprop | LARS)
+        if parts and (dense or decay):
+            name = type(optimizer).__name__ + (f" with weight decay {decay}" if decay and not dense else "")
+            mend = " ".join(f"{part}.sparse=false" for part in parts)
+            less = "" if dense else ", or optimizer.weight_decay=0"
+            raise InputError(f"{name} takes no sparse gradients: {mend}{less}; or optimizer=adagrad")
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logs_this_step():
             self.log("train/lr", optimizer.param_groups[0]["lr"])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["batch_number"] = self.batch_number
-        checkpoint["config"] = self.config
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.batch_number = checkpoint["batch_number"]
-
-
-def check_pair(negatives: Any, head: Any) -> None:
-    """InputError unless the source and the head are an output layer together."""
-    plain = isinstance(head, NCE) and type(head.bias) is FixedBias and float(head.bias()) == 0
-    fits = {
-        Table: isinstance(head, InfoNCE | NCE) and head.margin is None,
-        Tree: plain and head.noise is None,
-        Targets: isinstance(head, AdaptiveSoftmax),
-    }
-    ok = next((fits[kind] for kind in fits if isinstance(negatives, kind)), False)
-    if not ok:
-        raise InputError(
-            f"{type(negatives).__name__} under {type(head).__name__} is no output layer: a Table goes with InfoNCE or "
-            "NCE without a margin, a Tree with NCE without bias and noise, Targets with AdaptiveSoftmax"
-        )

@@ -3,30 +3,35 @@
 T places of a span, N blocks, L centres of a block, C places around, M draws, D dimensions, V words, P pairs.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from contrast.candidates import Candidates
 from contrast.data.corpus import Corpus
 from contrast.data.spans import Span
 from contrast.draws import generator
 from contrast.errors import InputError
-from contrast.heads import NCE
+from contrast.heads import NCE, AdaptiveSoftmax
 from contrast.heads.bias import FixedBias
 from contrast.heads.temperature import Fixed
+from contrast.heads.tiles import floored
 from contrast.negatives import Table
 from contrast.samplers import Sampler
-from contrast.words import closed_form
+from contrast.words import by_autograd, closed_form
+from contrast.words.base import TextModel
 from contrast.words.blocks import Blocks, blocks, keep_probability
+from contrast.words.by_autograd import Questions, questions
 from contrast.words.closed_form import Rule
+from contrast.words.output import check_pair
 
 
-class WordVectors(pl.LightningModule):
+class WordVectors(TextModel):
     """word2vec (Mikolov et al. 2013): a word and its context, each pair scored against noise by a head.
 
     encoder    ids -> vectors, `contrast.encoders.WordTable`: what is kept in the end
@@ -39,13 +44,18 @@ class WordVectors(pl.LightningModule):
     lr, lr_end learning rate of the sum over pairs, falling linearly over the run, as in word2vec
     span       places of the corpus in a training step, which is many updates; no pair crosses its ends
     block      L, centres that share the draws of `negatives`; blocks: in one update, each with draws of its own
+    limit      of a row that more pairs change in one update, the step is scaled down to so many; None: never
     workers    threads that update the same tables without locks (Recht et al. 2011): the result then depends on their
                timing. With one a run is a function of its seed
 
+    words, seed, config  as of every `TextModel`
+
     With a logistic head, a fixed temperature of 1 and a bias that is not learned, over dot products with a sampled
     `Table`, an update is written out (contrast.words.closed_form); all else goes through autograd, with the same sums
-    of the same losses. Training is plain gradient descent on the rows that are touched. One process: workers are its
-    parallelism.
+    of the same losses. Training is plain gradient descent on the rows that are touched.
+
+    The loss that is logged is that of four blocks of a span before they change anything; a run's `loss` is its mean
+    over the last epoch. It compares runs with the same head and noise.
     """
 
     encoder: Any
@@ -69,10 +79,11 @@ class WordVectors(pl.LightningModule):
         blocks: int = 16,
         limit: float | None = 64,
         workers: int = 1,
+        words: Sequence[str] | None = None,
         seed: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(words, seed, config)
         if method not in ("skipgram", "cbow"):
             raise InputError(f"the method is skipgram or cbow, not {method!r}")
         if min(window, span, block, blocks, workers) < 1:
@@ -81,13 +92,16 @@ class WordVectors(pl.LightningModule):
             )
         if not lr > 0 or not 0 <= lr_end <= lr:
             raise InputError(f"the learning rate falls from lr > 0 to lr_end in 0..lr, got {lr} and {lr_end}")
-        if seed < 0:
-            raise InputError(f"the seed must not be negative, but is {seed}")
+        if limit is not None and not limit > 0:
+            raise InputError(f"a row is limited to more than 0 pairs an update, or with null not at all: got {limit}")
+        if isinstance(head, AdaptiveSoftmax):
+            raise InputError("AdaptiveSoftmax holds its classes itself: word vectors want a Table or a Tree of them")
+        check_pair(negatives, head)
         self.automatic_optimization = False
         self.encoder, self.negatives, self.head = encoder, negatives, head
         self.method, self.window, self.lr, self.lr_end = method, window, lr, lr_end
         self.span, self.block, self.blocks, self.limit, self.workers = span, block, blocks, limit, workers
-        self.seed, self.config, self.batch_number = seed, config, 0
+        self.epoch_loss = (0, 0.0, 0)  # number of the epoch, sum of the losses looked at in it, and how many
         self.register_buffer("keep", keep_probability(counts, subsample))
         self.written_out = written_out(head, negatives)
         self.offset: Tensor | None = None
@@ -107,21 +121,23 @@ class WordVectors(pl.LightningModule):
         done = self.batch_number - 1
         parts = batch.ids.chunk(self.workers)
 
-        def work(worker: int) -> Blocks:
+        first: list[Tensor] = []
+
+        def work(worker: int) -> None:
             text = self.read(parts[worker], worker)
+            if worker == 0:
+                first.append(self.look(text))
             for share, update in self.updates(text, worker):
                 update(self.rate((done + share) / total))
-            return text
 
         if self.workers == 1:
-            first = work(0)
+            work(0)
         else:
             with ThreadPoolExecutor(self.workers) as pool:
-                first, *_ = pool.map(work, range(len(parts)))
+                list(pool.map(work, range(len(parts))))
         self.head.advance()
         self.optimizers().step()  # type: ignore[union-attr]  # there are no gradients left: it counts the step
-        loss = self.look(first)
-        return {"loss": loss}
+        return {"loss": self.told(first[0])}
 
     def read(self, ids: Tensor, worker: int) -> Blocks:
         return blocks(ids, self.keep, self.window, self.block, self.generator(worker, 0))
@@ -149,42 +165,27 @@ class WordVectors(pl.LightningModule):
         step(self.encoder.weight, self.negatives.vectors, text, drawn, rate, rule)
 
     def step_by_autograd(self, text: Blocks, draws: torch.Generator, tally: Tensor, rate: float) -> None:
-        losses = [self.losses(text.part(n, n + 1), draws).sum() for n in range(len(text))]
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        found = torch.autograd.grad(torch.stack(losses).sum(), parameters, allow_unused=True)
-        with torch.no_grad():
-            for parameter, grad in zip(parameters, found, strict=True):
-                if grad is not None and grad.is_sparse:  # row by row: coalescing would sort them first
-                    row, step = grad._indices()[0], grad._values()
-                    pairs = torch.ones_like(row, dtype=tally.dtype)
-                    closed_form.change(parameter, [(row, step, pairs)], -rate, self.limit, tally)
-                elif grad is not None:
-                    parameter.sub_(grad, alpha=rate)
+        asked = [questions(self.encoder, text.part(n, n + 1), self.method) for n in range(len(text))]
+        asked = [each for each in asked if len(each.answers)]
+        if asked:
+            losses, candidates = zip(*(self.answer(each, draws) for each in asked), strict=True)
+            by_autograd.step(self, asked, candidates, torch.cat(losses), rate, self.limit, tally)
 
     def losses(self, text: Blocks, draws: torch.Generator) -> Tensor:
         """The head's losses of the pairs of one block, [P]; of its centres that have a context with CBOW."""
-        block, centre, place = text.pairs().nonzero(as_tuple=True)  # [P] each
-        if self.method == "skipgram":
-            query = self.encoder(text.centre[block, centre])  # [P, D]
-            ids = text.around[block, place]
-        else:
-            some, which = centre.unique(return_inverse=True)
-            context = self.encoder(text.around[block, place])  # [P, D]
-            total = context.new_zeros(len(some), context.shape[1]).index_add(0, which, context)
-            query = total / torch.bincount(which, minlength=len(some))[:, None]
-            ids = text.centre[0, some]
-        if not len(ids):
-            return query.sum(dim=1)
-        ((query, candidates),) = self.negatives(query[None], None, ids, None, draws)
-        return self.head(query, candidates)[0]
+        asked = questions(self.encoder, text, self.method)
+        return self.answer(asked, draws)[0] if len(asked.answers) else asked.query.sum(dim=1)
+
+    def answer(self, asked: Questions, draws: torch.Generator) -> tuple[Tensor, Candidates]:
+        ((query, candidates),) = self.negatives(asked.query[None], None, asked.answers, None, draws)
+        return self.head(query, candidates)[0], candidates
 
     def word_offset(self) -> Tensor | None:
         """What the head adds to the score of each word: bias - log(k q) in NCE, [V]; None: nothing."""
         if self.offset is None and self.head.correction:
-            everything = torch.arange(len(self.negatives.vectors), device=self.device)
-            noise = self.head.noise or self.negatives.draws
-            log_q = self.negatives.sampler.log_prob(everything).clamp(min=-87.0)  # as floored in the head
-            self.offset = self.head.bias() - log_q - torch.log(torch.tensor(float(noise)))
+            everything, draws = torch.arange(len(self.negatives.vectors), device=self.device), self.negatives.draws
+            log_q = floored(self.negatives.sampler.log_prob(everything) + math.log(draws))  # as in the head
+            self.offset = self.head.bias() - log_q - math.log((self.head.noise or draws) / draws)
         if self.offset is None and float(self.head.bias()) != 0:
             self.offset = self.head.bias().expand(len(self.negatives.vectors))
         return self.offset
@@ -198,12 +199,20 @@ class WordVectors(pl.LightningModule):
 
     @torch.no_grad()
     def look(self, text: Blocks) -> Tensor:
-        """Mean loss of the pairs of the first block of a span after its updates; logged. InputError if not finite."""
+        """Losses [P] of the pairs of the first four blocks of a span, before they change anything."""
         draws = self.generator(0, 2)
-        losses = self.losses(text.part(0, 1), draws) if len(text) else self.encoder.weight.new_zeros(0)
+        losses = [self.losses(text.part(n, n + 1), draws) for n in range(min(4, len(text)))]
+        return torch.cat(losses) if losses else self.encoder.weight.new_zeros(0)
+
+    def told(self, losses: Tensor) -> Tensor:
+        """The mean of the losses [P] that were looked at; logged, and summed up over the epoch."""
         loss = losses.mean() if len(losses) else losses.sum()
         if not loss.isfinite():
             raise InputError(f"the loss of span {self.batch_number} is {loss.item()}: take a lower lr than {self.lr}")
+        epoch, total, number = self.epoch_loss
+        if epoch != self.current_epoch:
+            total, number = 0.0, 0
+        self.epoch_loss = self.current_epoch, total + float(losses.double().sum()), number + len(losses)
         if self.logs_this_step():
             done = self.batch_number / int(self.trainer.estimated_stepping_batches)
             self.log("train/lr", self.rate(done))
@@ -211,13 +220,18 @@ class WordVectors(pl.LightningModule):
             self.log("train/largest", self.encoder.weight.abs().max())
         return loss
 
-    def logs_this_step(self) -> bool:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and self.batch_number % every == 0
+    def figures(self) -> dict[str, float]:
+        """loss: the mean over the last epoch of the losses that were looked at; nothing where none was."""
+        _, total, number = self.epoch_loss
+        return {"loss": total / number} if number else {}
 
     def vectors(self) -> Tensor:
-        """The vectors of all words, [V, D]."""
-        return self.encoder.weight.detach().cpu()
+        """The vectors of all words, [V, D]. Raises InputError if some are not finite."""
+        vectors = self.encoder.weight.detach().cpu()
+        broken = int((~vectors.isfinite().all(dim=1)).sum())
+        if broken:
+            raise InputError(f"{broken} of {len(vectors)} vectors are not finite: take a lower lr than {self.lr}")
+        return vectors
 
     def on_fit_start(self) -> None:
         self.offset = None
@@ -230,18 +244,16 @@ class WordVectors(pl.LightningModule):
             torch.set_num_threads(self.threads)
             self.threads = None
 
-    def on_train_batch_start(self, batch: Span, batch_idx: int) -> None:
-        self.batch_number += 1
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)  # it only counts: see `training_step`
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["batch_number"] = self.batch_number
-        checkpoint["config"] = self.config
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["epoch_loss"] = self.epoch_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.batch_number = checkpoint["batch_number"]
+        super().on_load_checkpoint(checkpoint)
+        self.epoch_loss = checkpoint["epoch_loss"]
 
 
 def written_out(head: nn.Module, negatives: nn.Module) -> bool:
