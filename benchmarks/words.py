@@ -6,17 +6,20 @@
 TEXT is a plain file, an article or a sentence a line. Ours runs as a user runs it, contrast-pretrain
 experiment=skipgram; gensim in the environment of its own that --gensim names, on `corpus_file`, its fastest way;
 word2vec.c where a binary is given (the package `word2vec` on PyPI builds one). All: dimension 100, window 5, 5 noise
-words, minimum count 5, subsampling 1e-4, two threads. They take turns, seed by seed, each in a process of its own.
+words, minimum count 5, subsampling 1e-4, two threads. They take turns, seed by seed, each in a process of its own;
+word2vec.c, which takes no seed, runs once.
 
 Words per second are the words of the text times the epochs by the seconds of training, without those that read the
 text and count it (word2vec.c tells only both together: its seconds are all). Memory is the largest resident size.
-Prints a table with ratios and writes results/words.json.
+That of a process which only imports torch, Lightning or gensim is told too. Prints a table with ratios and writes
+results/words.json.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -70,6 +73,13 @@ def high_water(pid: int) -> float:
         return 0.0
 
 
+def imported(python: str, module: str) -> float:
+    """The largest resident size in MiB of a process that imports a module and does nothing."""
+    status = "from pathlib import Path; print(Path('/proc/self/status').read_text())"
+    told = subprocess.run([python, "-c", f"import {module}; {status}"], check=True, capture_output=True, text=True)
+    return int(re.search(r"VmHWM:\s+(\d+)", told.stdout).group(1)) / 1024
+
+
 def ours(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     settings = [f"data.path={args.text}", f"seed={seed}", f"trainer.max_epochs={args.epochs}", "logger=none"]
     settings += [f"hydra.run.dir={folder}/run", *args.set]
@@ -86,7 +96,6 @@ def gensim(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def word2vec(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
-    """It takes no seed."""
     options = f"-cbow 0 -size 100 -window 5 -negative 5 -hs 0 -sample 1e-4 -threads 2 -min-count 5 -iter {args.epochs}"
     file = folder / "vectors.bin"
     command = [args.word2vec, "-train", args.text, "-output", str(file), "-binary", "1", *options.split()]
@@ -132,8 +141,12 @@ def main() -> None:
     sides = {"ours": ours}
     sides |= ({"gensim": gensim} if args.gensim else {}) | ({"word2vec.c": word2vec} if args.word2vec else {})
     runs: dict[str, list[dict[str, Any]]] = {who: [] for who in sides}
+    bare = {module: round(imported(sys.executable, module)) for module in ("torch", "pytorch_lightning")}
+    bare |= {"gensim": round(imported(args.gensim, "gensim.models"))} if args.gensim else {}
     for seed in args.seeds:
         for who, side in sides.items():
+            if who == "word2vec.c" and runs[who]:
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 found = measured(side(args, seed, Path(folder)), args, words)
             runs[who].append(found)
@@ -145,9 +158,11 @@ def main() -> None:
                 "pytorch-lightning": installed("pytorch-lightning"),
                 "words": words,
                 "epochs": args.epochs,
+                "MiB of the imports alone": bare,
             }
             args.out.write_text(json.dumps({"versions": facts, "runs": runs}, indent=2) + "\n")
     print(table(runs))
+    print("MiB of the imports alone: " + ", ".join(f"{module} {size:,}" for module, size in bare.items()))
     speed = {who: statistics.median(one["words_per_second"] for one in found) for who, found in runs.items()}
     for who in list(runs)[1:]:
         print(f"ours / {who}: {speed['ours'] / speed[who]:.2f} times the words per second")

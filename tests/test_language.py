@@ -474,7 +474,7 @@ def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.
 
     class Trainer:
         world_size, should_stop, global_step = 1, False, 0
-        loggers = [Logger()]
+        loggers = (Logger(),)
 
     throughput = Throughput("words", lambda batch: 5)
     corpus = Corpus("c", torch.zeros(1), ("a",), torch.ones(1), 1, 1, held_out=torch.zeros(3))

@@ -327,7 +327,7 @@ def test_a_node_of_the_tree_takes_in_no_more_than_the_limit(sparse: bool) -> Non
         each.step_by_autograd(part, generator(9), torch.zeros(V, dtype=torch.float64), 0.1)
     pairs = torch.zeros(V - 1)
     for n in range(3):
-        block, _, place = part.part(n, n + 1).pairs().nonzero(as_tuple=True)
+        _, _, place = part.part(n, n + 1).pairs().nonzero(as_tuple=True)
         for word in part.around[n][place].tolist():
             for node in free.negatives.path[word].tolist():
                 pairs[node] += node >= 0
