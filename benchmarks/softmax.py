@@ -3,10 +3,11 @@
     contrast-pretrain -m experiment=language_model \\
         head=full_softmax,nce,sampled_softmax,negative_sampling,hierarchical_softmax,adaptive_softmax \\
         data=corpus data.path=TEXT data.min_count=1 data.max_words=10000,50000,200000 data.held_out=0.02 \\
-        trainer.max_epochs=100 callbacks.held_out.max_seconds=60 logger=none hydra.sweep.dir=runs/softmax
+        trainer.max_epochs=100 callbacks.held_out.max_seconds=60 callbacks.held_out.first=1 \\
+        callbacks.held_out.growth=1.6 callbacks.held_out.most=2000 logger=none hydra.sweep.dir=runs/softmax
     python benchmarks/softmax.py runs/softmax
 
-Prints the table of docs/softmax-approximations.md, writes results/softmax.json and docs/pictures/softmax.png.
+Prints the tables of docs/softmax-approximations.md, writes results/softmax.json and docs/pictures/softmax.png.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from views import installed, processor
@@ -139,6 +141,28 @@ def table(by_size: dict[int, dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def by_words(by_size: dict[int, dict[str, Any]]) -> str:
+    """Perplexity after the words that the slowest read in its time: what a word teaches, whatever it costs.
+
+    Of the curves, between two measures linear in the logarithms.
+    """
+    least = {
+        size: min(found["curve"]["words"][-1] for found in heads.values()) for size, heads in sorted(by_size.items())
+    }
+    rows = [["output layer", *(f"{size:,} words, after {words:,.0f}" for size, words in least.items())]]
+    rows.append(["---"] * len(rows[0]))
+    for label in [*HEADS.values(), WITH_LOG_Q]:
+        cells = []
+        for size, words in least.items():
+            name = "perplexity_with_log_q" if label == WITH_LOG_Q else "perplexity"
+            head = next(head for head in HEADS if HEADS[head] == label.removesuffix(" + log q"))
+            drawn = by_size[size][head]["curve"] if head in by_size[size] else {}
+            at = np.interp(np.log(words), np.log(drawn["words"]), np.log(drawn[name])) if name in drawn else None
+            cells.append("" if at is None else f"{np.exp(at):,.0f}")
+        rows.append([label, *cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, nargs="+", help="a folder of the sweep, or the folders of its parts")
@@ -149,7 +173,7 @@ def main() -> None:
     for job in (job for folder in args.sweep for job in read_jobs(folder)):
         if job.status == COMPLETE:
             by_size.setdefault(int(config(job).data.max_words), {})[job.swept["head"]] = told(job)
-    print(table(by_size))
+    print(f"{table(by_size)}\n\n{by_words(by_size)}\n")
     for size, heads in sorted(by_size.items()):
         for head, found in heads.items():
             if "log_z" in found:

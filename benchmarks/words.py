@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from views import installed, processor
 
-from contrast.evaluation.words import word_scores
+from contrast.evaluation.words import score_names, word_scores
 from contrast.vectors import load_vectors
 
 HERE = Path(__file__).resolve().parent
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="more settings of ours, such as model.limit=32")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "words.json")
     args = parser.parse_args()
+    score_names(args.pairs, args.analogies)  # for its errors, before anything is run
     with open(args.text, encoding="utf-8", errors="replace") as file:
         words = sum(len(line.split()) for line in file)
     sides = {"ours": ours}

@@ -112,9 +112,9 @@ def test_usual_cutoffs_follow_the_number_of_classes_and_dimensions() -> None:
         (10, 512): [2],
         (10_000, 129): [2000],
         (50_000, 129): [2000, 8000],
-        (200_000, 129): [2000, 8000],  # a third cluster would have 2 dimensions
-        (200_000, 512): [2000, 8000, 32_000],
-        (200_000, 33): [2000],
+        (200_000, 129): [2000, 8000, 32_000],
+        (200_000, 33): [2000, 8000],  # a third cluster would have no dimension
+        (200_000, 9): [2000],
     }
     assert {(size, dim): usual_cutoffs(size, dim) for size, dim in expected} == expected
     for size in range(2, 3000):

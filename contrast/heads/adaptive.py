@@ -65,10 +65,10 @@ class AdaptiveSoftmax(nn.Module):
 def usual_cutoffs(size: int, dim: int, div_value: float = 4.0) -> list[int]:
     """A head of 2,000 classes, but at most a fifth of all, and clusters that begin at 4 times as many in turn.
 
-    None begins in the second half, and only the first may be narrower than 8 dimensions: with 128 dimensions 10,000
-    classes have [2000], 50,000 and more [2000, 8000].
+    None begins in the second half, and only the first may have fewer than 2 dimensions: with 128 dimensions 10,000
+    classes have [2000], 50,000 have [2000, 8000], and 200,000 have [2000, 8000, 32000].
     """
     cutoffs = [max(1, min(2000, size // 5))]
-    while 8 * cutoffs[-1] <= size and dim / div_value ** (len(cutoffs) + 1) >= 8:
+    while 8 * cutoffs[-1] <= size and dim / div_value ** (len(cutoffs) + 1) >= 2:
         cutoffs.append(4 * cutoffs[-1])
     return cutoffs

@@ -53,15 +53,11 @@ class Tree(Source):
         """One direction for all P views; `key` and `groups` are not looked at."""
         flat, ids = query.flatten(0, 1), ids.repeat(len(query))  # [P B, D], [P B]
         path, sign = self.path[ids].long(), self.sign[ids]  # [P B, L]
-        there = path >= 0
-        found = self.rows(path[there]) * sign[there][:, None]  # [n, D]: a padded place is no look-up of a node
-        nodes = found.new_zeros(*path.shape, found.shape[1]).masked_scatter(there[:, :, None], found)  # [P B, L, D]
+        there = path.clamp(min=0)  # beyond the end of a path node 0, which then counts for nothing
+        nodes = F.embedding(there, self.vectors, sparse=True) if self.sparse else self.vectors[there]  # [P B, L, D]
+        nodes = nodes * sign[:, :, None]
         positive = torch.zeros_like(ids)
-        return [(flat, Candidates(nodes, positive, ids=torch.where(there, 0, ABSENT), classes=path))]
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """Vectors of the inner nodes `ids` [n], [n, D]."""
-        return F.embedding(ids, self.vectors, sparse=True) if self.sparse else self.vectors[ids]
+        return [(flat, Candidates(nodes, positive, ids=torch.where(path >= 0, 0, ABSENT), classes=path))]
 
     def log_prob(self, query: Tensor, temperature: Tensor | float = 1.0, cosine: bool = False) -> Tensor:
         """Log probabilities of every class, [B, D] -> [B, N]."""
