@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from sklearn.isotonic import isotonic_regression
 from views import installed, processor
 
 from contrast.logs.csv_log import read_rows
@@ -31,10 +32,11 @@ HEADS = {
     "sampled_softmax": "sampled softmax",
     "nce": "NCE",
     "negative_sampling": "negative sampling",
-    "hierarchical_softmax": "hierarchical",
-    "adaptive_softmax": "adaptive",
+    "hierarchical_softmax": "hierarchical softmax",
+    "adaptive_softmax": "adaptive softmax",
 }
 WITH_LOG_Q = "negative sampling + log q"  # a second line of the same runs
+UNIGRAM = "frequencies alone"
 FIGURES = ("perplexity", "perplexity_with_log_q", "log_z", "log_z_std", "unigram_perplexity", "words_per_second")
 
 
@@ -75,12 +77,9 @@ def lines(heads: dict[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def apart(heights: list[float], gap: float) -> list[float]:
-    """The heights, rising, moved so that they are `gap` apart, as little as a pass upwards allows."""
-    placed: list[float] = []
-    for height in heights:
-        placed.append(max(height, placed[-1] + gap) if placed else height)
-    shift = sum(p - h for p, h in zip(placed, heights, strict=True)) / len(heights)
-    return [p - shift for p in placed]
+    """The heights, rising, moved so that they are `gap` apart, by the least squares of their moves."""
+    steps = gap * np.arange(len(heights))
+    return list(isotonic_regression(np.array(heights) - steps) + steps)
 
 
 def draw(by_size: dict[int, dict[str, Any]], path: Path) -> None:
@@ -96,18 +95,17 @@ def draw(by_size: dict[int, dict[str, Any]], path: Path) -> None:
         for label, (seconds, values) in shown.items():
             style = "--" if label == WITH_LOG_Q else "-"
             axis.plot(seconds, values, style + "o", color=colours[label], markersize=3, linewidth=1.6)
-        for value in unigram[:1]:
-            axis.axhline(value, color="0.5", linewidth=0.8, linestyle=":")
-            axis.text(1, value, "frequencies alone", color="0.4", fontsize=7, va="bottom")
+        if unigram:
+            shown[UNIGRAM] = ([1, last], unigram[:1] * 2)
+            axis.plot(*shown[UNIGRAM], color="0.5", linewidth=1, linestyle=":")
         axis.set(xscale="log", yscale="log", title=f"{size:,} words", xlabel="seconds of training")
         low, high = (torch.tensor(value).log().item() for value in axis.get_ylim())
         ends = sorted((torch.tensor(values[-1]).log().item(), label) for label, (_, values) in shown.items())
         for (_, label), height in zip(ends, apart([end for end, _ in ends], (high - low) / 26), strict=True):
-            text = f" {label}  {shown[label][1][-1]:,.0f}"
-            axis.text(
-                last * 1.08, torch.tensor(height).exp().item(), text, color=colours[label], fontsize=8, va="center"
-            )
-        axis.set_xlim(right=last * 14)
+            text, colour = f" {label}  {shown[label][1][-1]:,.0f}", colours.get(label, "0.4")
+            axis.text(last * 1.08, torch.tensor(height).exp().item(), text, color=colour, fontsize=8, va="center")
+        axis.set_xlim(right=last * 40)
+        axis.set_ylim(bottom=torch.tensor(low - 0.05 * (high - low)).exp().item())
         axis.grid(alpha=0.25, which="both")
         ticks = [second for second in (1, 2, 5, 10, 20, 50, 100, 200) if second <= last * 1.05]
         axis.set_xticks(ticks, [str(second) for second in ticks])
@@ -137,7 +135,7 @@ def table(by_size: dict[int, dict[str, Any]]) -> str:
             rows.append([WITH_LOG_Q, *(f"{each['perplexity_with_log_q']:,.0f}" if each else "" for each in found)])
             rows[-1] += [""] * len(sizes)
     unigram = [next(iter(by_size[size].values()))["unigram_perplexity"] for size in sizes]
-    rows.append(["frequencies alone", *(f"{value:,.0f}" for value in unigram), *[""] * len(sizes)])
+    rows.append([UNIGRAM, *(f"{value:,.0f}" for value in unigram), *[""] * len(sizes)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -90,8 +90,7 @@ def build_text(cfg: DictConfig, corpus: Corpus) -> Any:
     takes = inspect.signature(make.func).parameters
     unused = [name for name in ("optimizer", "scheduler") if parts[name] is not None and name not in takes]
     if unused:
-        told = " ".join(f"{name}=null" for name in unused)
-        raise InputError(f"{make.func.__name__} has no use for {' and '.join(unused)}: {told}")
+        raise InputError(f"{make.func.__name__} has no use for an {' and a '.join(unused)}: leave it out")
     return complete(make, facts | parts)
 
 

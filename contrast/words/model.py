@@ -54,7 +54,7 @@ class WordVectors(TextModel):
     `Table`, an update is written out (contrast.words.closed_form); all else goes through autograd, with the same sums
     of the same losses. Training is plain gradient descent on the rows that are touched.
 
-    The loss that is logged is that of four blocks of a span before they change anything; a run's `loss` is its mean
+    The loss that is logged is that of two blocks of a span before they change anything; a run's `loss` is its mean
     over the last epoch. It compares runs with the same head and noise.
     """
 
@@ -120,7 +120,6 @@ class WordVectors(TextModel):
         total = int(self.trainer.estimated_stepping_batches)
         done = self.batch_number - 1
         parts = batch.ids.chunk(self.workers)
-
         first: list[Tensor] = []
 
         def work(worker: int) -> None:
@@ -199,9 +198,9 @@ class WordVectors(TextModel):
 
     @torch.no_grad()
     def look(self, text: Blocks) -> Tensor:
-        """Losses [P] of the pairs of the first four blocks of a span, before they change anything."""
+        """Losses [P] of the pairs of the first two blocks of a span, before they change anything."""
         draws = self.generator(0, 2)
-        losses = [self.losses(text.part(n, n + 1), draws) for n in range(min(4, len(text)))]
+        losses = [self.losses(text.part(n, n + 1), draws) for n in range(min(2, len(text)))]
         return torch.cat(losses) if losses else self.encoder.weight.new_zeros(0)
 
     def told(self, losses: Tensor) -> Tensor:
