@@ -10,7 +10,8 @@ words, minimum count 5, subsampling 1e-4, two threads. They take turns, seed by 
 word2vec.c, which takes no seed, runs once.
 
 Words per second are the words of the text times the epochs by the seconds of training, without those that read the
-text and count it (word2vec.c tells only both together: its seconds are all). Memory is the largest resident size.
+text and count it (word2vec.c tells only both together: its seconds are all). Memory is the most that a command and the processes it starts hold, what they share
+counted once (Linux's proportional set size).
 That of a process which only imports torch, Lightning or gensim is told too. Prints a table with ratios and writes
 results/words.json.
 """
@@ -35,6 +36,7 @@ from contrast.evaluation.words import score_names, word_scores
 from contrast.vectors import load_vectors
 
 HERE = Path(__file__).resolve().parent
+PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
 GENSIM = """
 import json, sys, time
 from gensim.models import Word2Vec
@@ -51,33 +53,36 @@ json.dump({"seconds": seconds, "version": gensim.__version__}, open(out + "/told
 
 
 def run(command: list[str], folder: Path) -> tuple[float, float]:
-    """Seconds and the largest resident size in MiB of a command."""
+    """Seconds of a command, and the most memory in MiB that it and its workers held, looked at twice a second."""
     start, largest = time.perf_counter(), 0.0
     with open(folder / "log.txt", "wb") as log:
         environment = os.environ | {"WANDB_MODE": "offline"}
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         while process.poll() is None:
-            largest = max(largest, high_water(process.pid))
-            time.sleep(0.05)
+            largest = max(largest, held(process.pid))
+            time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}:\n{(folder / 'log.txt').read_text()[-2000:]}")
     return time.perf_counter() - start, largest
 
 
-def high_water(pid: int) -> float:
-    """The largest resident size of a process so far, in MiB; getrusage would count its parent's before exec too."""
+def held(pid: int) -> float:
+    """Memory of a process and those that it started, in MiB; what they share counts once (proportional set size)."""
+    total = 0.0
     try:
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) / 1024
-    except (OSError, KeyError):  # it has ended
-        return 0.0
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            total += sum(held(int(child)) for child in children.read_text().split())
+        total += int(PSS.search(Path(f"/proc/{pid}/smaps_rollup").read_text()).group(1)) / 1024
+    except (OSError, AttributeError):  # it has ended
+        pass
+    return total
 
 
 def imported(python: str, module: str) -> float:
-    """The largest resident size in MiB of a process that imports a module and does nothing."""
-    status = "from pathlib import Path; print(Path('/proc/self/status').read_text())"
+    """Memory in MiB of a process that imports a module and does nothing."""
+    status = "from pathlib import Path; print(Path('/proc/self/smaps_rollup').read_text())"
     told = subprocess.run([python, "-c", f"import {module}; {status}"], check=True, capture_output=True, text=True)
-    return int(re.search(r"VmHWM:\s+(\d+)", told.stdout).group(1)) / 1024
+    return int(PSS.search(told.stdout).group(1)) / 1024
 
 
 def ours(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:

@@ -41,7 +41,10 @@ def pretrain_text(cfg: DictConfig, corpus: Corpus, run_dir: Path) -> float | Non
             raise InputError(f"models of text train in one process, not in {trainer.world_size}: trainer.devices=1")
         what = f"{corpus.total_words:,} words of {corpus.name}, {len(corpus.words):,} different ones"
         say(f"{cfg.name}: {what}; everything lies in {run_dir}")
-        trainer.fit(model, data, ckpt_path=resume_point(cfg.resume))
+        try:
+            trainer.fit(model, data, ckpt_path=resume_point(cfg.resume))
+        finally:
+            model.teardown("fit")  # which Lightning leaves out after an error: workers end, torch has its threads back
         if not trainer.is_global_zero:
             return None
         found, told = worth(cfg, model, corpus, run_dir, trainer.strategy.root_device)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -49,8 +48,7 @@ def loggers(cfg: DictConfig, run_dir: Path) -> list[Any]:
 
 @contextmanager
 def ending(run_dir: Path) -> Iterator[None]:
-    """Closes W&B's run and gives torch its threads back whatever happens, and gives SIGTERM a status of its own."""
-    threads = torch.get_num_threads()  # which a model may change, for the next job of a sweep too
+    """Closes W&B's run whatever happens, and gives SIGTERM a status of its own."""
     try:
         yield
     except SIGTERMException:
@@ -58,7 +56,6 @@ def ending(run_dir: Path) -> Iterator[None]:
         say(f"told to end: the last step is saved, contrast-pretrain resume={run_dir} continues")
         raise SystemExit(128 + signal.SIGTERM) from None
     finally:
-        torch.set_num_threads(threads)
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()
 

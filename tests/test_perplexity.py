@@ -12,7 +12,7 @@ from contrast.errors import InputError
 from contrast.evaluation.perplexity import normalised, over_text, perplexity, streams
 from contrast.heads import NCE, AdaptiveSoftmax, InfoNCE
 from contrast.negatives import Table, Targets, Tree
-from contrast.samplers import Unigram
+from contrast.samplers import Poisson, Unigram
 from contrast.words import LanguageModel
 
 V, HIDDEN = 11, 5
@@ -35,6 +35,7 @@ def outputs() -> dict[str, tuple[object, object]]:
         "sampled_softmax": (Table(V, dim, noise, 4, sparse=True), InfoNCE(1.0, cosine=False)),
         "nce": (Table(V, dim, noise, 4), NCE(1.0, cosine=False, bias=-0.5)),
         "negative_sampling": (Table(V, dim, noise, 4), NCE(1.0, cosine=False, correction=False)),
+        "poisson": (Table(V, dim, Poisson(COUNTS / 50)), NCE(1.0, cosine=False, correction=False)),
         "hierarchical_softmax": (Tree(COUNTS, dim), NCE(1.0, cosine=False)),
         "adaptive_softmax": (Targets(), AdaptiveSoftmax(dim, V, [3, 7], div_value=2.0)),
     }
@@ -65,7 +66,11 @@ def naive_scores(made: LanguageModel, name: str, query: Tensor) -> list[float]:
 def naive(made: LanguageModel, name: str, ids: Tensor, count: int, length: int) -> dict[str, float]:
     """Word after word, each stream by itself."""
     classes = [i + 1 for i in ids.tolist()]  # the end of a line, -1, is class 0
-    log_q = made.negatives.sampler.log_prob(torch.arange(V)).tolist() if name == "negative_sampling" else [0.0] * V
+    log_q = [0.0] * V
+    if name == "negative_sampling":
+        log_q = made.negatives.sampler.log_prob(torch.arange(V)).tolist()
+    if name == "poisson":
+        log_q = (COUNTS / 50).log().tolist()
     losses, with_log_q, log_zs, unigram = [], [], [], []
     for start in range(0, len(classes), length):
         state, before = None, classes[start - 1] if start else 0
@@ -97,7 +102,7 @@ def test_perplexity_is_that_of_the_definition(name: str) -> None:
     expected = naive(made, name, ids, 3, 16)
     found = made.held_out(ids, most=1000)
     more = {"nce": {"log_z", "log_z_std"}}
-    more["negative_sampling"] = more["nce"] | {"perplexity_with_log_q"}
+    more["negative_sampling"] = more["poisson"] = more["nce"] | {"perplexity_with_log_q"}
     assert set(found) == {"perplexity", "unigram_perplexity", "held_out_words"} | more.get(name, set())
     assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-6)  # log_p and log_q are float32
 

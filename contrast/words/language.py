@@ -127,7 +127,8 @@ class LanguageModel(TextModel):
         log_prob             log of the probability, over all classes exactly
         log_z                of NCE's scores, the log normaliser: 0 where the model normalises itself
         log_prob_with_log_q  of negative sampling, after log q was added to the scores: their optimum is
-                             log p - log(K q), so these give p back and the scores alone do not
+                             log p - log(K q), so these give p back and the scores alone do not; of Poisson draws
+                             log pi, their probability
 
         A tree's and an adaptive softmax's probabilities sum to 1 by construction: their loss is -log p.
         """
@@ -136,8 +137,10 @@ class LanguageModel(TextModel):
             return {"log_prob": -self.head(query, candidates)[0].double()}
         offsets = [torch.zeros_like(self.log_p, dtype=torch.float64)]
         logistic, sampler = isinstance(self.head, NCE), self.negatives.sampler
-        if logistic and not self.head.correction and isinstance(sampler, Sampler):
-            offsets.append(sampler.log_prob(torch.arange(len(self.log_p), device=ids.device)).double())
+        if logistic and not self.head.correction and sampler is not None:
+            everything = torch.arange(len(self.log_p), device=ids.device)
+            drawn = sampler.log_prob(everything) if isinstance(sampler, Sampler) else sampler.log_inclusion(everything)
+            offsets.append(drawn.double())
         log_prob, log_z = normalised(self.score, query, ids, self.negatives.vectors, torch.stack(offsets))
         told = {"log_prob": log_prob[0]}
         if logistic:

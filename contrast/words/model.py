@@ -5,10 +5,10 @@ T places of a span, N blocks, L centres of a block, C places around, M draws, D 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +29,15 @@ from contrast.words.blocks import Blocks, blocks, keep_probability
 from contrast.words.by_autograd import Questions, questions
 from contrast.words.closed_form import Rule
 from contrast.words.output import check_pair
+from contrast.words.workers import Workers
+
+
+class Task(NamedTuple):
+    """A worker's part of a span."""
+
+    ids: np.ndarray  # [T] int32, -1 between lines
+    batch_number: int
+    total: int  # steps of the run
 
 
 class WordVectors(TextModel):
@@ -45,8 +54,8 @@ class WordVectors(TextModel):
     span       places of the corpus in a training step, which is many updates; no pair crosses its ends
     block      L, centres that share the draws of `negatives`; blocks: in one update, each with draws of its own
     limit      of a row that more pairs change in one update, the step is scaled down to so many; None: never
-    workers    threads that update the same tables without locks (Recht et al. 2011): the result then depends on their
-               timing. With one a run is a function of its seed
+    workers    processes that update the same tables without locks, `contrast.words.workers`: the result then depends on
+               their timing. With one a run is a function of its seed
 
     words, seed, config  as of every `TextModel`
 
@@ -103,6 +112,8 @@ class WordVectors(TextModel):
         self.span, self.block, self.blocks, self.limit, self.workers = span, block, blocks, limit, workers
         self.epoch_loss = (0, 0.0, 0)  # number of the epoch, sum of the losses looked at in it, and how many
         self.register_buffer("keep", keep_probability(counts, subsample))
+        self.looked = torch.empty(0)  # losses of the current span before it changed anything
+        self.pool: Workers | None = None  # while it trains
         self.written_out = written_out(head, negatives)
         self.offset: Tensor | None = None
         self.threads: int | None = None  # torch's, to be set again after training
@@ -118,25 +129,21 @@ class WordVectors(TextModel):
 
     def training_step(self, batch: Span, batch_idx: int) -> dict[str, Tensor]:
         total = int(self.trainer.estimated_stepping_batches)
-        done = self.batch_number - 1
-        parts = batch.ids.chunk(self.workers)
-        first: list[Tensor] = []
-
-        def work(worker: int) -> None:
-            text = self.read(parts[worker], worker)
-            if worker == 0:
-                first.append(self.look(text))
-            for share, update in self.updates(text, worker):
-                update(self.rate((done + share) / total))
-
-        if self.workers == 1:
-            work(0)
-        else:
-            with ThreadPoolExecutor(self.workers) as pool:
-                list(pool.map(work, range(len(parts))))
+        parts = batch.ids.int().cpu().numpy()
+        assert self.pool is not None
+        self.pool.run([Task(part, self.batch_number, total) for part in np.array_split(parts, self.workers)])
         self.head.advance()
         self.optimizers().step()  # type: ignore[union-attr]  # there are no gradients left: it counts the step
-        return {"loss": self.told(first[0])}
+        return {"loss": self.told(self.looked)}
+
+    def work(self, worker: int, task: "Task") -> None:
+        """Train on a worker's part of a span."""
+        self.batch_number = task.batch_number
+        text = self.read(torch.from_numpy(task.ids).long().to(self.device), worker)
+        if worker == 0:
+            self.looked = self.look(text)
+        for share, update in self.updates(text, worker):
+            update(self.rate((task.batch_number - 1 + share) / task.total))
 
     def read(self, ids: Tensor, worker: int) -> Blocks:
         return blocks(ids, self.keep, self.window, self.block, self.generator(worker, 0))
@@ -237,8 +244,12 @@ class WordVectors(TextModel):
         self.threads = torch.get_num_threads()
         torch.set_num_threads(1)  # products of a block are too small to be shared: the workers are the threads
         self.head.plan(int(self.trainer.estimated_stepping_batches))
+        self.pool = Workers(self, self.work, self.workers)
 
     def teardown(self, stage: str) -> None:
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None
         if self.threads is not None:
             torch.set_num_threads(self.threads)
             self.threads = None
