@@ -10,10 +10,9 @@ words, minimum count 5, subsampling 1e-4, two threads. They take turns, seed by 
 word2vec.c, which takes no seed, runs once.
 
 Words per second are the words of the text times the epochs by the seconds of training, without those that read the
-text and count it (word2vec.c tells only both together: its seconds are all). Memory is the most that a command and the processes it starts hold, what they share
-counted once (Linux's proportional set size).
-That of a process which only imports torch, Lightning or gensim is told too. Prints a table with ratios and writes
-results/words.json.
+text and count it (word2vec.c tells only both together: its seconds are all). Memory is the most that a command and the
+processes it starts hold, what they share counted once (Linux's proportional set size); that of a process which only
+imports torch, Lightning or gensim is told too. Prints a table with ratios and writes results/words.json.
 """
 
 import argparse

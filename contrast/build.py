@@ -9,7 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from contrast.errors import InputError
+from contrast.heads import NCE
 from contrast.module import Contrastive, Normalize
+from contrast.negatives import Tree
 
 CAPTIONS = ("vocabulary", "length")  # facts that only a data set with captions has
 
@@ -49,6 +51,11 @@ def build(cfg: DictConfig, images: Any, tokenizer: Any = None) -> Contrastive:
     name, by_label = type(negatives).__name__, cfg.same_label == "positive"
     if negatives.of_classes and not by_label:
         raise InputError(f"{name} holds classes: it needs same_label=positive, not {cfg.same_label}")
+    head = complete(instantiate(cfg.head), facts)
+    if isinstance(negatives, Tree) and not isinstance(head, NCE):
+        raise InputError(f"the nodes of a Tree are all positive: it needs head=nce, not {type(head).__name__}")
+    if cfg.same_label == "ignored" and not negatives.grouped:
+        raise InputError(f"{name} does not leave out images with a query's label: same_label=negative or positive")
     if negatives.numbered and by_label and unlabelled:
         raise InputError(f"{name} has a row for each class, but {unlabelled} of {len(images)} images have no label")
     return Contrastive(
@@ -59,7 +66,7 @@ def build(cfg: DictConfig, images: Any, tokenizer: Any = None) -> Contrastive:
         key=complete(instantiate(cfg.key), facts),
         predictor=complete(instantiate(cfg.predictor), facts),
         negatives=negatives,
-        head=complete(instantiate(cfg.head), facts),
+        head=head,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
         same_label=cfg.same_label,

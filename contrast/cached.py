@@ -56,6 +56,7 @@ def cached_gradients(
     with torch.autocast(device.type, enabled=False):
         first = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
     total: list[Tensor | None] = list(first[len(leaves) :])
+    torch.clear_autocast_cache()  # older torch keeps weights that the first pass cast, which have no graph
     with _buffers_kept(modules):
         for i, part in enumerate(_slices([each.query.shape[1] for each in found])):
             _set_random_state(states[i], device)

@@ -63,6 +63,8 @@ def image_bench(cfg: DictConfig) -> tuple[Bench, str]:
     own = is_own(saved)
     if cfg.data is None and not own:
         raise InputError(f"{file} does not say what it was trained on: give data=...")
+    if own and saved["config"].get("model") is not None:
+        raise InputError(f"{file} is of a run on text: protocol=words")
     splits = data_of(saved, cfg.data, own)
     unlabelled = HydraConfig.get().runtime.choices["protocol"] == "retrieval"
     if splits.test is None or not (unlabelled or has_labels(splits)):

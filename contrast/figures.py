@@ -28,13 +28,23 @@ ROWS = {
 
 
 def frozen_figures(
-    cfg: DictConfig, encoder: Callable[[Tensor], Tensor], splits: Splits, device: torch.device, prefix: str = ""
+    cfg: DictConfig,
+    encoder: Callable[[Tensor], Tensor],
+    splits: Splits,
+    device: torch.device,
+    prefix: str = "",
+    workers: int = 0,
 ) -> dict[str, float]:
-    """kNN and linear figures of images -> features on the labelled training rows and the test set of `splits`."""
+    """kNN and linear figures of images -> features on the labelled training rows and the test set of `splits`.
+
+    workers  processes that decode images which are not in memory
+    """
     assert splits.test is not None
     train, test = labelled(splits.train, cfg.max_train), labelled(splits.test, cfg.max_test)
     name = prefix.rstrip("_") or "trained"
-    found = [features(encoder, images, device=device, desc=f"{name} features") for images in (train, test)]
+    found = [
+        features(encoder, images, device=device, desc=f"{name} features", workers=workers) for images in (train, test)
+    ]
     scores = frozen_scores(
         found[0],
         train.labels,
@@ -49,7 +59,11 @@ def frozen_figures(
 
 
 def retrieval_figures(
-    towers: Towers, images: Images | ImageFiles, device: torch.device, ks: Sequence[int] = (1, 5, 10)
+    towers: Towers,
+    images: Images | ImageFiles,
+    device: torch.device,
+    ks: Sequence[int] = (1, 5, 10),
+    workers: int = 0,
 ) -> dict[str, float]:
     """Recall at k of captions for images, and of images for captions; every image and every caption stands once.
 
@@ -62,7 +76,7 @@ def retrieval_figures(
     together = joined(which, what)  # [N]
     towers = towers.to(device)
     with evaluating(towers):
-        vectors = features(towers.image, images.select(pictures), device=device, desc="images")
+        vectors = features(towers.image, images.select(pictures), device=device, desc="images", workers=workers)
         captions = encode_text(towers, images.text[words], device)
     picture_ids, word_ids = together[pictures], together[words]
     there = recall(vectors, captions, picture_ids, word_ids, ks)
@@ -108,6 +122,11 @@ def figure_names(cfg: DictConfig) -> set[str]:
 
 def has_labels(splits: Splits) -> bool:
     return splits.test is not None and bool((splits.train.labels >= 0).any())
+
+
+def few_pixels(images: Images | ImageFiles) -> bool:
+    """Whether raw pixels are features that a linear probe can hold: 64 x 64 in colour at most."""
+    return images.channels * images.size**2 <= 3 * 64**2
 
 
 def raw_pixels(pixels: Tensor) -> Tensor:

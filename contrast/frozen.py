@@ -70,10 +70,11 @@ def from_checkpoint(saved: Mapping[str, Any], encoder_cfg: Any = None) -> Frozen
     normalize = Normalize(state["normalize.mean"].flatten(), state["normalize.std"].flatten())
     if not config.get("text"):
         return Frozen(normalize, encoder)
-    projector = instantiate(OmegaConf.create(config["projector"]), in_features=encoder.num_features)
-    key = complete(instantiate(OmegaConf.create(config["key"])), {**config["text"], "dim": projector.num_features})
-    if not isinstance(key, Second):
+    part = instantiate(OmegaConf.create(config["key"]))
+    if getattr(part, "func", None) is not Second:  # captions that the run did not look at
         return Frozen(normalize, encoder)
+    projector = instantiate(OmegaConf.create(config["projector"]), in_features=encoder.num_features)
+    key = complete(part, {**config["text"], "dim": projector.num_features})
     load_encoder(projector, saved, prefix="projector.")
     load_encoder(key, saved, prefix="key.")
     return Towers(normalize, encoder, projector, key)

@@ -18,6 +18,7 @@ from contrast.errors import InputError
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
 from contrast.keys import Shared
 from contrast.optim.groups import parameter_groups
+from contrast.rows import is_logged
 
 OBSERVED = 512  # rows whose singular values are logged: those of a whole large batch would take longer than its step
 
@@ -109,6 +110,7 @@ class Contrastive(pl.LightningModule):
             if "num_batches" not in name and "running_" not in name
         ]
         self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
+        self.logged = False  # whether the current batch is
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embeddings of images, [B, C, H, W] uint8 or float in 0..1 -> [B, F]: what is evaluated and shipped."""
@@ -122,7 +124,7 @@ class Contrastive(pl.LightningModule):
         else:
             loss, asked, (embedding, query, key) = self.cached(batch, uniforms, self.micro_batch)
         self.seen.append((query.detach(), None if key is None else key.detach(), *self.identities(batch)))
-        if self.logs_this_step():
+        if self.logged:
             self.observe(loss, embedding.detach(), query.detach(), key, asked)
         return {"loss": loss, "embedding": embedding.detach()}  # the embedding is there for online probes
 
@@ -164,6 +166,7 @@ class Contrastive(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.batch_number += 1
+        self.logged = is_logged(self.trainer, batch_idx)
 
     def uniforms(self, images: int) -> Tensor:
         """This rank's part of the random numbers behind the views of the whole batch, [V, B, P].
@@ -210,17 +213,14 @@ class Contrastive(pl.LightningModule):
             return torch.stack([net(view) for view in rows])
         return net(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
 
-    def logs_this_step(self) -> bool:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and self.batch_number % every == 0
-
     @torch.no_grad()
     def observe(self, loss: Tensor, embedding: Tensor, query: Tensor, key: Tensor | None, asked: Any) -> None:
         """Log what the loss does not tell: the scores, the geometry of the embedding, the temperature."""
         told = self.head.describe(*asked[0])
         if key is not None:
             told["alignment"] = alignment(query[0], key[0])
-        told["uniformity"] = uniformity(query[0])
+        if len(query[0]) > 1:
+            told["uniformity"] = uniformity(query[0])
         told["rank_embedding"] = effective_rank(embedding[0, :OBSERVED])
         told["rank_projection"] = effective_rank(query[0, :OBSERVED])
         self.log_dict({f"train/{name}": value.float() for name, value in told.items()}, sync_dist=True)
@@ -234,7 +234,7 @@ class Contrastive(pl.LightningModule):
             part.plan(int(self.trainer.estimated_stepping_batches))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.logs_this_step():
+        if self.logged:
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
             self.log("train/lr", optimizer.param_groups[0]["lr"])

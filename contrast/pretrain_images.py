@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from contrast.build import build
 from contrast.callbacks.nonfinite import StopAtNonFinite
+from contrast.callbacks.online import without_singles
 from contrast.callbacks.throughput import Throughput
 from contrast.callbacks.view_grid import ViewGrid
 from contrast.data.images import Splits
@@ -17,6 +18,7 @@ from contrast.data.loader import Batches
 from contrast.data.pretraining import PretrainData
 from contrast.errors import InputError
 from contrast.figures import (
+    few_pixels,
     figure_names,
     frozen_figures,
     has_labels,
@@ -71,8 +73,8 @@ def lookers(cfg: DictConfig, splits: Splits, run_dir: Path, throughput: Throughp
     found: list[pl.Callback] = [StopAtNonFinite(run_dir), ViewGrid(run_dir), throughput]
     for node in (cfg.callbacks or {}).values():
         callback = instantiate(node)
-        if isinstance(callback, functools.partial):  # a probe: it wants labelled images
-            if not (splits.train.labels >= 0).any():
+        if isinstance(callback, functools.partial):  # a probe: it wants labelled images, two of a class
+            if not (without_singles(splits.train.labels) >= 0).any():
                 continue
             callback = callback(images=splits.train)
         found.append(callback)
@@ -86,14 +88,16 @@ def evaluate(cfg: DictConfig, model: Contrastive, splits: Splits, device: torch.
     retrieval = {}
     if isinstance(model.key, Second) and splits.test is not None:
         towers = Towers(model.normalize, model.encoder, model.projector, model.key)
-        retrieval = retrieval_figures(towers, splits.test, device)
+        retrieval = retrieval_figures(towers, splits.test, device, workers=cfg.workers)
     if not has_labels(splits):
         say(f"{splits.name} has no {'labels' if splits.test else 'test set'}: no figures of the frozen encoder")
         return retrieval
-    figures = retrieval | frozen_figures(cfg.evaluation, model.to(device), splits, device)
+    figures = retrieval | frozen_figures(cfg.evaluation, model.to(device), splits, device, workers=cfg.workers)
     if cfg.evaluation.untrained:
         untrained = new_model(cfg, splits).to(device)
-        figures |= frozen_figures(cfg.evaluation, untrained, splits, device, "untrained_")
-    if cfg.evaluation.pixels:
-        figures |= frozen_figures(cfg.evaluation, raw_pixels, splits, device, "pixels_")
+        figures |= frozen_figures(cfg.evaluation, untrained, splits, device, "untrained_", cfg.workers)
+    if cfg.evaluation.pixels and not few_pixels(splits.train):
+        say(f"images of {splits.train.size} x {splits.train.size} have too many raw pixels for figures of these")
+    elif cfg.evaluation.pixels:
+        figures |= frozen_figures(cfg.evaluation, raw_pixels, splits, device, "pixels_", cfg.workers)
     return figures

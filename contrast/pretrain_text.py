@@ -38,7 +38,7 @@ def pretrain_text(cfg: DictConfig, corpus: Corpus, run_dir: Path) -> float | Non
         looking = [StopAfterNonFinite(), throughput, *looking_on(cfg, corpus)]
         trainer = make_trainer(cfg, run_dir, looking, -(-len(corpus.ids) // model.span))
         if trainer.world_size > 1:  # before Lightning starts the others
-            raise InputError(f"models of text train in one process, not in {trainer.world_size}: trainer.devices=1")
+            raise InputError(f"models of text train on one device, not on {trainer.world_size}: trainer.devices=1")
         what = f"{corpus.total_words:,} words of {corpus.name}, {len(corpus.words):,} different ones"
         say(f"{cfg.name}: {what}; everything lies in {run_dir}")
         try:

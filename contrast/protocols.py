@@ -39,8 +39,10 @@ class Bench:
     seed: int = 0
 
     def features(self, images: Images | ImageFiles, what: str) -> Tensor:
-        """Features [N, F] of the frozen encoder; computed once for these weights and these images, then read."""
-        key = digest(self.encoder, images.pixels if isinstance(images, Images) else file_facts(images))
+        """Features [N, F] of the frozen encoder; computed once for this encoder and these images, then read."""
+        key = digest(
+            repr(self.encoder), self.encoder, images.pixels if isinstance(images, Images) else file_facts(images)
+        )
         return cached_features(
             self.cache,
             key,

@@ -149,6 +149,29 @@ def test_dropout_is_replayed_and_the_random_state_goes_on_as_after_one_pass() ->
         torch.testing.assert_close(parameter.grad, 3 * grad)
 
 
+def test_every_layer_learns_under_autocast() -> None:
+    """The first pass casts the weights without a graph: the second must not be given these."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8))
+    x = torch.randn(1, 12, 8)
+
+    def embed(i: int, again: bool) -> Embedded:
+        out = encoder(x[:, 4 * i : 4 * i + 4])
+        return Embedded(out, out, None)
+
+    def contrast(query: Tensor, key: Tensor | None) -> tuple[Tensor, None]:
+        return (query[0] @ query[0].T).float().logsumexp(1).mean(), None
+
+    parameters = list(encoder.parameters())
+    expected = torch.autograd.grad(contrast(encoder(x), None)[0], parameters)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, *_ = cached_gradients(embed, 3, contrast, [encoder], parameters)
+    loss.backward()
+    for parameter, grad in zip(parameters, expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, grad, rtol=0.1, atol=0.05)
+
+
 def test_running_statistics_are_updated_once(tmp_path: Path) -> None:
     model = make("simclr", 6, norm=True)
     norm = model.encoder[1]

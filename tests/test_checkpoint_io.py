@@ -223,3 +223,17 @@ def test_the_last_checkpoint_may_be_refreshed_less_often_but_never_misses_the_en
     steps = trainer.global_step // 5
     assert seen == [None, None, 2 * steps, 2 * steps, 4 * steps]
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5 * steps
+
+
+@pytest.mark.parametrize("end", [{"max_steps": 3}, {"max_steps": 10**6, "max_epochs": 1}])
+def test_a_run_that_ends_by_its_steps_has_its_last_weights(tmp_path: Path, end: dict[str, int]) -> None:
+    trainer = pl.Trainer(
+        **{"max_epochs": 100, **end},
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Checkpoints(tmp_path, every_n_epochs=0, last_every_n_epochs=50)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Model(-1, 0), Loader())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == trainer.global_step > 0

@@ -171,7 +171,9 @@ HEADS = [
     for option in options("negatives")
     for head in options("head")
     for temperature in [None, *options("head/temperature")]
-    if (option in ALONE) == (head in ALONE) and not (head in ALONE and temperature)
+    if (option in ALONE) == (head in ALONE)
+    and not (head in ALONE and temperature)
+    and (option != "tree" or head == "nce")
 ]
 
 
@@ -261,3 +263,23 @@ def test_the_default_is_an_experiment(compose: Compose) -> None:
 def test_data_lies_where_the_environment_says(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTRAST_DATA", "/some/where")
     assert compose("data=cifar10").data.root == "/some/where/cifar10"
+
+
+@pytest.mark.parametrize("experiment", ["simclr_cifar10", "simclr_folder", "simclr_digits"])
+@pytest.mark.parametrize("method", options("method"))
+def test_an_experiment_leaves_a_method_its_head(compose: Compose, experiment: str, method: str) -> None:
+    words = GIVEN.get(f"experiment/{experiment}", [])
+    alone, within = compose(f"method={method}"), compose(f"experiment={experiment}", f"method={method}", *words)
+    assert within.head == alone.head
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("negatives=tree", "head=info_nce", "same_label=positive"), "it needs head=nce, not InfoNCE"),
+        (("negatives=bank", "same_label=ignored"), "Bank does not leave out images with a query's label"),
+    ],
+)
+def test_pairs_that_mean_nothing_are_refused(compose: Compose, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(own(compose(*words, "encoder.widths=[4]")), few_images(1, 8))

@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, figures
+from conftest import TINY, Command, figures
 from omegaconf import OmegaConf
 from PIL import Image
+from torch import nn
 
 from contrast.data.digits import digits
 from contrast.evaluation.features import features
 from contrast.evaluation.knn import knn_score
 from contrast.finetune import Classifier
 from contrast.frozen import Frozen, from_checkpoint
+from contrast.module import Normalize
+from contrast.protocols import Bench
 
 CPU = "trainer.accelerator=cpu"
 SMALL = ("encoder=small", "encoder.widths=[8,16,32]")
@@ -168,3 +171,31 @@ def test_another_number_of_channels(
             Image.new("RGB", (8, 8)).save(folder / "0.png")
     assert evaluate(f"checkpoint={trained}", "data=folder", "data.root=colour", CPU, "hydra.run.dir=a") == 2
     assert "the encoder takes 1 channels, the images have 3" in capfd.readouterr().err
+
+
+def test_a_run_that_did_not_look_at_captions_is_evaluated(pretrain: Command, evaluate: Command) -> None:
+    assert (
+        pretrain(*TINY, "method=moco", "data=digits_words", "trainer.limit_train_batches=2", "hydra.run.dir=run") == 0
+    )
+    assert evaluate("checkpoint=run", "protocol=knn", "hydra.run.dir=eval") == 0
+    assert figures("eval")["top1"] > 0.2
+
+
+def test_a_run_on_text_says_which_protocol(pretrain: Command, evaluate: Command, capsys: Any) -> None:
+    Path("text.txt").write_text("one two three four five six seven\n" * 20)
+    few = ("data.path=text.txt", "data.min_count=1", "trainer.max_epochs=1", "model.workers=1", "logger=none")
+    assert pretrain("experiment=skipgram", *few, "hydra.run.dir=run") == 0
+    assert evaluate("checkpoint=run", "hydra.run.dir=eval") == 2
+    assert "last.ckpt is of a run on text: protocol=words" in capsys.readouterr().err
+
+
+def test_features_are_those_of_an_architecture_not_of_its_weights_alone(tmp_path: Path) -> None:
+    images = digits().test
+    found = []
+    for pool in (nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)):
+        net = nn.Sequential(pool, nn.Flatten())
+        net.num_features = 1
+        frozen = Frozen(Normalize([0.0], [1.0]), net)
+        bench = Bench(frozen, images, images, tmp_path, torch.device("cpu"), OmegaConf.create({}))
+        found.append(bench.features(images, "some"))
+    assert not torch.equal(*found)

@@ -10,7 +10,7 @@ PACKAGE = Path(contrast.__file__).parent
 # from the ground up; what stands on one line may import only what stands on lines above it, and itself
 FLOORS = [
     ["errors", "draws"],
-    ["files", "candidates", "distributed", "cached"],
+    ["files", "candidates", "distributed", "cached", "rows"],
     ["tiled"],
     ["heads", "samplers", "encoders", "data", "views", "optim"],
     ["evaluation", "vectors", "negatives", "keys", "functional"],

@@ -176,3 +176,38 @@ def test_the_real_command_ends_in_one_line(workplace: Path) -> None:
     assert last.startswith("error: the loss of batch 2 is nan; first non-finite tensor: ")
     (run,) = Path("runs/simclr").iterdir()
     assert str(next(run.glob("nonfinite_2.pt"))) in last
+
+
+@pytest.mark.parametrize("callbacks", ["none", "default"])
+def test_debug_quick_goes_with_every_choice_of_callbacks(pretrain: Command, callbacks: str) -> None:
+    assert pretrain(*TINY, "debug=quick", f"callbacks={callbacks}", "hydra.run.dir=run") == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_rows_come_with_optimiser_steps_not_with_batches(pretrain: Command) -> None:
+    """22 batches an epoch, two a step: 22 steps in two epochs."""
+    words = ("trainer.accumulate_grad_batches=2", "trainer.max_epochs=2", "trainer.log_every_n_steps=4")
+    assert pretrain(*TINY, *words, "hydra.run.dir=run") == 0
+    rows = read_rows(Path("run/metrics.csv"))[1]
+    assert [int(row["step"]) for row in rows if "train/loss" in row] == [3, 7, 11, 15, 19]
+    assert all("train/uniformity" in row and "train/lr" in row for row in rows if "train/loss" in row)
+
+
+def test_images_that_are_the_only_ones_of_their_class_are_not_probed(pretrain: Command, workplace: Path) -> None:
+    for name in "abcdef":
+        for part in ("train", "test"):
+            file = workplace / "images" / part / name / "one.png"
+            file.parent.mkdir(parents=True)
+            Image.new("L", (8, 8), 20 * (ord(name) - 96)).save(file)
+    own = ("data=folder", "data.root=images", "data.image_size=8", "batch_size=6", "projector.out_features=4")
+    words = [word for word in TINY if not word.startswith(("batch_size", "projector.out"))]
+    assert pretrain(*words, *own, "hydra.run.dir=run") == 0
+
+
+def test_a_complete_job_without_the_metric_stays_complete(pretrain: Command) -> None:
+    sweep = ("-m", *TINY, "seed=0,1", "trainer.limit_train_batches=1", "hydra.sweep.dir=sweep")
+    assert pretrain(*sweep) == 0
+    before = Path("sweep/1/metrics.json").stat().st_mtime_ns
+    assert pretrain(*sweep) == 0
+    assert Path("sweep/1/metrics.json").stat().st_mtime_ns == before
+    assert not Path("sweep/1/error.txt").exists()

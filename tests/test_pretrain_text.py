@@ -144,7 +144,7 @@ def test_a_run_is_evaluated(pretrain: Command, evaluate: Command, corpus: Path, 
         (("model.span=0",), "span 0"),
         (("negatives.sampler.power=-1",), "power"),
         (("data.min_count=100000",), "100000 times"),
-        (("trainer.devices=2",), "one process, not in 2"),
+        (("trainer.devices=2",), "one device, not on 2"),
         (("metric=accuracy",), "metric=accuracy will not be among the figures: loss, seconds, words_per_second"),
         (("evaluation.pairs=absent.tsv",), "absent.tsv cannot be read"),
         (("evaluation.analogies=absent.txt",), "absent.txt cannot be read"),
@@ -173,3 +173,8 @@ def test_text_needs_a_model_of_text(pretrain: Command, corpus: Path, capsys: Any
 def test_a_loss_that_is_not_finite_stops_the_run(pretrain: Command, corpus: Path, capsys: Any) -> None:
     assert pretrain(*SMALL, "model.lr=1e30", "model.limit=null", "hydra.run.dir=run") == 2
     assert "take a lower lr" in capsys.readouterr().err
+
+
+def test_debug_quick(pretrain: Command, corpus: Path) -> None:
+    assert pretrain(*SMALL, "debug=quick", "hydra.run.dir=run") == 0
+    assert len(load_vectors("run/vectors.safetensors")[0]) == 12

@@ -256,7 +256,7 @@ def test_a_changed_value_counts_and_is_told(pretrain: Command, capfd: pytest.Cap
 
 def test_what_the_checkpoint_brings_back_cannot_change(pretrain: Command, capfd: pytest.CaptureFixture[str]) -> None:
     assert pretrain(*RUN, "trainer.max_epochs=1", "hydra.run.dir=a") == 0
-    for word in ("head.temperature=0.3", "optimizer.lr=1", "encoder.widths=[8,16]"):
+    for word in ("head.temperature=0.3", "optimizer.lr=1", "encoder.widths=[8,16]", "same_label=positive"):
         assert pretrain("resume=a", "trainer.max_epochs=2", word) == 2
         line = capfd.readouterr().err.splitlines()[-1]
         assert line.startswith(f"error: {word.partition('=')[0]}: "), line

@@ -95,11 +95,11 @@ def first_non_finite(module: Any, batch: Batch, alone: bool = True) -> str:
         return hook
 
     hooks = [sub.register_forward_hook(look(name)) for name, sub in module.named_modules() if name]
-    logs, module.logs_this_step = module.logs_this_step, lambda: False
+    logged, module.logged = module.logged, False
     try:
         module.training_step(batch, 0)
     finally:
-        module.logs_this_step = logs
+        module.logged = logged
         for hook in hooks:
             hook.remove()
     # buffers come last: the running statistics of a norm are spoilt by the step itself

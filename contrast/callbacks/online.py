@@ -31,7 +31,7 @@ class _Online(pl.Callback):
         if every_n_epochs < 1:
             raise InputError(f"an online probe needs every_n_epochs of at least 1, got {every_n_epochs}")
         self.images, self.every_n_epochs = images, every_n_epochs
-        fit, held = hold_out(_without_singles(images.labels), held_out, seed)
+        fit, held = hold_out(without_singles(images.labels), held_out, seed)
         most_held = max(1, int(max_fit * held_out / (1 - held_out)))
         self.fit_rows, self.held_rows = _spread(fit, max_fit), _spread(held, most_held)
 
@@ -41,7 +41,8 @@ class _Online(pl.Callback):
 
     def held_features(self, pl_module: Any, rows: Tensor, what: str) -> tuple[Tensor, Tensor]:
         images = self.images.select(rows)
-        return features(pl_module, images, device=pl_module.device, desc=what), images.labels
+        workers = getattr(pl_module.trainer.datamodule, "workers", 0)
+        return features(pl_module, images, device=pl_module.device, desc=what, workers=workers), images.labels
 
 
 class OnlineKNN(_Online):
@@ -116,9 +117,9 @@ class OnlineLinear(_Online):
         self.restored = state_dict or None
 
 
-def _without_singles(labels: Tensor) -> Tensor:
+def without_singles(labels: Tensor) -> Tensor:
     """The labels [N], -1 for the only image of a class: it can be held out from nothing."""
-    counts = torch.bincount(labels[labels >= 0])
+    counts = torch.bincount(labels[labels >= 0], minlength=1)
     return torch.where((labels >= 0) & (counts[labels.clamp(min=0)] < 2), -1, labels)
 
 

@@ -32,7 +32,7 @@ class Throughput(pl.Callback):
         self.since_seconds += now - self.started
         self.since_total += self.count(batch) * trainer.world_size
         self.started = now
-        if pl_module.logs_this_step():
+        if pl_module.logged:
             pl_module.log(f"train/{self.unit}_per_second", self.since_total / self.since_seconds, prog_bar=True)
             self._add()
 

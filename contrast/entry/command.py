@@ -1,6 +1,7 @@
 """The door of every console command: looks at the whole command line first, then lets Hydra run it."""
 
 import functools
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -109,8 +110,8 @@ def single(
                 before = resume.config_of(resume.run_of(cfg.resume))
                 lines = resume.differences(settled(before), settled(cfg))
                 for line in lines:
-                    if line.split(".")[0] in restored:
-                        raise InputError(f"{line}: the checkpoint brings the old value back; start a new run")
+                    if re.split(r"[.:]", line)[0] in restored:
+                        raise InputError(f"{line}: a run keeps the value that it began with; start a new one")
                 for line in lines:
                     print(f"other than when the run began: {line}")
     app.run(name, job, [*overrides, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"])

@@ -18,7 +18,7 @@ from contrast.entry import resolvers as resolvers  # registers them, in a worker
 from contrast.entry.folder import discard, is_first_rank, quoted, read_overrides, settled, write_config
 from contrast.entry.messages import of_input, one_line, wants_traceback
 from contrast.entry.resume import run_of
-from contrast.sweep.jobs import ERROR, figure, is_complete, prepare, read_metrics
+from contrast.sweep.jobs import ERROR, is_complete, prepare, read_metrics
 
 Task = Callable[[DictConfig], float | None]
 
@@ -64,7 +64,7 @@ def sweep_job(task: Task, cfg: DictConfig, folder: Path, overrides: list[str]) -
         if is_complete(folder, config):
             print(f"{name} is complete already: {folder}", flush=True)
             write_config(folder, config, overrides)  # the same values may have been put in other words
-            return finite(figure(read_metrics(folder), cfg.metric))
+            return finite(read_metrics(folder).get(cfg.metric))  # a run without an evaluation has none
         continues = prepare(folder, config) if is_first_rank() else (folder / "checkpoints" / "last.ckpt").is_file()
         if continues and "resume" in cfg:
             print(f"{name} continues: {folder}", flush=True)

@@ -18,9 +18,9 @@ from contrast.logs.csv_log import CSVLog
 class Checkpoints(Checkpoint):
     """Keeps `last.ckpt` and, every `every_n_epochs` epochs (0: never), `epoch_00010.ckpt` (after 10 epochs).
 
-    `last.ckpt` is refreshed after every `last_every_n_epochs` epochs and the last one, each `every_n_steps` optimiser
-    steps (0: never) and, in a run of one process, at the step at which SIGTERM arrived; with several, SIGTERM ends
-    them at once. Lightning's ModelCheckpoint saves on any exception or on none: it would put the weights of a NaN
+    `last.ckpt` is refreshed after every `last_every_n_epochs` epochs and at the end of the run, each `every_n_steps`
+    optimiser steps (0: never) and, in a run of one process, at the step at which SIGTERM arrived; with several, SIGTERM
+    ends them at once. Lightning's ModelCheckpoint saves on any exception or on none: it would put the weights of a NaN
     step, or of a step that Ctrl-C cut in half, in the place of the last good ones.
 
     The file also holds the global generators of torch on every rank, restored when training starts, so that a
@@ -75,8 +75,11 @@ class Checkpoints(Checkpoint):
         epochs = trainer.current_epoch + 1
         if self.every_n_epochs and epochs % self.every_n_epochs == 0:
             trainer.save_checkpoint(self.folder / f"epoch_{epochs:05d}.ckpt")
-        if epochs % self.last_every_n_epochs == 0 or epochs == trainer.max_epochs:
+        if epochs % self.last_every_n_epochs == 0:
             self._save_last(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save_last(trainer)  # a run may end by its steps or its time, in the middle of `last_every_n_epochs`
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # SIGTERMException is raised between two batches, when weights, optimiser and loops agree with each other,

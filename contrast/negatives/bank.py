@@ -31,7 +31,7 @@ class Bank(Source):
     vectors.
     """
 
-    numbered = True
+    numbered, grouped = True, False
 
     vectors: Tensor
 

@@ -15,10 +15,12 @@ class Source(nn.Module):
 
     numbered    ids are numbers of rows: with same_label=positive every image needs a label
     of_classes  and the rows are classes: it needs same_label=positive
+    grouped     images of one group are left out of each other's negatives: same_label=ignored
     """
 
     numbered = False
     of_classes = False
+    grouped = True
 
     def forward(
         self,

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 
 from contrast.data.spans import Span
 from contrast.errors import InputError
+from contrast.rows import is_logged
 
 
 class TextModel(pl.LightningModule):
@@ -23,13 +24,11 @@ class TextModel(pl.LightningModule):
             raise InputError(f"the seed must not be negative, but is {seed}")
         self.words, self.seed, self.config = words, seed, config
         self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
-
-    def logs_this_step(self) -> bool:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and self.batch_number % every == 0
+        self.logged = False  # whether the current batch is
 
     def on_train_batch_start(self, batch: Span, batch_idx: int) -> None:
         self.batch_number += 1
+        self.logged = is_logged(self.trainer, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batch_number"] = self.batch_number

@@ -111,7 +111,7 @@ class LanguageModel(TextModel):
         query, ids = features.flatten(0, 1), text[:, 1:].flatten()  # [Q, D], [Q]
         ((query, candidates),) = self.negatives(query[None], None, ids, None, generator(self.seed, self.batch_number))
         loss = mean_counted(*self.head(query, candidates))
-        if self.logs_this_step():
+        if self.logged:
             self.log("train/loss", loss, prog_bar=True)
             if isinstance(self.head, NCE) and not isinstance(self.head.bias, FixedBias):
                 self.log("train/log_z", -self.head.bias())
@@ -236,5 +236,5 @@ class LanguageModel(TextModel):
             raise InputError(f"{name} takes no sparse gradients: {mend}{less}; or optimizer=adagrad")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.logs_this_step():
+        if self.logged:
             self.log("train/lr", optimizer.param_groups[0]["lr"])

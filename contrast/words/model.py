@@ -219,7 +219,7 @@ class WordVectors(TextModel):
         if epoch != self.current_epoch:
             total, number = 0.0, 0
         self.epoch_loss = self.current_epoch, total + float(losses.double().sum()), number + len(losses)
-        if self.logs_this_step():
+        if self.logged:
             done = self.batch_number / int(self.trainer.estimated_stepping_batches)
             self.log("train/lr", self.rate(done))
             self.log("train/loss", loss, prog_bar=True)
