@@ -7,7 +7,8 @@
         callbacks.held_out.growth=1.6 callbacks.held_out.most=2000 logger=none hydra.sweep.dir=runs/softmax
     python benchmarks/softmax.py runs/softmax
 
-Prints the tables of docs/softmax-approximations.md, writes results/softmax.json and docs/pictures/softmax.png.
+Prints the tables of docs/softmax-approximations.md, writes softmax.json and softmax.png; those of that page are in
+results/ and docs/pictures/.
 """
 
 import argparse
@@ -26,7 +27,6 @@ from views import installed, processor
 from contrast.logs.csv_log import read_rows
 from contrast.sweep.jobs import COMPLETE, Job, read_jobs
 
-HERE = Path(__file__).resolve().parent
 HEADS = {
     "full_softmax": "full softmax",
     "sampled_softmax": "sampled softmax",
@@ -38,6 +38,11 @@ HEADS = {
 WITH_LOG_Q = "negative sampling + log q"  # a second line of the same runs
 UNIGRAM = "frequencies alone"
 FIGURES = ("perplexity", "perplexity_with_log_q", "log_z", "log_z_std", "unigram_perplexity", "words_per_second")
+
+
+def named(size: int) -> str:
+    """A vocabulary; 0 is that of a text of which all words are kept."""
+    return f"{size:,} words" if size else "all words"
 
 
 def config(job: Job) -> Any:
@@ -98,7 +103,7 @@ def draw(by_size: dict[int, dict[str, Any]], path: Path) -> None:
         if unigram:
             shown[UNIGRAM] = ([1, last], unigram[:1] * 2)
             axis.plot(*shown[UNIGRAM], color="0.5", linewidth=1, linestyle=":")
-        axis.set(xscale="log", yscale="log", title=f"{size:,} words", xlabel="seconds of training")
+        axis.set(xscale="log", yscale="log", title=named(size), xlabel="seconds of training")
         low, high = (torch.tensor(value).log().item() for value in axis.get_ylim())
         ends = sorted((torch.tensor(values[-1]).log().item(), label) for label, (_, values) in shown.items())
         for (_, label), height in zip(ends, apart([end for end, _ in ends], (high - low) / 26), strict=True):
@@ -124,7 +129,7 @@ def draw(by_size: dict[int, dict[str, Any]], path: Path) -> None:
 def table(by_size: dict[int, dict[str, Any]]) -> str:
     """Perplexity after the training, words per second, and how self-normalised the scores are."""
     sizes = sorted(by_size)
-    heading = ["output layer", *(f"{size:,} words" for size in sizes), *(f"words/s at {size:,}" for size in sizes)]
+    heading = ["output layer", *map(named, sizes), *(f"words/s with {named(size)}" for size in sizes)]
     rows = [heading, ["---"] * len(heading)]
     for head, label in HEADS.items():
         found = [by_size[size].get(head) for size in sizes]
@@ -147,7 +152,7 @@ def by_words(by_size: dict[int, dict[str, Any]]) -> str:
     least = {
         size: min(found["curve"]["words"][-1] for found in heads.values()) for size, heads in sorted(by_size.items())
     }
-    rows = [["output layer", *(f"{size:,} words, after {words:,.0f}" for size, words in least.items())]]
+    rows = [["output layer", *(f"{named(size)}, after {words:,.0f}" for size, words in least.items())]]
     rows.append(["---"] * len(rows[0]))
     for label in [*HEADS.values(), WITH_LOG_Q]:
         cells = []
@@ -164,23 +169,26 @@ def by_words(by_size: dict[int, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, nargs="+", help="a folder of the sweep, or the folders of its parts")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "softmax.json")
-    parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "pictures" / "softmax.png")
+    parser.add_argument("--out", type=Path, help="by default softmax.json in the first folder")
+    parser.add_argument("--picture", type=Path, help="by default softmax.png in the first folder")
     args = parser.parse_args()
+    out, picture = args.out or args.sweep[0] / "softmax.json", args.picture or args.sweep[0] / "softmax.png"
     by_size: dict[int, dict[str, Any]] = {}
     for job in (job for folder in args.sweep for job in read_jobs(folder)):
-        if job.status == COMPLETE:
-            by_size.setdefault(int(config(job).data.max_words), {})[job.swept["head"]] = told(job)
+        if job.status == COMPLETE and "perplexity" in job.metrics and job.swept.get("head") in HEADS:
+            by_size.setdefault(int(config(job).data.max_words or 0), {})[job.swept["head"]] = told(job)
+    if not by_size:
+        raise SystemExit(f"no complete job of a language model with a swept head in {', '.join(map(str, args.sweep))}")
     print(f"{table(by_size)}\n\n{by_words(by_size)}\n")
     for size, heads in sorted(by_size.items()):
         for head, found in heads.items():
             if "log_z" in found:
-                print(f"log Z of {HEADS[head]} at {size:,}: {found['log_z']:.2f} ± {found['log_z_std']:.2f}")
+                print(f"log Z of {HEADS[head]} with {named(size)}: {found['log_z']:.2f} ± {found['log_z_std']:.2f}")
     facts = {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__}
     facts |= {"pytorch-lightning": installed("pytorch-lightning"), "threads": str(torch.get_num_threads())}
-    args.out.write_text(json.dumps({"versions": facts, "vocabularies": by_size}, indent=2) + "\n")
-    draw(by_size, args.picture)
-    print(f"written to {args.out} and {args.picture}")
+    out.write_text(json.dumps({"versions": facts, "vocabularies": by_size}, indent=2) + "\n")
+    draw(by_size, picture)
+    print(f"written to {out} and {picture}")
 
 
 if __name__ == "__main__":

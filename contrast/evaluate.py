@@ -64,7 +64,9 @@ def image_bench(cfg: DictConfig) -> tuple[Bench, str]:
     if cfg.data is None and not own:
         raise InputError(f"{file} does not say what it was trained on: give data=...")
     if own and saved["config"].get("model") is not None:
-        raise InputError(f"{file} is of a run on text: protocol=words")
+        words = saved["config"]["model"]["_target_"].endswith("WordVectors")
+        told = "protocol=words evaluates it" if words else "its perplexity is told at the end of training"
+        raise InputError(f"{file} is of a run on text: {told}")
     splits = data_of(saved, cfg.data, own)
     unlabelled = HydraConfig.get().runtime.choices["protocol"] == "retrieval"
     if splits.test is None or not (unlabelled or has_labels(splits)):

@@ -186,7 +186,7 @@ def test_a_run_on_text_says_which_protocol(pretrain: Command, evaluate: Command,
     few = ("data.path=text.txt", "data.min_count=1", "trainer.max_epochs=1", "model.workers=1", "logger=none")
     assert pretrain("experiment=skipgram", *few, "hydra.run.dir=run") == 0
     assert evaluate("checkpoint=run", "hydra.run.dir=eval") == 2
-    assert "last.ckpt is of a run on text: protocol=words" in capsys.readouterr().err
+    assert "last.ckpt is of a run on text: protocol=words evaluates it" in capsys.readouterr().err
 
 
 def test_features_are_those_of_an_architecture_not_of_its_weights_alone(tmp_path: Path) -> None:

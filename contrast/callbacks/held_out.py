@@ -4,6 +4,7 @@ from time import perf_counter
 from typing import Any
 
 import pytorch_lightning as pl
+from tqdm import tqdm
 
 from contrast.callbacks.throughput import Throughput
 from contrast.data.corpus import Corpus
@@ -60,6 +61,8 @@ class HeldOut(pl.Callback):
                 logger.log_metrics(told, trainer.global_step - 1)  # the row of this step
             if throughput.started is not None:
                 throughput.started += perf_counter() - began
+        if over and not trainer.should_stop:
+            tqdm.write(f"{seconds:.0f} seconds of training are over: callbacks.held_out.max_seconds={self.max_seconds}")
         trainer.should_stop = trainer.should_stop or over
 
 

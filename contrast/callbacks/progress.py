@@ -1,5 +1,6 @@
 """One progress bar for the whole run, with the time left."""
 
+from time import perf_counter
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,12 +9,16 @@ from tqdm import tqdm
 
 
 class RunProgress(ProgressBar):
-    """A bar over all steps of the run, refreshed every `refresh` steps: reading a metric makes the host wait for it."""
+    """A bar over all steps of the run, refreshed every `refresh` steps, and sooner where a step takes long.
+
+    Not after every step: counting steps is cheap, but reading a metric makes the host wait for it.
+    """
 
     def __init__(self, refresh: int = 10, desc: str = "training") -> None:
         super().__init__()
         self.refresh, self.desc, self.enabled = refresh, desc, True
         self.bar: tqdm | None = None
+        self.shown = 0.0
 
     def disable(self) -> None:
         self.enabled = False
@@ -32,8 +37,12 @@ class RunProgress(ProgressBar):
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.bar is not None and (trainer.global_step % self.refresh == 0 or trainer.is_last_batch):
+        if self.bar is None:
+            return
+        slow = perf_counter() - self.shown > 1
+        if slow or trainer.global_step % self.refresh == 0 or trainer.is_last_batch:
             self.bar.update(trainer.global_step - self.bar.n)
+            self.shown = perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.bar is not None:

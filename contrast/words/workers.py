@@ -65,15 +65,15 @@ class Workers:
         """Ends the forks."""
         for process, connection in self.forks:
             connection.close()
-            process.terminate()
+            process.kill()  # it holds nothing that is not shared
             process.join()
         self.forks = []
 
 
 def serve(work: Callable[[int, Any], None], worker: int, connection: Connection, ends: Sequence[Connection]) -> None:
     """A fork's life: tasks from the pipe until it is closed, by whatever ended the first process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not as the trainer has it
+    for name in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the first process decides
+        signal.signal(name, signal.SIG_IGN)
     for end in ends:
         end.close()
     with suppress(EOFError, OSError):
