@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contrast.words.workers import Workers
+from contrast.words.workers import Workers, shared
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 
@@ -60,13 +60,25 @@ def test_each_worker_has_its_task_and_all_write_to_the_same_tables(workers: tupl
     assert len(set(model.pids[:3].tolist())) == (3 if made.forks else 1)
 
 
+@ON_LINUX
+def test_shared_memory_does_not_come_from_dev_shm() -> None:
+    """A table of any size, a scalar and nothing at all."""
+    before = os.statvfs("/dev/shm").f_bavail
+    for value in (torch.randn(3_000_000), torch.tensor(2.5), torch.zeros(0, 4), torch.tensor([[True], [False]])):
+        copy = shared(value)
+        assert torch.equal(copy, value)
+        assert copy.dtype == value.dtype
+        assert os.statvfs("/dev/shm").f_bavail >= before - 1000
+
+
 def test_one_worker_needs_no_process() -> None:
     model = Counts()
+    where = model.values.data_ptr()
     made = Workers(model, model.work, 1)
     made.run([2.0])
     assert values(model) == [2, 0, 0, 0]
     assert not made.forks
-    assert not model.values.is_shared()
+    assert model.values.data_ptr() == where  # not moved to shared memory
 
 
 @ON_LINUX

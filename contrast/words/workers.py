@@ -1,5 +1,6 @@
 """Workers that train on parts of a text at the same time, on the same tables and without locks (Recht et al. 2011)."""
 
+import mmap
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Workers:
@@ -27,7 +29,8 @@ class Workers:
         self.forks: list[tuple[Any, Connection]] = []
         on_cpu = all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
         if count > 1 and on_cpu and sys.platform == "linux":
-            model.share_memory()
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = shared(tensor.data)
             context = multiprocessing.get_context("fork")
             for worker in range(1, count):
                 ours, theirs = context.Pipe()
@@ -68,6 +71,18 @@ class Workers:
             process.kill()  # it holds nothing that is not shared
             process.join()
         self.forks = []
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """A copy in memory that forks of this process share.
+
+    Without a name, unlike that of `Tensor.share_memory_`, for which /dev/shm is often too small (64 MB under Docker):
+    the process would then be killed at the first write beyond.
+    """
+    if not tensor.numel():
+        return tensor
+    memory = mmap.mmap(-1, tensor.numel() * tensor.element_size())
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def serve(work: Callable[[int, Any], None], worker: int, connection: Connection, ends: Sequence[Connection]) -> None:
