@@ -21,9 +21,9 @@ import matplotlib.pyplot as plt
 import torch
 from views import installed, processor
 
-from contrast.logs.csv_log import read_rows
-from contrast.sweep.jobs import COMPLETE, Job, read_jobs
-from contrast.sweep.table import estimate
+from contrast.run.csv_log import read_rows
+from contrast.run.jobs import COMPLETE, Job, read_jobs
+from contrast.run.sweep_table import estimate
 
 HERE = Path(__file__).resolve().parent
 LABELLED = {  # what they learn from besides the images: the other methods see no label and no caption

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from views import installed, processor
 
-from contrast.heads.softmax import softmax_loss
+from contrast.losses.softmax import softmax_loss
 from contrast.samplers import LogUniform, Poisson, Sampler, Uniform, Unigram
 
 HERE = Path(__file__).resolve().parent

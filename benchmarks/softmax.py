@@ -24,8 +24,8 @@ from omegaconf import OmegaConf
 from sklearn.isotonic import isotonic_regression
 from views import installed, processor
 
-from contrast.logs.csv_log import read_rows
-from contrast.sweep.jobs import COMPLETE, Job, read_jobs
+from contrast.run.csv_log import read_rows
+from contrast.run.jobs import COMPLETE, Job, read_jobs
 
 HEADS = {
     "full_softmax": "full softmax",

@@ -46,12 +46,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from views import installed, processor
 
-from contrast.callbacks.throughput import Throughput
-from contrast.data.images import Images, Splits
+from contrast.cli.pretrain import lookers, new_model
+from contrast.data.images.image_set import Images, Splits
+from contrast.data.images.pretraining import PretrainData
 from contrast.data.loader import Batches
-from contrast.data.pretraining import PretrainData
-from contrast.pretrain import lookers, new_model
-from contrast.training import make_trainer
+from contrast.training.callbacks.throughput import Throughput
+from contrast.training.trainer import make_trainer
 
 try:
     from lightly.loss import NTXentLoss
@@ -62,7 +62,7 @@ except ImportError:
 
 OURS = "contrast"
 SAME = (  # as lightly's example has it
-    "views_together=false",
+    "one_forward_pass=false",
     "views.strength=1.0",
     "views.blur=0.5",
     "head.temperature=0.5",

@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from views import installed, processor
 
+from contrast.data.text.vectors import load_vectors
 from contrast.evaluation.words import score_names, word_scores
-from contrast.vectors import load_vectors
 
 HERE = Path(__file__).resolve().parent
 PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
@@ -87,7 +87,7 @@ def imported(python: str, module: str) -> float:
 def ours(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     settings = [f"data.path={args.text}", f"seed={seed}", f"trainer.max_epochs={args.epochs}", "logger=none"]
     settings += [f"hydra.run.dir={folder}/run", *args.set]
-    program = "from contrast.pretrain import main; main()"
+    program = "from contrast.cli.pretrain import main; main()"
     whole, memory = run([sys.executable, "-c", program, "experiment=skipgram", *settings], folder)
     told = json.loads((folder / "run" / "metrics.json").read_text())
     return {"seconds": told["seconds"], "whole": whole, "memory": memory, "file": folder / "run/vectors.safetensors"}

@@ -16,20 +16,20 @@ ABSENT = torch.iinfo(torch.int64).min  # the id or group of what is no candidate
 class Candidates:
     """Candidates of B queries, and the rules that say which of them are positive and which count.
 
-    vectors       [C, D], shared by the batch, or [B, C, D], one set per query
-    query_ids     [B] int64
-    ids           [C] or [B, C] int64; a candidate is positive where its id equals its query's. None: none is
-    own           [B] int64, the column that is the query itself and never counts (-1: not among them), or None
-    groups        [C] or [B, C] int64; a candidate of its query's group does not count, unless it is positive. So false
-                  negatives, other views of the query's image and accidental hits are left out. None: all count
-    query_groups  [B] int64, beside groups
-    log_q         [C] or [B, C], log expected count under the noise it was drawn from, or None: no correction
-    answers       [B, P, D], positives that are each query's own, beside the shared candidates; or None
-    answers_log_q [B, P], as log_q
-    classes       [C] or [B, C] int64, the row of a class table that each vector is, for whoever counts them; no rule
-                  reads it
-    of_queries    the vectors are the queries of all ranks, in order of rank
-    ring          vectors, ids, groups and log_q are this rank's part: those of the other ranks are to be passed round
+    vectors          [C, D], shared by the batch, or [B, C, D], one set per query
+    query_ids        [B] int64
+    ids              [C] or [B, C] int64. A candidate is positive if its id equals the query's. None: none is
+    self_index       [B] int64, the column that is the query itself, which never counts; -1: not among them. Or None
+    excluded_groups  [C] or [B, C] int64. A candidate of the query's group does not count, unless it is positive: this
+                     leaves out false negatives, other views of the query's image and accidental hits. None: all count
+    query_groups     [B] int64, the groups of the queries, beside `excluded_groups`
+    log_q            [C] or [B, C], log expected count under the noise distribution. None: no correction
+    positives        [B, P, D], each query's own positives, beside the shared candidates. Or None
+    positives_log_q  [B, P], as `log_q`
+    classes          [C] or [B, C] int64, the row of a class table that each vector is, for callers that count rows. No
+                     rule reads it
+    symmetric        the vectors are the queries of all ranks, in order of rank
+    ring             vectors, ids, groups and log_q are this rank's part. The others' parts are passed around a ring
 
     A candidate whose id or group is ABSENT never counts.
     """
@@ -37,14 +37,14 @@ class Candidates:
     vectors: Tensor
     query_ids: Tensor
     ids: Tensor | None = None
-    own: Tensor | None = None
-    groups: Tensor | None = None
+    self_index: Tensor | None = None
+    excluded_groups: Tensor | None = None
     query_groups: Tensor | None = None
     log_q: Tensor | None = None
-    answers: Tensor | None = None
-    answers_log_q: Tensor | None = None
+    positives: Tensor | None = None
+    positives_log_q: Tensor | None = None
     classes: Tensor | None = None
-    of_queries: bool = False
+    symmetric: bool = False
     ring: bool = False
 
     def __len__(self) -> int:
@@ -53,21 +53,21 @@ class Candidates:
     def tile(self, rows: slice, columns: slice) -> "Candidates":
         """The candidates `columns` as the queries `rows` see them; the masks of the tile follow from it."""
         own = None
-        if self.own is not None:
+        if self.self_index is not None:
             start, stop, _ = columns.indices(len(self))
-            own = self.own[rows] - start
+            own = self.self_index[rows] - start
             own = torch.where((own >= 0) & (own < stop - start), own, -1)
         return replace(
             self,
             vectors=self.vectors[columns] if self.vectors.ndim == 2 else self.vectors[rows, columns],
             query_ids=self.query_ids[rows],
             ids=_columns(self.ids, rows, columns),
-            own=own,
-            groups=_columns(self.groups, rows, columns),
+            self_index=own,
+            excluded_groups=_columns(self.excluded_groups, rows, columns),
             query_groups=None if self.query_groups is None else self.query_groups[rows],
             log_q=_columns(self.log_q, rows, columns),
-            answers=None if self.answers is None else self.answers[rows],
-            answers_log_q=None if self.answers_log_q is None else self.answers_log_q[rows],
+            positives=None if self.positives is None else self.positives[rows],
+            positives_log_q=None if self.positives_log_q is None else self.positives_log_q[rows],
             classes=_columns(self.classes, rows, columns),
         )
 
@@ -76,16 +76,18 @@ class Candidates:
         shape, device = (len(self.query_ids), len(self)), self.query_ids.device
         positive = torch.zeros(shape, dtype=torch.bool, device=device)
         valid = torch.ones((), dtype=torch.bool, device=device)
-        for rule in (self.ids, self.groups):
+        for rule in (self.ids, self.excluded_groups):
             if rule is not None:
                 valid = valid & (rule != ABSENT)  # [C] or [B, C]
-        if self.own is not None:
-            valid = valid & (self.own[:, None] != torch.arange(shape[1], device=device))  # [B, 1] x [C] -> [B, C]
+        if self.self_index is not None:
+            valid = valid & (
+                self.self_index[:, None] != torch.arange(shape[1], device=device)
+            )  # [B, 1] x [C] -> [B, C]
         if self.ids is not None:
             positive = (self.query_ids[:, None] == self.ids) & valid  # [B, 1] x [C] or [B, C] -> [B, C]
-        if self.groups is not None:
+        if self.excluded_groups is not None:
             assert self.query_groups is not None
-            valid = valid & (positive | (self.query_groups[:, None] != self.groups))
+            valid = valid & (positive | (self.query_groups[:, None] != self.excluded_groups))
         return positive, valid.expand(shape)
 
 

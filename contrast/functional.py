@@ -22,10 +22,10 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.heads.head import Head, Scores, floored
-from contrast.heads.logistic import logistic_loss
-from contrast.heads.similarity import at_least_float32
-from contrast.heads.softmax import softmax_loss
 from contrast.heads.temperature import Temperature, as_temperature
+from contrast.losses.logistic import logistic_loss
+from contrast.losses.similarity import at_least_float32
+from contrast.losses.softmax import softmax_loss
 
 Reduction = Literal["mean", "none"]
 
@@ -102,7 +102,7 @@ def info_nce(
             raise InputError(f"negatives of {b} queries are [K, {d}] or [{b}, K, {d}], got {list(negatives.shape)}")
         if not negatives.shape[-2]:
             raise InputError(f"info_nce of {b} queries needs at least 1 negative, got {list(negatives.shape)}")
-        candidates = Candidates(negatives, ids, answers=key[:, None])
+        candidates = Candidates(negatives, ids, positives=key[:, None])
     scores = _scores(query, candidates, temperature, normalize)
     return _reduced(softmax_loss(*scores), scores, reduction)
 
@@ -224,7 +224,7 @@ def _between_views(
     z = torch.cat([at_least_float32(part) for part in (z1, z2) if part is not None])  # [2N, D]
     ids = torch.arange(len(z1), device=z.device) if labels is None else labels
     ids = ids.repeat(len(z) // len(z1))  # [2N]
-    return _scores(z, Candidates(z, ids, ids, own=torch.arange(len(z), device=z.device)), temperature, normalize)
+    return _scores(z, Candidates(z, ids, ids, self_index=torch.arange(len(z), device=z.device)), temperature, normalize)
 
 
 def _between_pairs(image: Tensor, text: Tensor, temperature: float | Tensor, normalize: bool) -> Scores:

@@ -17,16 +17,16 @@ from contrast.errors import InputError
 class Shared(nn.Module):
     """The encoder's own projections: view v is answered by view v + 1, the last by the first.
 
-    asking  how many views ask, from the first on; None: all
+    num_queries  how many views ask, from the first on; None: all
     """
 
     differentiable = True  # the keys have a gradient
 
-    def __init__(self, asking: int | None = None) -> None:
+    def __init__(self, num_queries: int | None = None) -> None:
         super().__init__()
-        if asking is not None and asking < 1:
-            raise InputError(f"at least 1 view has to ask, got {asking}")
-        self.asking = asking
+        if num_queries is not None and num_queries < 1:
+            raise InputError(f"at least 1 view has to ask, got {num_queries}")
+        self.num_queries = num_queries
 
     def forward(self, views: list[Tensor], projection: Tensor, batch: Any, generator: torch.Generator) -> Tensor | None:
         """Keys [V, B, D] for the V views that asked; None where there is one view, which nothing answers.
@@ -52,8 +52,8 @@ class Momentum(Shared):
                 copied
     final       the momentum at the end of training, reached along half a cosine (Grill et al. 2020, section 3.2);
                 None: constant
-    asking      how many views ask: 1 for MoCo v1 and v2, None, all, for MoCo v3, whose loss is symmetric
-    answering   how many views may answer, from the first on: 2 with multi-crop. View v is answered by view v + 1,
+    num_queries how many views ask: 1 for MoCo v1 and v2, None, all, for MoCo v3, whose loss is symmetric
+    num_keys    how many views may answer, from the first on: 2 with multi-crop. View v is answered by view v + 1,
                 modulo this number
     shuffle_bn  images are shuffled across ranks before the copy sees them, so that batch norm cannot tell which query
                 a key belongs to (same, section 3.3). One rank has nothing to shuffle; Sync BN is the other remedy
@@ -73,16 +73,16 @@ class Momentum(Shared):
         projector: nn.Module,
         momentum: float = 0.99,
         final: float | None = None,
-        asking: int | None = None,
-        answering: int = 2,
+        num_queries: int | None = None,
+        num_keys: int = 2,
         shuffle_bn: bool = False,
     ) -> None:
-        super().__init__(asking)
+        super().__init__(num_queries)
         if not 0 <= momentum <= 1 or not momentum <= (final if final is not None else 1) <= 1:
             raise InputError(f"a key encoder needs 0 <= momentum <= final <= 1, got {momentum} and {final}")
-        if answering < 2:
-            raise InputError(f"at least 2 views have to answer, or none has a partner, got {answering}")
-        self.momentum, self.final, self.answering, self.shuffle_bn = momentum, final, answering, shuffle_bn
+        if num_keys < 2:
+            raise InputError(f"at least 2 views have to answer, or none has a partner, got {num_keys}")
+        self.momentum, self.final, self.num_keys, self.shuffle_bn = momentum, final, num_keys, shuffle_bn
         self.normalize, self.encoder, self.projector = map(copy.deepcopy, (normalize, encoder, projector))
         self.requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -90,9 +90,9 @@ class Momentum(Shared):
 
     @torch.no_grad()
     def forward(self, views: list[Tensor], projection: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
-        if len(views) < self.answering:
-            raise InputError(f"{self.answering} views have to answer, but there are {len(views)}")
-        partners = [(v + 1) % self.answering for v in range(len(projection))]
+        if len(views) < self.num_keys:
+            raise InputError(f"{self.num_keys} views have to answer, but there are {len(views)}")
+        partners = [(v + 1) % self.num_keys for v in range(len(projection))]
         keys = {v: self._embed(views[v], generator) for v in sorted(set(partners))}
         return torch.stack([keys[v] for v in partners])
 
@@ -147,7 +147,7 @@ class Second(Shared):
     """
 
     def __init__(self, encoder: nn.Module, dim: int) -> None:
-        super().__init__(asking=1)
+        super().__init__(num_queries=1)
         self.encoder = encoder
         self.projector = nn.Linear(int(encoder.num_features), dim, bias=False)  # type: ignore[arg-type]
 

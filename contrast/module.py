@@ -3,43 +3,24 @@
 V views, P of them that ask, B images of this rank, F features, D dimensions of the projection.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from contrast.cached import Embedded, cached_gradients
-from contrast.data.images import Batch
+from contrast.data.images.image_set import Batch
 from contrast.distributed import mean_counted
-from contrast.draws import generator
+from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
+from contrast.grad_cache import Embedded, cached_gradients
 from contrast.keys import Shared
 from contrast.optim.groups import parameter_groups
-from contrast.rows import is_logged
+from contrast.rng import generator
 
 OBSERVED = 512  # rows whose singular values are logged: those of a whole large batch would take longer than its step
-
-
-class Normalize(nn.Module):
-    """uint8 or float-in-0..1 images [B, C, H, W] to zero mean and unit variance per channel; part of the state dict."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        if pixels.shape[1] != self.mean.shape[1]:
-            raise InputError(f"the encoder takes {self.mean.shape[1]} channels, the images have {pixels.shape[1]}")
-        if pixels.dtype == torch.uint8:
-            pixels = pixels / 255
-        return (pixels - self.mean) / self.std
 
 
 class Contrastive(pl.LightningModule):
@@ -58,9 +39,9 @@ class Contrastive(pl.LightningModule):
     optimizer   called with parameter groups; scheduler called with the optimizer and `total_steps`
     seed        of the augmentations: a pure function of (seed, batch number), the same whatever the number of ranks
     micro_batch images of this rank that are embedded at a time, with the loss and the gradients of the whole batch
-                (contrast.cached); None: all. Batch norm takes its statistics from each micro-batch
-    together    all views of one size pass through the encoder and the projector at once, and batch norm's statistics
-                are those of all of them; False: a pass for each view, with statistics of its own, as in MoCo, lightly
+                (contrast.grad_cache); None: all. Batch norm takes its statistics from each micro-batch
+    one_forward_pass  all views of one size pass through the encoder and the projector at once, and the statistics
+                of batch norm are of all of them; False: a pass for each view, with its own statistics, as in MoCo, lightly
                 and solo-learn: less memory traffic on a CPU, more launches on a GPU
     """
 
@@ -84,7 +65,7 @@ class Contrastive(pl.LightningModule):
         predictor: nn.Module | None = None,
         same_label: Literal["negative", "positive", "ignored"] = "negative",
         seed: int = 0,
-        together: bool = True,
+        one_forward_pass: bool = True,
         micro_batch: int | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
@@ -98,7 +79,7 @@ class Contrastive(pl.LightningModule):
         self.predictor, self.key, self.same_label = predictor, key or Shared(), same_label
         self.negatives, self.head = negatives, head
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.seed, self.together, self.micro_batch, self.config = seed, together, micro_batch, config
+        self.seed, self.one_forward_pass, self.micro_batch, self.config = seed, one_forward_pass, micro_batch, config
         if micro_batch is not None and micro_batch < 1:
             raise InputError(f"a micro-batch has 1 image or more, got {micro_batch}")
         self.seen: list[tuple[Any, ...]] = []  # what the sources of negatives take in after the step
@@ -131,7 +112,7 @@ class Contrastive(pl.LightningModule):
     def encode(self, batch: Batch, uniforms: Tensor, keys: bool = True) -> Embedded:
         """Embeddings, queries and, if wanted, keys of the images of `batch`."""
         views = self.views(batch.pixels, uniforms)  # V x [B, C, H, W]
-        embedding = self.embed(views[: self.key.asking])  # [P, B, F]
+        embedding = self.embed(views[: self.key.num_queries])  # [P, B, F]
         projection = self.project(embedding)  # [P, B, D]
         query = projection if self.predictor is None else self.each(self.predictor, projection)  # [P, B, D]
         return Embedded(embedding, query, self.key(views, projection, batch, self.generator(1)) if keys else None)
@@ -193,7 +174,7 @@ class Contrastive(pl.LightningModule):
 
     def embed(self, views: list[Tensor]) -> Tensor:
         """Embeddings of all views, [V, B, F]."""
-        if not self.together:
+        if not self.one_forward_pass:
             return torch.stack([self(view) for view in views])
         sizes = [view.shape[-2:] for view in views]
         parts: dict[int, Tensor] = {}
@@ -209,7 +190,7 @@ class Contrastive(pl.LightningModule):
 
     def each(self, net: nn.Module, rows: Tensor) -> Tensor:
         """`net` on the rows of all views, [V, B, F] -> [V, B, D]."""
-        if not self.together:
+        if not self.one_forward_pass:
             return torch.stack([net(view) for view in rows])
         return net(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
 
@@ -250,3 +231,13 @@ class Contrastive(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batch_number = checkpoint["batch_number"]
+
+
+def is_logged(trainer: Any, batch_idx: int) -> bool:
+    """Whether Lightning writes a row after this batch, of a run with one optimiser: asked before its step.
+
+    It does so after each `log_every_n_steps` optimiser steps, which with accumulated gradients are fewer than batches.
+    """
+    every = trainer.log_every_n_steps
+    steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+    return bool(every > 0 and steps and (trainer.global_step + 1) % every == 0)

@@ -1,6 +1,6 @@
 """`contrast-pretrain` from a checkout: python scripts/pretrain.py [overrides]."""
 
-from contrast.pretrain import main
+from contrast.cli.pretrain import main
 
 if __name__ == "__main__":
     main()

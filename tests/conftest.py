@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import contrast.evaluate
-import contrast.pretrain
+import contrast.cli.evaluate
+import contrast.cli.pretrain
 
 # 22 steps an epoch on 8 x 8 digits, no figures at the end and no W&B
 TINY = (
@@ -43,13 +43,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 @pytest.fixture
 def pretrain(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`contrast-pretrain` with these words in this process; returns its exit status."""
-    return lambda *words: called(contrast.pretrain.main, monkeypatch, *words)
+    return lambda *words: called(contrast.cli.pretrain.main, monkeypatch, *words)
 
 
 @pytest.fixture
 def evaluate(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`contrast-evaluate` with these words in this process; returns its exit status."""
-    return lambda *words: called(contrast.evaluate.main, monkeypatch, *words)
+    return lambda *words: called(contrast.cli.evaluate.main, monkeypatch, *words)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     handlers = list(logging.getLogger().handlers)
     with pytest.MonkeyPatch.context() as patch:
-        assert called(contrast.pretrain.main, patch, *TINY, f"hydra.run.dir={folder}") == 0
+        assert called(contrast.cli.pretrain.main, patch, *TINY, f"hydra.run.dir={folder}") == 0
     logging.getLogger().handlers[:] = handlers
     return folder
 

@@ -157,8 +157,8 @@ def test_draws_are_shared_by_all_queries_and_a_function_of_the_generator() -> No
         drawn = sampler.draw((50,), seeded(seed))
         assert torch.equal(candidates.vectors, memory.vectors[drawn])  # [K, D]: one set for all
         torch.testing.assert_close(candidates.log_q, sampler.log_prob(drawn) + math.log(50))
-        torch.testing.assert_close(candidates.answers, memory.vectors[ids.repeat(2)][:, None])
-        torch.testing.assert_close(candidates.answers_log_q, sampler.log_prob(ids.repeat(2))[:, None] + math.log(50))
+        torch.testing.assert_close(candidates.positives, memory.vectors[ids.repeat(2)][:, None])
+        torch.testing.assert_close(candidates.positives_log_q, sampler.log_prob(ids.repeat(2))[:, None] + math.log(50))
         positive, valid = candidates.masks()
         assert valid.all()  # the own row too
         assert not positive.any()
@@ -184,11 +184,11 @@ def test_near_draws_come_from_the_softmax_of_the_cosines() -> None:
         assert chi_square < 22.5  # the 0.999 quantile with 6 degrees of freedom
         log_q = torch.tensor(q, dtype=torch.float64).log() + math.log(draws)
         torch.testing.assert_close(candidates.log_q[each], log_q[at])
-        torch.testing.assert_close(candidates.answers_log_q[each, 0], log_q[ids.repeat(2)[each]])
+        torch.testing.assert_close(candidates.positives_log_q[each, 0], log_q[ids.repeat(2)[each]])
     positive, valid = candidates.masks()
     assert valid.all()  # a draw of the own row stays noise
     assert not positive.any()
-    torch.testing.assert_close(candidates.answers, memory.vectors[ids.repeat(2)][:, None])
+    torch.testing.assert_close(candidates.positives, memory.vectors[ids.repeat(2)][:, None])
     assert not candidates.log_q.requires_grad
 
 

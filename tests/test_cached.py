@@ -11,15 +11,16 @@ from test_distributed import free_port, join, leave
 from test_module import images, trainer
 from torch import Tensor, nn
 
-from contrast.cached import Embedded, cached_gradients
-from contrast.data.digits import digits_words
-from contrast.data.images import Images
-from contrast.data.pretraining import PretrainData
+from contrast.data.images.digits import digits_words
+from contrast.data.images.image_set import Images
+from contrast.data.images.pretraining import PretrainData
 from contrast.encoders import predictor, text_transformer
+from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
+from contrast.grad_cache import Embedded, cached_gradients
 from contrast.heads import NCE, Estimated, InfoNCE, Learnable, LearnedBias
 from contrast.keys import Momentum, Second, Shared
-from contrast.module import Contrastive, Normalize
+from contrast.module import Contrastive
 from contrast.negatives import Bank, InBatch, Nearest, Paired, Queue, Table
 from contrast.optim import constant
 from contrast.samplers import Uniform
@@ -46,7 +47,7 @@ METHODS: dict[str, Any] = {
     "moco": lambda enc, proj, norm: {
         "negatives": Queue(16, DIM, in_batch=True),
         "head": InfoNCE(0.2),
-        "key": Momentum(norm, enc, proj, asking=1),
+        "key": Momentum(norm, enc, proj, num_queries=1),
     },
     "nnclr": lambda enc, proj, norm: {
         "negatives": Nearest(16, DIM),

@@ -12,13 +12,13 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-import contrast.data.folder
-from contrast.data.captions import captions
-from contrast.data.digits import TEMPLATES, WORDS, digits, digits_words
-from contrast.data.images import Batch, ImageFiles, Images, Splits
+import contrast.data.images.folder
+from contrast.data.images.captions import captions
+from contrast.data.images.digits import TEMPLATES, WORDS, digits, digits_words
+from contrast.data.images.image_set import Batch, ImageFiles, Images, Splits
+from contrast.data.images.pretraining import PretrainData
 from contrast.data.loader import Batches
-from contrast.data.pretraining import PretrainData
-from contrast.data.text import WordTokenizer
+from contrast.data.text.tokenizer import WordTokenizer
 from contrast.errors import InputError
 
 
@@ -178,8 +178,10 @@ def test_over_the_memory_limit_is_the_same_data(root: Path):
 
 def test_an_image_is_decoded_once_however_many_captions_it_has(root: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Path] = []
-    real = contrast.data.folder.decode
-    monkeypatch.setattr(contrast.data.folder, "decode", lambda path, *rest: seen.append(path) or real(path, *rest))
+    real = contrast.data.images.folder.decode
+    monkeypatch.setattr(
+        contrast.data.images.folder, "decode", lambda path, *rest: seen.append(path) or real(path, *rest)
+    )
     file = table(root / "table.csv", pairs(10))
     first = captions(file, image_size=4, test_fraction=0)
     assert len(seen) == 10

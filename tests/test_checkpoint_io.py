@@ -14,13 +14,13 @@ import pytorch_lightning as pl
 import torch
 
 from contrast.errors import InputError
-from contrast.logs.checkpoint_io import AtomicCheckpointIO
-from contrast.logs.checkpoints import Checkpoints
-from contrast.logs.csv_log import CSVLog, read_rows
+from contrast.run.checkpoint_io import AtomicCheckpointIO
+from contrast.run.checkpoints import Checkpoints
+from contrast.run.csv_log import CSVLog, read_rows
 
 # Children are forked from one server that has done the slow imports, so that killing a process costs no start-up.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["contrast.logs.checkpoints"])
+PROCESSES.set_forkserver_preload(["contrast.run.checkpoints"])
 
 
 class Loader:

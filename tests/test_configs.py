@@ -12,13 +12,14 @@ from hydra.utils import get_class, get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from contrast.build import build, complete
-from contrast.data.corpus import Corpus
-from contrast.data.images import Images, Splits
-from contrast.entry import resolvers as resolvers
-from contrast.entry.compose import at_the_door, check_values, composed, opened
-from contrast.entry.folder import conf_folder
+from contrast.data.images.image_set import Images, Splits
+from contrast.data.text.corpus import Corpus
 from contrast.errors import InputError
+from contrast.facts import complete
+from contrast.run import resolvers as resolvers
+from contrast.run.compose import at_the_door, check_values, composed, opened
+from contrast.run.folder import conf_folder
+from contrast.training.build import build
 
 CONF = conf_folder()
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))

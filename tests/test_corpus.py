@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import contrast.data.corpus
-import contrast.data.corpus_files
-import contrast.data.text_files
-from contrast.data.corpus import Corpus, corpus
-from contrast.data.corpus_files import BORDER
-from contrast.data.text import tokens
-from contrast.data.text_files import blocks, text_files
+import contrast.data.text.corpus
+import contrast.data.text.corpus_files
+import contrast.data.text.text_files
+from contrast.data.text.corpus import Corpus, corpus
+from contrast.data.text.corpus_files import BORDER
+from contrast.data.text.text_files import blocks, text_files
+from contrast.data.text.tokenizer import tokens
 from contrast.errors import InputError
 
 
@@ -42,7 +42,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(desc)
         return blocks(files, desc, *args, **options)
 
-    monkeypatch.setattr(contrast.data.corpus, "blocks", spy)
+    monkeypatch.setattr(contrast.data.text.corpus, "blocks", spy)
     return seen
 
 
@@ -126,7 +126,7 @@ def assert_is(found: Corpus, expected: tuple) -> None:
     ],
 )
 def test_ids_are_their_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, settings: dict):
-    monkeypatch.setattr(contrast.data.corpus, "blocks", partial(blocks, size=size))
+    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=size))
     lines = zipf(150)
     options = {key: value for key, value in settings.items() if key != "keep"}
     kept = "keep" if settings.get("keep") else "drop"
@@ -212,7 +212,7 @@ def test_line_ends_and_byte_order_mark(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_a_line_longer_than_a_block_keeps_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
-    monkeypatch.setattr(contrast.data.corpus, "blocks", partial(blocks, size=size))
+    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=size))
     words = [f"é{i}" * (1 + i % 4) for i in range(100)]
     found = corpus(written(tmp_path / "a.txt", " ".join(words), "next"), min_count=1)
     assert [[found.words[i] for i in line] for line in lines_of(found.ids)] == [words, ["next"]]
@@ -220,8 +220,8 @@ def test_a_line_longer_than_a_block_keeps_its_words(tmp_path: Path, monkeypatch:
 
 
 def test_text_without_spaces_is_cut_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(contrast.data.text_files, "_WHOLE", 20)
-    monkeypatch.setattr(contrast.data.corpus, "blocks", partial(blocks, size=4))
+    monkeypatch.setattr(contrast.data.text.text_files, "_WHOLE", 20)
+    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=4))
     text = "猫犬鳥" * 30
     path = written(tmp_path / "a.txt", text)
     found = corpus(path, min_count=1)
@@ -233,7 +233,7 @@ def test_text_without_spaces_is_cut_between_characters(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("size", [3, 1000])
 def test_wrong_bytes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
-    monkeypatch.setattr(contrast.data.corpus, "blocks", partial(blocks, size=size))
+    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=size))
     path = tmp_path / "a.txt"
     good = "gr\u00fcn"
     path.write_bytes(f"{good} a \ufffd\n".encode() + good.encode("latin-1") + b" a\n" + b"b\n" * 1100 + b"\xff a\n")
@@ -296,7 +296,7 @@ def test_values_out_of_range(tmp_path: Path):
     "text", ["plain words 12 a_b", "Capital", "a.b", "a\tb \r", "é a", "", "a\x0bb", "a\x00b", "a\x7fb"]
 )
 def test_plain_text_has_a_quicker_way_to_the_same_tokens(text: str):
-    assert contrast.data.corpus._words(text) == tokens(text)
+    assert contrast.data.text.corpus._words(text) == tokens(text)
 
 
 def test_text_that_is_split_already(tmp_path: Path):
@@ -308,11 +308,11 @@ def test_text_that_is_split_already(tmp_path: Path):
 
 
 def test_rare_words_are_forgotten_when_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(contrast.data.corpus, "blocks", partial(blocks, size=60))
+    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=60))
     path = written(tmp_path / "a.txt", *(f"often rare{i} often twice{i // 2}" for i in range(200)))
     full = corpus(path, min_count=100)
-    monkeypatch.setattr(contrast.data.corpus, "MOST_WORDS", 30)
-    monkeypatch.setattr(contrast.data.corpus, "_FORMAT", "another key")
+    monkeypatch.setattr(contrast.data.text.corpus, "MOST_WORDS", 30)
+    monkeypatch.setattr(contrast.data.text.corpus, "_FORMAT", "another key")
     with pytest.warns(UserWarning, match=r"more than 30 distinct words: those seen \d+ times or less so far"):
         found = corpus(path, min_count=100)
     assert (found.words, found.counts.tolist(), found.total_words) == (("often",), [400], 800)
@@ -410,7 +410,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, cache: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(contrast.data.corpus, "_encode", fail)
+        patched.setattr(contrast.data.text.corpus, "_encode", fail)
         with pytest.raises(KeyboardInterrupt):
             corpus(path, 2)
     assert folders(cache) == []
@@ -438,7 +438,7 @@ def test_two_processes_at_once(tmp_path: Path, cache: Path, monkeypatch: pytest.
         (folders(cache)[0] / "ids.bin").write_bytes(b"")
     context = multiprocessing.get_context("fork")  # a fresh interpreter would spend seconds on importing torch
     together, results = context.Barrier(2, timeout=20), context.Queue()
-    real_encode, real_read, built = contrast.data.corpus._encode, contrast.data.corpus_files._read, []
+    real_encode, real_read, built = contrast.data.text.corpus._encode, contrast.data.text.corpus_files._read, []
 
     def encode(*args):
         lines = real_encode(*args)
@@ -462,8 +462,8 @@ def test_two_processes_at_once(tmp_path: Path, cache: Path, monkeypatch: pytest.
         except BaseException as error:  # or the test would wait for a result
             results.put(repr(error))
 
-    monkeypatch.setattr(contrast.data.corpus, "_encode", encode)
-    monkeypatch.setattr(contrast.data.corpus_files, "_read", read)
+    monkeypatch.setattr(contrast.data.text.corpus, "_encode", encode)
+    monkeypatch.setattr(contrast.data.text.corpus_files, "_read", read)
     jobs = [context.Process(target=job) for _ in range(2)]
     for process in jobs:
         process.start()

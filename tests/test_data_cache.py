@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-import contrast.data.cache
-import contrast.data.folder
-from contrast.data.cache import Cache
-from contrast.data.folder import folder
+import contrast.data.images.cache
+import contrast.data.images.folder
+from contrast.data.images.cache import Cache
+from contrast.data.images.folder import folder
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def root(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files decoded so far."""
     seen: list[Path] = []
-    real = contrast.data.folder.decode
+    real = contrast.data.images.folder.decode
 
     def spy(path: Path, *args, **options):
         seen.append(path)
         return real(path, *args, **options)
 
-    monkeypatch.setattr(contrast.data.folder, "decode", spy)
+    monkeypatch.setattr(contrast.data.images.folder, "decode", spy)
     return seen
 
 
@@ -157,7 +157,7 @@ def test_two_processes_at_once(root: Path, tmp_path: Path, monkeypatch: pytest.M
     """Each process has written its part file before either moves it into place."""
     context = multiprocessing.get_context("fork")  # a fresh interpreter would spend seconds on importing torch
     together, results = context.Barrier(2, timeout=20), context.Queue()
-    real = contrast.data.cache.save_file
+    real = contrast.data.images.cache.save_file
 
     def save_file(*args, **options):
         real(*args, **options)
@@ -168,7 +168,7 @@ def test_two_processes_at_once(root: Path, tmp_path: Path, monkeypatch: pytest.M
             warnings.simplefilter("error")
             results.put(folder(root, cache=tmp_path / "cache").train.pixels.numpy().tobytes())
 
-    monkeypatch.setattr(contrast.data.cache, "save_file", save_file)
+    monkeypatch.setattr(contrast.data.images.cache, "save_file", save_file)
     jobs = [context.Process(target=job) for _ in range(2)]
     for process in jobs:
         process.start()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from contrast.data.decode import UnreadableImage, decode
-from contrast.data.folder import folder
-from contrast.data.images import ImageFiles, Images, Splits
+from contrast.data.images.decode import UnreadableImage, decode
+from contrast.data.images.folder import folder
+from contrast.data.images.image_set import ImageFiles, Images, Splits
 from contrast.data.loader import Batches
 from contrast.errors import InputError
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from contrast.data.digits import digits
-from contrast.data.images import Images, Splits
-from contrast.data.subset import hold_out, labelled_subset
+from contrast.data.images.digits import digits
+from contrast.data.images.image_set import Images, Splits
+from contrast.data.images.subset import hold_out, labelled_subset
 from contrast.errors import InputError
 
 

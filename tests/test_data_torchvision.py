@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torchvision import datasets
 
-from contrast.data import torchvision_sets
-from contrast.data.images import Images, Splits
+from contrast.data.images import torchvision_sets
+from contrast.data.images.image_set import Images, Splits
 from contrast.errors import InputError
 
 CONF = Path(__file__).parents[1] / "conf" / "data"

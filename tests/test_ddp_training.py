@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, Command
 
-from contrast.logs.csv_log import read_rows
+from contrast.run.csv_log import read_rows
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pretrain.py"
 # no batch norm: its statistics are those of a rank

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import contrast.data.docstrings
-from contrast.data.corpus import Corpus
-from contrast.data.corpus_files import BORDER
-from contrast.data.docstrings import docstrings
+import contrast.data.text.docstrings
+from contrast.data.text.corpus import Corpus
+from contrast.data.text.corpus_files import BORDER
+from contrast.data.text.docstrings import docstrings
 from contrast.errors import InputError
 
 
@@ -50,8 +50,8 @@ except Exception:
     (package / "b.py").write_text(source)
     (package / "a.py").write_text("def broken(:")
     (package / "tests/c.py").write_text('"""Not this one"""')
-    monkeypatch.setattr(contrast.data.docstrings, "_roots", lambda: [package])
-    monkeypatch.setattr(contrast.data.docstrings, "topics", {"b": "Topic two", "a": "Topic one"})
+    monkeypatch.setattr(contrast.data.text.docstrings, "_roots", lambda: [package])
+    monkeypatch.setattr(contrast.data.text.docstrings, "topics", {"b": "Topic two", "a": "Topic one"})
     found = docstrings(min_count=1)
     assert lines_of(found) == [
         "topic one",
@@ -71,9 +71,9 @@ def test_nothing_is_parsed_for_less_than_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, expected: list[str]
 ):
     (tmp_path / "a.py").touch()
-    monkeypatch.setattr(contrast.data.docstrings, "_roots", lambda: [tmp_path])
-    monkeypatch.setattr(contrast.data.docstrings, "_tree", lambda file: pytest.fail(f"{file} is parsed"))
-    monkeypatch.setattr(contrast.data.docstrings, "topics", {"a": "One two three", "b": "Four"})
+    monkeypatch.setattr(contrast.data.text.docstrings, "_roots", lambda: [tmp_path])
+    monkeypatch.setattr(contrast.data.text.docstrings, "_tree", lambda file: pytest.fail(f"{file} is parsed"))
+    monkeypatch.setattr(contrast.data.text.docstrings, "topics", {"a": "One two three", "b": "Four"})
     assert lines_of(docstrings(most=most, min_count=1)) == expected
 
 
@@ -83,8 +83,8 @@ def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert {"the", "statement"} <= set(first.words)
     fresh = docstrings(most=3000, cache=tmp_path / "fresh")
     assert torch.equal(first.ids, fresh.ids)
-    monkeypatch.setattr(contrast.data.docstrings, "_documentation", lambda: pytest.fail("read again"))
-    monkeypatch.setattr(contrast.data.docstrings, "topics", {})
+    monkeypatch.setattr(contrast.data.text.docstrings, "_documentation", lambda: pytest.fail("read again"))
+    monkeypatch.setattr(contrast.data.text.docstrings, "topics", {})
     assert torch.equal(first.ids, docstrings(most=3000).ids)
 
 
@@ -93,14 +93,14 @@ def test_the_sources_of_a_root_are_in_order(tmp_path: Path, monkeypatch: pytest.
     for name in names:
         (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "root" / name).write_text(f'"""file {name}"""')
-    monkeypatch.setattr(contrast.data.docstrings, "_roots", lambda: [tmp_path / "root", tmp_path / "absent"])
+    monkeypatch.setattr(contrast.data.text.docstrings, "_roots", lambda: [tmp_path / "root", tmp_path / "absent"])
     expected = [f"file {'/'.join(parts)}" for parts in sorted(name.split("/") for name in names)]
-    assert list(contrast.data.docstrings._documentation()) == expected
+    assert list(contrast.data.text.docstrings._documentation()) == expected
 
 
 def test_python_without_help_topics(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    found = runpy.run_path(contrast.data.docstrings.__file__)
+    found = runpy.run_path(contrast.data.text.docstrings.__file__)
     assert found["topics"] == {}
     assert found["docstrings"](most=2000).total_words == pytest.approx(2000, rel=0.05)
 

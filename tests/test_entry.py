@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from toy_conf import write_conf
 
 import contrast
-from contrast import entry
-from contrast.entry.folder import claim, conf_folder, quoted
-from contrast.entry.resume import differences
+from contrast import run as entry
+from contrast.run.folder import claim, conf_folder, quoted
+from contrast.run.resume import differences
 
 Call = Callable[..., int]
 
@@ -317,7 +317,7 @@ def test_differences() -> None:
 def test_ctrl_c(conf: Path, tmp_path: Path) -> None:
     sleepy = tmp_path / "sleepy.py"
     sleepy.write_text(
-        "import time\nfrom contrast import entry\n"
+        "import time\nfrom contrast import run as entry\n"
         "def task(cfg):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "if __name__ == '__main__':\n    entry.run(task, 'toy')\n"
     )

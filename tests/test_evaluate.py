@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from contrast.data.digits import digits
+from contrast.data.images.digits import digits
+from contrast.encoders.normalize import Normalize
+from contrast.evaluation.encoder import Frozen, from_checkpoint
 from contrast.evaluation.features import features
 from contrast.evaluation.knn import knn_score
-from contrast.finetune import Classifier
-from contrast.frozen import Frozen, from_checkpoint
-from contrast.module import Normalize
-from contrast.protocols import Bench
+from contrast.evaluation.protocols import Bench
+from contrast.training.finetune import Classifier
 
 CPU = "trainer.accelerator=cpu"
 SMALL = ("encoder=small", "encoder.widths=[8,16,32]")

@@ -43,7 +43,7 @@ def test_every_kind_of_class_table_has_a_command() -> None:
 @pytest.mark.parametrize("line", class_tables())
 def test_commands_of_class_tables_train(pretrain: Command, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     monkeypatch.setattr(
-        "contrast.pretrain_images.save_curves", lambda run_dir: None
+        "contrast.training.pretrain_images.save_curves", lambda run_dir: None
     )  # half of the time of so short a run
     few = ["callbacks=none", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1", "hydra.run.dir=run"]
     assert pretrain(*shlex.split(line)[1:], *TINY, *few) == 0

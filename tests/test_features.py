@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contrast.data.images import Images
+from contrast.data.images.image_set import Images
 from contrast.errors import InputError
 from contrast.evaluation import cached_features, digest, features
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.heads import InfoNCE, softmax_loss
-from contrast.heads.similarity import similarity
+from contrast.losses.similarity import similarity
 from contrast.negatives import InBatch
 
 
@@ -65,7 +65,7 @@ def test_several_positives_are_sup_con() -> None:
     torch.manual_seed(0)
     z = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     ids = torch.tensor([3, 3, 3, 1, 1, 0, 0, 0, 8])  # 8 has no positive
-    candidates = Candidates(z, ids, ids, own=torch.arange(9))
+    candidates = Candidates(z, ids, ids, self_index=torch.arange(9))
     losses, counted = InfoNCE(0.2).double()(z, candidates)
     assert counted.tolist() == [True] * 8 + [False]
     assert losses[8] == 0
@@ -129,7 +129,7 @@ def test_the_softmax_is_applied_once() -> None:
 def test_tiles_see_the_same_masks() -> None:
     torch.manual_seed(3)
     ids = torch.randint(4, (10,))
-    whole = Candidates(torch.randn(10, 3), ids, ids, own=torch.arange(10), log_q=torch.randn(10, 10))
+    whole = Candidates(torch.randn(10, 3), ids, ids, self_index=torch.arange(10), log_q=torch.randn(10, 10))
     positive, valid = whole.masks()
     for rows in (slice(0, 4), slice(4, 10)):
         for columns in (slice(0, 3), slice(3, 7), slice(7, 10)):

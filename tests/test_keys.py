@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contrast.data.images import Batch
+from contrast.data.images.image_set import Batch
+from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
 from contrast.keys import Momentum, Second, Shared
-from contrast.module import Normalize
 
 GENERATOR = torch.Generator()
 
@@ -71,19 +71,19 @@ def randomise(*parts: nn.Module) -> None:
 # --- the encoder itself
 
 
-@pytest.mark.parametrize("asking", [2, 3, 5])
-def test_view_v_is_answered_by_view_v_plus_1_and_the_last_by_the_first(asking: int) -> None:
-    projection = torch.randn(asking, 3, 4, requires_grad=True)
-    key = Shared()(views(asking), projection, None, GENERATOR)
-    for v in range(asking):
-        assert torch.equal(key[v], projection[(v + 1) % asking])
+@pytest.mark.parametrize("num_queries", [2, 3, 5])
+def test_view_v_is_answered_by_view_v_plus_1_and_the_last_by_the_first(num_queries: int) -> None:
+    projection = torch.randn(num_queries, 3, 4, requires_grad=True)
+    key = Shared()(views(num_queries), projection, None, GENERATOR)
+    for v in range(num_queries):
+        assert torch.equal(key[v], projection[(v + 1) % num_queries])
     (gradient,) = torch.autograd.grad(key[0].sum(), projection)
-    assert [g.abs().max().item() for g in gradient] == [0, 1] + [0] * (asking - 2)  # the answer is trained too
+    assert [g.abs().max().item() for g in gradient] == [0, 1] + [0] * (num_queries - 2)  # the answer is trained too
 
 
 def test_nothing_answers_a_single_view() -> None:
     assert Shared()(views(1), torch.randn(1, 3, 4), None, GENERATOR) is None
-    assert Shared(asking=1)(views(2), torch.randn(1, 3, 4), None, GENERATOR) is None
+    assert Shared(num_queries=1)(views(2), torch.randn(1, 3, 4), None, GENERATOR) is None
 
 
 def test_the_encoder_itself_has_no_state() -> None:
@@ -96,21 +96,21 @@ def test_the_encoder_itself_has_no_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asking", "answering", "answers"),
+    ("num_queries", "num_keys", "answers"),
     [(1, 2, [1]), (2, 2, [1, 0]), (5, 2, [1, 0, 1, 0, 1]), (4, 3, [1, 2, 0, 1]), (1, 3, [1])],
 )
-def test_which_view_answers(asking: int, answering: int, answers: list[int]) -> None:
-    key = momentum(Scale(), asking=asking, answering=answering)
-    seen = views(max(asking, answering))
-    made = key(seen, torch.zeros(asking, 3, 4), None, GENERATOR)
-    assert made.shape == (asking, 3, 4)
+def test_which_view_answers(num_queries: int, num_keys: int, answers: list[int]) -> None:
+    key = momentum(Scale(), num_queries=num_queries, num_keys=num_keys)
+    seen = views(max(num_queries, num_keys))
+    made = key(seen, torch.zeros(num_queries, 3, 4), None, GENERATOR)
+    assert made.shape == (num_queries, 3, 4)
     for row, v in zip(made, answers, strict=True):
         assert torch.equal(row, seen[v].flatten(1))
 
 
 def test_of_multi_crop_only_the_answering_views_are_encoded_once_each() -> None:
     encoder, passes = Scale(), []
-    key = momentum(encoder, answering=2)
+    key = momentum(encoder, num_keys=2)
     key.encoder.register_forward_hook(lambda _, inputs, __: passes.append(inputs[0].shape[-1]))
     key(views(6, sizes=(4, 4, 2, 2, 2, 2)), torch.zeros(6, 3, 4), None, GENERATOR)
     assert passes == [4, 4]
@@ -253,7 +253,7 @@ def test_captions_answer_the_first_view() -> None:
     text = torch.tensor([[1, 2, 0], [3, 3, 8]])
     batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2).long(), torch.arange(2), text)
     made = key(views(1, 2), torch.zeros(1, 2, 4), batch, GENERATOR)
-    assert key.asking == 1
+    assert key.num_queries == 1
     assert made.shape == (1, 2, 4)
     assert torch.equal(made[0], key.projector(key.encoder.table(text).sum(dim=1)))
     assert torch.equal(key.embed(text), made[0])
@@ -269,14 +269,14 @@ def test_errors_carry_the_numbers() -> None:
         with pytest.raises(InputError, match=f"0 <= momentum <= final <= 1, got {m} and {final}"):
             momentum(Scale(), momentum=m, final=final)
     with pytest.raises(InputError, match="at least 2 views have to answer, or none has a partner, got 1"):
-        momentum(Scale(), answering=1)
+        momentum(Scale(), num_keys=1)
     with pytest.raises(InputError, match="2 views have to answer, but there are 1"):
         momentum(Scale())(views(1), torch.zeros(1, 3, 4), None, GENERATOR)
-    for asking in (0, -1):
-        with pytest.raises(InputError, match=f"at least 1 view has to ask, got {asking}"):
-            Shared(asking)
-        with pytest.raises(InputError, match=f"at least 1 view has to ask, got {asking}"):
-            momentum(Scale(), asking=asking)
+    for num_queries in (0, -1):
+        with pytest.raises(InputError, match=f"at least 1 view has to ask, got {num_queries}"):
+            Shared(num_queries)
+        with pytest.raises(InputError, match=f"at least 1 view has to ask, got {num_queries}"):
+            momentum(Scale(), num_queries=num_queries)
     batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2).long(), torch.arange(2))
     with pytest.raises(InputError, match="a second encoder needs captions"):
         Second(Words(), 4)(views(1, 2), torch.zeros(1, 2, 4), batch, GENERATOR)

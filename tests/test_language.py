@@ -13,17 +13,17 @@ from conftest import Command, figures
 from torch import Tensor
 
 import contrast
-from contrast.callbacks.held_out import HeldOut
-from contrast.callbacks.throughput import Throughput
-from contrast.data.corpus import Corpus
-from contrast.data.corpus_files import BORDER
-from contrast.data.spans import Span
+from contrast.data.text.corpus import Corpus
+from contrast.data.text.corpus_files import BORDER
+from contrast.data.text.spans import Span
 from contrast.encoders import GRU
 from contrast.errors import InputError
 from contrast.heads import NCE, AdaptiveSoftmax, InfoNCE, LearnedBias
-from contrast.logs.csv_log import read_rows
 from contrast.negatives import InBatch, Table, Targets, Tree
+from contrast.run.csv_log import read_rows
 from contrast.samplers import LogUniform, Poisson, Unigram
+from contrast.training.callbacks.held_out import HeldOut
+from contrast.training.callbacks.throughput import Throughput
 from contrast.words import LanguageModel
 from contrast.words.frequencies import start_at_frequencies
 
@@ -454,8 +454,8 @@ def test_other_optimisers_train(pretrain: Command, text: Path, words: tuple[str,
 def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step takes a second, each measure a hundred."""
     now = [0.0]
-    monkeypatch.setattr("contrast.callbacks.throughput.perf_counter", lambda: now[0])
-    monkeypatch.setattr("contrast.callbacks.held_out.perf_counter", lambda: now[0])
+    monkeypatch.setattr("contrast.training.callbacks.throughput.perf_counter", lambda: now[0])
+    monkeypatch.setattr("contrast.training.callbacks.held_out.perf_counter", lambda: now[0])
     logged: list[dict[str, float]] = []
 
     class Logger:

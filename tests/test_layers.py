@@ -9,18 +9,17 @@ PACKAGE = Path(contrast.__file__).parent
 
 # from the ground up; what stands on one line may import only what stands on lines above it, and itself
 FLOORS = [
-    ["errors", "draws"],
-    ["files", "candidates", "distributed", "cached", "rows"],
-    ["tiled"],
+    ["errors", "rng"],
+    ["atomic", "candidates", "distributed", "facts", "grad_cache"],
+    ["losses"],
     ["heads", "samplers", "encoders", "data", "views", "optim"],
-    ["evaluation", "vectors", "negatives", "keys", "functional"],
-    ["module", "words"],
-    ["build", "callbacks", "logs", "sweep"],
-    ["frozen"],
-    ["entry", "figures"],
-    ["protocols", "training"],
-    ["finetune", "pretrain_images", "pretrain_text"],
-    ["pretrain", "evaluate"],
+    ["negatives", "keys", "functional"],
+    ["evaluation"],
+    ["module"],
+    ["words"],
+    ["run"],
+    ["training"],
+    ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 

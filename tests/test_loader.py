@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from contrast.data.images import Batch, ImageFiles, Images
+from contrast.data.images.image_set import Batch, ImageFiles, Images
+from contrast.data.images.pretraining import PretrainData
 from contrast.data.loader import Batches
-from contrast.data.pretraining import PretrainData
 from contrast.errors import InputError
 
 

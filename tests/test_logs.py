@@ -22,12 +22,12 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from contrast.errors import InputError
-from contrast.logs import environment, tensorboard, wandb_run
-from contrast.logs.csv_log import CSVLog, read_rows
-from contrast.logs.curves import read_curves, save_curves
+from contrast.run import environment, tensorboard, wandb_run
+from contrast.run.csv_log import CSVLog, read_rows
+from contrast.run.curves import read_curves, save_curves
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["contrast.logs.checkpoints"])  # the slow imports, once for all children
+PROCESSES.set_forkserver_preload(["contrast.run.checkpoints"])  # the slow imports, once for all children
 CONF = Path(__file__).resolve().parents[1] / "conf" / "logger"
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import FEW, TINY, Command, figures
 from PIL import Image
 
-from contrast.figures import joined
+from contrast.evaluation.report import joined
 
 CPU = "trainer.accelerator=cpu"
 RECALLS = {f"{way}_recall{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}

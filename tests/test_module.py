@@ -9,15 +9,16 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from contrast.callbacks.nonfinite import StopAtNonFinite
-from contrast.data.images import Images
-from contrast.data.pretraining import PretrainData
+from contrast.data.images.image_set import Images
+from contrast.data.images.pretraining import PretrainData
 from contrast.encoders import conv_net, mlp
+from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
 from contrast.heads import Cosine, InfoNCE, Learnable
-from contrast.module import Contrastive, Normalize
+from contrast.module import Contrastive
 from contrast.negatives import InBatch
 from contrast.optim import warmup_cosine
+from contrast.training.callbacks.nonfinite import StopAtNonFinite
 from contrast.views import SimCLRViews
 
 
@@ -103,7 +104,7 @@ def test_apart_each_view_has_the_batch_norm_of_its_own() -> None:
     pixels = images(6).pixels
     views = [pixels[:3] / 255, pixels[3:] / 255]
     together, apart = make(), make()
-    apart.together = False
+    apart.one_forward_pass = False
     whole = together.project(together.embed(views))
     each = apart.project(apart.embed(views))
     alone = make()

@@ -29,8 +29,8 @@ def of_scores(scores: Tensor, data: list[int], noise: list[int], k: float) -> tu
         scores[drawn][:, None],
         at,
         log_q=Q[drawn].log() + math.log(k),
-        answers=scores[at][:, None, None],
-        answers_log_q=Q[at][:, None].log() + math.log(k),
+        positives=scores[at][:, None, None],
+        positives_log_q=Q[at][:, None].log() + math.log(k),
     )
 
 
@@ -63,7 +63,7 @@ def test_nce_is_its_definition(cosine: bool, correction: bool) -> None:
         losses.append(total)
     log_q = q.log() + math.log(k)
     candidates = Candidates(
-        noise, torch.arange(4), log_q=log_q[4:], answers=answers[:, None], answers_log_q=log_q[:4, None]
+        noise, torch.arange(4), log_q=log_q[4:], positives=answers[:, None], positives_log_q=log_q[:4, None]
     )
     head = NCE(t, cosine, bias=bias, correction=correction).double()
     assert_same(head(query, candidates)[0].sum(), sum(losses), query, answers, noise)
@@ -131,7 +131,7 @@ def test_negative_sampling_by_hand() -> None:
     assert loss.item() == pytest.approx(3.446599, abs=5e-7)
     (gradient,) = torch.autograd.grad(loss, scores, retain_graph=True)
     assert gradient.tolist() == pytest.approx([-0.119203, 0.731059, 0.5, 0.731059], abs=5e-7)
-    without = nce()(query, Candidates(one.vectors, one.query_ids, answers=one.answers))[0].sum()
+    without = nce()(query, Candidates(one.vectors, one.query_ids, positives=one.positives))[0].sum()
     assert_same(loss, without, scores)
 
 
@@ -173,7 +173,7 @@ def test_memory_bank_by_hand() -> None:
     bank = torch.stack([cosine, (1 - cosine.square()).sqrt()], dim=1)
     log_q = torch.full((4,), math.log(k / n), dtype=torch.float64)
     candidates = Candidates(
-        bank[1:], torch.tensor([0]), log_q=log_q[1:], answers=bank[None, :1], answers_log_q=log_q[None, :1]
+        bank[1:], torch.tensor([0]), log_q=log_q[1:], positives=bank[None, :1], positives_log_q=log_q[None, :1]
     )
     head = NCE(t, bias=-math.log(n * raised.mean().item())).double()
     query = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
@@ -235,8 +235,8 @@ def test_nce_recovers_the_normalised_distribution(k: int) -> None:
             scores[drawn][:, :, None],
             data,
             log_q=log_q[drawn],
-            answers=scores[data][:, None, None],
-            answers_log_q=log_q[data][:, None],
+            positives=scores[data][:, None, None],
+            positives_log_q=log_q[data][:, None],
         )
         return (chance * head(scores.new_ones(len(cases), 1), candidates)[0]).sum()
 
@@ -257,8 +257,8 @@ def test_the_estimate_of_z_is_unbiased() -> None:
             table[drawn],
             target,
             log_q=Q[drawn].log() + math.log(k),
-            answers=table[target][:, None],
-            answers_log_q=Q[target][:, None].log() + math.log(k),
+            positives=table[target][:, None],
+            positives_log_q=Q[target][:, None].log() + math.log(k),
         )
         head(query, candidates)
         head.advance()
@@ -304,7 +304,7 @@ def test_a_batch_without_noise_estimates_nothing() -> None:
     for _ in range(2):
         head = NCE(1.0, bias=bias)
         losses, _ = head(
-            torch.ones(1, 2), Candidates(torch.empty(0, 2), torch.tensor([0]), answers=torch.ones(1, 1, 2))
+            torch.ones(1, 2), Candidates(torch.empty(0, 2), torch.tensor([0]), positives=torch.ones(1, 1, 2))
         )
         assert losses.item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-6)
         head.advance()
@@ -351,7 +351,9 @@ def test_the_estimate_stays_finite(scale: float) -> None:
     head, ids = NCE(0.005, bias=Estimated()), torch.tensor([0, 0, 1, 2])
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16):
-            losses, _ = head(query, Candidates(query, ids, ids, own=torch.arange(4), log_q=torch.full((4,), -9.0)))
+            losses, _ = head(
+                query, Candidates(query, ids, ids, self_index=torch.arange(4), log_q=torch.full((4,), -9.0))
+            )
         losses.sum().backward()
         head.advance()
         assert losses.isfinite().all()

@@ -8,10 +8,10 @@ import pytorch_lightning as pl
 import torch
 from test_module import make, trainer
 
-from contrast.callbacks.online import OnlineKNN, OnlineLinear
-from contrast.data.images import Batch, Images
-from contrast.data.pretraining import PretrainData
+from contrast.data.images.image_set import Batch, Images
+from contrast.data.images.pretraining import PretrainData
 from contrast.errors import InputError
+from contrast.training.callbacks.online import OnlineKNN, OnlineLinear
 
 
 def striped(n: int = 60) -> Images:

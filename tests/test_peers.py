@@ -16,7 +16,7 @@ from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.functional import dcl, info_nce, nt_xent, sup_con
 from contrast.heads import AdaptiveSoftmax, InfoNCE
-from contrast.heads.adaptive import usual_cutoffs
+from contrast.heads.adaptive_softmax import usual_cutoffs
 from contrast.negatives import InBatch, Table, Targets
 
 pytestmark = pytest.mark.slow

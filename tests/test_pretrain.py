@@ -13,8 +13,8 @@ from conftest import FEW, TINY, Command, figures
 from omegaconf import OmegaConf
 from PIL import Image
 
-import contrast.pretrain
-from contrast.logs.csv_log import read_rows
+import contrast.cli.pretrain
+from contrast.run.csv_log import read_rows
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SCORES = ("knn_top1", "linear_top1", "linear_2_per_class_top1")
@@ -24,13 +24,13 @@ SCORES = ("knn_top1", "linear_top1", "linear_2_per_class_top1")
 def returned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the task gives Hydra, call by call."""
     values: list[Any] = []
-    task = contrast.pretrain.pretrain
+    task = contrast.cli.pretrain.pretrain
 
     def recorded(cfg: Any) -> Any:
         values.append(task(cfg))
         return values[-1]
 
-    monkeypatch.setattr(contrast.pretrain, "pretrain", recorded)
+    monkeypatch.setattr(contrast.cli.pretrain, "pretrain", recorded)
     return values
 
 

@@ -8,8 +8,8 @@ import torch
 from conftest import Command, figures
 from test_resume import differences
 
-from contrast.logs.csv_log import read_rows
-from contrast.vectors import load_vectors
+from contrast.data.text.vectors import load_vectors
+from contrast.run.csv_log import read_rows
 
 TOPICS = (("sun", "sky", "cloud", "rain"), ("ship", "sea", "port", "crew"), ("bread", "oven", "salt", "flour"))
 

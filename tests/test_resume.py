@@ -18,7 +18,7 @@ import torch
 from conftest import FEW, TINY, Command, figures
 
 import contrast
-from contrast.logs.csv_log import read_rows
+from contrast.run.csv_log import read_rows
 
 EPOCH = 8
 STEPS = 3 * EPOCH
@@ -67,7 +67,7 @@ def start(*words: str) -> subprocess.Popen:
     paths = [str(Path(contrast.__file__).parents[1]), str(Path(__file__).parent)]
     threads = str(torch.get_num_threads())
     return subprocess.Popen(
-        [sys.executable, "-c", "from contrast.pretrain import main; main()", *words],
+        [sys.executable, "-c", "from contrast.cli.pretrain import main; main()", *words],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

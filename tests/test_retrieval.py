@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from contrast.data.images import ImageFiles, Images
+from contrast.data.images.image_set import ImageFiles, Images
 from contrast.errors import InputError
 from contrast.evaluation import distinct, image_ids, recall, text_ids
 

@@ -44,7 +44,7 @@ def rows(n: int, d: int = 5, seed: int = 0) -> Tensor:
 
 def among_themselves(head: torch.nn.Module, z: Tensor, ids: list[int]) -> tuple[Tensor, Tensor]:
     number = torch.tensor(ids)
-    return head(z, Candidates(z, number, number, own=torch.arange(len(z))))
+    return head(z, Candidates(z, number, number, self_index=torch.arange(len(z))))
 
 
 def mean(losses: Tensor, counted: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def test_groups_leave_out_what_shares_a_group_but_not_the_positives() -> None:
         losses.append(-scores[positive] + scores.exp().sum().log())
         binary.append(F.softplus(scores).sum() - scores[positive])
     number, group = torch.tensor(ids), torch.tensor(groups)
-    candidates = Candidates(z, number, number, own=torch.arange(8), groups=group, query_groups=group)
+    candidates = Candidates(z, number, number, self_index=torch.arange(8), excluded_groups=group, query_groups=group)
     assert_same(InfoNCE(t).double()(z, candidates)[0].mean(), sum(losses) / 8, z)
     assert_same(NCE(t).double()(z, candidates)[0].mean(), sum(binary) / 8, z)
 
@@ -188,7 +188,7 @@ def test_what_is_absent_counts_for_nothing(name: str, rule: str) -> None:
         whole, _ = head(query, Candidates(vectors, query_ids, ids.where(there, ABSENT)))
     else:
         groups = torch.zeros_like(ids).where(there, ABSENT)
-        whole, _ = head(query, Candidates(vectors, query_ids, ids, groups=groups, query_groups=query_ids))
+        whole, _ = head(query, Candidates(vectors, query_ids, ids, excluded_groups=groups, query_groups=query_ids))
     each = [
         head(query[i : i + 1], Candidates(vectors[i][there[i]], query_ids[i : i + 1], ids[i][there[i]]))[0]
         for i in range(3)
@@ -210,7 +210,7 @@ def test_answers_beside_shared_candidates_are_one_set_for_each_query(name: str, 
     query_ids, ids = torch.tensor([1, 2, 3]), torch.tensor([0, 1, 0, 3, 3, 0])
     head = HEADS[name](0.4).double()
     head.cosine = cosine
-    drawn = Candidates(shared, query_ids, ids, log_q=log_q, answers=own, answers_log_q=own_log_q)
+    drawn = Candidates(shared, query_ids, ids, log_q=log_q, positives=own, positives_log_q=own_log_q)
     together = Candidates(
         torch.cat([own, shared.expand(3, 6, 5)], dim=1),
         query_ids,
@@ -220,7 +220,7 @@ def test_answers_beside_shared_candidates_are_one_set_for_each_query(name: str, 
     if name in ("debiased", "hard"):
         with pytest.raises(InputError, match="not draws that carry log_q"):
             head(query, drawn)
-        drawn, together = replace(drawn, log_q=None, answers_log_q=None), replace(together, log_q=None)
+        drawn, together = replace(drawn, log_q=None, positives_log_q=None), replace(together, log_q=None)
     split, counted = head(query, drawn)
     assert counted.all()
     assert_same(split.sum(), head(query, together)[0].sum(), query, shared, answers)
@@ -239,8 +239,8 @@ def test_log_q_of_either_side_alone() -> None:
             shared,
             torch.arange(3),
             log_q=log_q if of_shared else None,
-            answers=answers[:, None],
-            answers_log_q=own_log_q if of_answers else None,
+            positives=answers[:, None],
+            positives_log_q=own_log_q if of_answers else None,
         )
         assert_same(InfoNCE(t, cosine=False).double()(query, candidates)[0].sum(), expected, query, shared, answers)
 
@@ -250,7 +250,9 @@ def test_a_positive_that_noise_never_draws_has_no_loss(name: str) -> None:
     query, answers = rows(2, seed=1), rows(2, seed=2)
     log_q = torch.tensor([[0.0], [-math.inf]], dtype=torch.float64)
     head = {"plain": InfoNCE, "nce": NCE}[name](0.5).double()
-    losses, _ = head(query, Candidates(rows(1, seed=3), torch.arange(2), answers=answers[:, None], answers_log_q=log_q))
+    losses, _ = head(
+        query, Candidates(rows(1, seed=3), torch.arange(2), positives=answers[:, None], positives_log_q=log_q)
+    )
     noise = 0.0 if name == "plain" else F.softplus(2 * F.cosine_similarity(query[1], rows(1, seed=3)[0], dim=0)).item()
     assert losses[0].item() > 0.01
     assert losses[1].item() == pytest.approx(noise, abs=1e-12)
@@ -350,8 +352,8 @@ def test_an_accidental_hit_by_hand() -> None:
     """Scores 2, 1, 0, -1, noise .4, .3, .2, .1, class 0, draws 1, 0, 2: the hit kept, and left out as of its group."""
     scores, log_q = torch.tensor([2.0, 1.0, 0.0, -1.0]).double(), torch.tensor([0.4, 0.3, 0.2, 0.1]).double().log()
     drawn, target = torch.tensor([1, 0, 2]), torch.tensor([0])
-    kept = {"answers": scores[target].view(1, 1, 1), "answers_log_q": log_q[target][:, None], "log_q": log_q[drawn]}
-    removed = kept | {"groups": drawn, "query_groups": target}
+    kept = {"positives": scores[target].view(1, 1, 1), "positives_log_q": log_q[target][:, None], "log_q": log_q[drawn]}
+    removed = kept | {"excluded_groups": drawn, "query_groups": target}
     for rules, expected in ((kept, 1.015657), (removed, 0.565982)):
         candidates = Candidates(scores[drawn][:, None], target, **rules)
         loss, _ = InfoNCE(1.0, cosine=False).double()(scores.new_ones(1, 1), candidates)
@@ -411,9 +413,9 @@ def expected_loss(pairing: str, scores: Tensor) -> Tensor:
             table.sampler = Drawn(drawn)
         ((query, candidates),) = table(scores.new_ones(1, 4, 1), None, everyone)
         if pairing == "positive uncorrected":
-            candidates = replace(candidates, answers_log_q=None)
+            candidates = replace(candidates, positives_log_q=None)
         if pairing == "hits removed":
-            candidates = replace(candidates, groups=drawn, query_groups=everyone)
+            candidates = replace(candidates, excluded_groups=drawn, query_groups=everyone)
         total = total + chance * (P * head(query, candidates)[0]).sum()
     return total
 

@@ -10,19 +10,20 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from contrast.callbacks.nonfinite import StopAtNonFinite
-from contrast.data.images import Images
-from contrast.data.pretraining import PretrainData
+from contrast.data.images.image_set import Images
+from contrast.data.images.pretraining import PretrainData
 from contrast.encoders import conv_net, mlp, predictor
+from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
 from contrast.heads import NCE, Estimated, InfoNCE
 from contrast.keys import Momentum
-from contrast.logs.checkpoint_io import AtomicCheckpointIO
-from contrast.logs.checkpoints import Checkpoints
-from contrast.module import Contrastive, Normalize
+from contrast.module import Contrastive
 from contrast.negatives import Bank, Nearest, Paired, Queue, Source, Table
 from contrast.optim import warmup_cosine
+from contrast.run.checkpoint_io import AtomicCheckpointIO
+from contrast.run.checkpoints import Checkpoints
 from contrast.samplers import LogUniform, Poisson, Uniform
+from contrast.training.callbacks.nonfinite import StopAtNonFinite
 from contrast.views import SimCLRViews
 
 N, BATCH, DIM, TEMPERATURE = 24, 8, 6, 0.2  # 3 steps an epoch
@@ -116,7 +117,7 @@ def naive_moco(query: Tensor, key: Tensor, rows: Tensor) -> float:
 
 def test_a_key_is_no_negative_in_the_step_it_was_made(tmp_path: Path) -> None:
     """Every batch sees the last K keys of the steps before it, older views of its own images excepted."""
-    model, losses = make(Watched, momentum={"momentum": 0.5, "asking": 1}), Losses()
+    model, losses = make(Watched, momentum={"momentum": 0.5, "num_queries": 1}), Losses()
     trainer(tmp_path, max_epochs=1, callbacks=[losses]).fit(model, PretrainData(images(), BATCH))
     past = torch.zeros(0, DIM)
     for number, (query, key, rows) in enumerate(model.negatives.seen):
@@ -130,7 +131,7 @@ def test_a_key_is_no_negative_in_the_step_it_was_made(tmp_path: Path) -> None:
 
 
 def test_the_keys_of_accumulated_batches_enter_after_the_step_in_order(tmp_path: Path) -> None:
-    model = make(lambda: Watched(100), momentum={"asking": 1})
+    model = make(lambda: Watched(100), momentum={"num_queries": 1})
     trainer(tmp_path, accumulate_grad_batches=2, limit_train_batches=2).fit(model, PretrainData(images(), BATCH))
     keys = [key[0] for _, key, _ in model.negatives.seen]
     expected = [0, 0, 2, 2]  # batches whose keys are there
@@ -147,7 +148,7 @@ def test_keys_of_a_loss_that_is_not_finite_stay_out(tmp_path: Path, accumulated:
             if pl_module.batch_number == 2 * accumulated:  # the next one is the first of its step
                 self.hook = pl_module.projector[0].register_forward_hook(lambda *_: _[2] * float("nan"))
 
-    model, poison = make(lambda: Watched(100), momentum={"asking": 1}), Poison()
+    model, poison = make(lambda: Watched(100), momentum={"num_queries": 1}), Poison()
     callbacks = [poison, StopAtNonFinite(tmp_path)]
     run = trainer(tmp_path, max_epochs=3, accumulate_grad_batches=accumulated, callbacks=callbacks)
     with pytest.raises(InputError, match=f"the loss of batch {2 * accumulated + 1} is nan"):
@@ -186,7 +187,7 @@ def test_without_a_key_encoder_the_other_view_answers(tmp_path: Path) -> None:
 # --- resume
 
 METHODS: dict[str, Callable[..., Contrastive]] = {
-    "queue": partial(make, lambda: Queue(20, DIM), momentum={"momentum": 0.5, "final": 1.0, "asking": 1}),
+    "queue": partial(make, lambda: Queue(20, DIM), momentum={"momentum": 0.5, "final": 1.0, "num_queries": 1}),
     "queue of classes": partial(
         make,
         lambda: Queue(20, DIM, in_batch=True, positives=True),

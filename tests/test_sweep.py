@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from scipy import stats
 from toy_conf import write_conf
 
-from contrast import entry
+from contrast import run as entry
 from contrast.errors import InputError
-from contrast.sweep.jobs import COMPLETE, FAILED, INTERRUPTED, NOT_RUN, Job, figure, prepare, read_jobs
-from contrast.sweep.plot import draw, is_logarithmic, save_plot
-from contrast.sweep.table import estimate, grouped, swept_keys, table
+from contrast.run.jobs import COMPLETE, FAILED, INTERRUPTED, NOT_RUN, Job, figure, prepare, read_jobs
+from contrast.run.sweep_plot import draw, is_logarithmic, save_plot
+from contrast.run.sweep_table import estimate, grouped, swept_keys, table
 
 Call = Callable[..., int]
 

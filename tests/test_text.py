@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from contrast.data.text import HFTokenizer, WordTokenizer, tokenizer_of, tokens
+from contrast.data.text.tokenizer import HFTokenizer, WordTokenizer, tokenizer_of, tokens
 from contrast.errors import InputError
 
 TEXTS = ["A dog, a cat.", "a Dog runs", "the cat"]

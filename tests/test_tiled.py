@@ -11,10 +11,10 @@ from torch import Tensor
 from contrast.candidates import ABSENT, Candidates
 from contrast.heads import NCE, ArcFace, CosFace, Estimated, Head, InfoNCE, Learnable, LearnedBias, LSoftmax
 from contrast.heads import head as heads
+from contrast.losses.tiled import plan as plans
+from contrast.losses.tiled import statistics
 from contrast.negatives import Bank, InBatch, Nearest, Paired, Queue, Source, Table, Tree
 from contrast.samplers import LogUniform, Poisson, Uniform
-from contrast.tiled import plan as plans
-from contrast.tiled import statistics
 
 B, C, D = 11, 14, 6
 
@@ -39,13 +39,13 @@ def whole(count: int, below: int, seed: int) -> Tensor:
 
 def among_themselves(ids: Tensor, **rules: Any) -> tuple[Tensor, Candidates]:
     z = numbers(len(ids), D).requires_grad_()
-    return z, Candidates(z, ids, ids, own=torch.arange(len(ids)), **rules)
+    return z, Candidates(z, ids, ids, self_index=torch.arange(len(ids)), **rules)
 
 
-def against(ids: Tensor | None = None, answers: int = 0, **rules: Any) -> tuple[Tensor, Candidates]:
+def against(ids: Tensor | None = None, positives: int = 0, **rules: Any) -> tuple[Tensor, Candidates]:
     query_ids = whole(B, 5, seed=1)
-    if answers:
-        rules["answers"] = numbers(B, answers, D, seed=3).requires_grad_()
+    if positives:
+        rules["positives"] = numbers(B, positives, D, seed=3).requires_grad_()
     vectors = numbers(C, D, seed=2).requires_grad_()
     return numbers(B, D).requires_grad_(), Candidates(vectors, query_ids, ids, **rules)
 
@@ -56,39 +56,45 @@ def some_absent(values: Tensor) -> Tensor:
 
 PAIRS = torch.arange(7).repeat(2)
 LABELS = torch.tensor([3, 3, 3, 1, 1, 0, 0, 0, 8, 3, 9])  # 8 and 9 have no positive
-GROUPS = {"groups": whole(C, 5, seed=4), "query_groups": whole(B, 5, seed=5)}
+GROUPS = {"excluded_groups": whole(C, 5, seed=4), "query_groups": whole(B, 5, seed=5)}
 LOG_Q = numbers(C, seed=6) - 1
 
 Rules = Callable[[], tuple[Tensor, Candidates]]
 RULES: dict[str, Rules] = {
-    "pairs": lambda: among_themselves(PAIRS, of_queries=True),
-    "four views": lambda: among_themselves(torch.arange(3).repeat(4), of_queries=True),
+    "pairs": lambda: among_themselves(PAIRS, symmetric=True),
+    "four views": lambda: among_themselves(torch.arange(3).repeat(4), symmetric=True),
     "labels": lambda: among_themselves(LABELS),
-    "labels, groups": lambda: among_themselves(LABELS, groups=LABELS // 4, query_groups=LABELS // 4, of_queries=True),
-    "all of one label": lambda: among_themselves(torch.zeros(5, dtype=torch.long), of_queries=True),  # no negatives
-    "one query, the rest": lambda: among_themselves(torch.tensor([1, 1, 2]), of_queries=True),
-    "own in part": lambda: against(whole(C, 5, seed=7), own=torch.arange(B) - 3),
+    "labels, groups": lambda: among_themselves(
+        LABELS, excluded_groups=LABELS // 4, query_groups=LABELS // 4, symmetric=True
+    ),
+    "all of one label": lambda: among_themselves(torch.zeros(5, dtype=torch.long), symmetric=True),  # no negatives
+    "one query, the rest": lambda: among_themselves(torch.tensor([1, 1, 2]), symmetric=True),
+    "own in part": lambda: against(whole(C, 5, seed=7), self_index=torch.arange(B) - 3),
     "ids": lambda: against(whole(C, 5, seed=7)),
     "ids absent": lambda: against(some_absent(whole(C, 5, seed=7))),
     "ids, groups": lambda: against(whole(C, 5, seed=7), **GROUPS),
     "ids, log_q": lambda: against(whole(C, 5, seed=7), log_q=LOG_Q),
     "never drawn": lambda: against(whole(C, 5, seed=7), log_q=LOG_Q.masked_fill(torch.arange(C) == 3, -torch.inf)),
-    "answers": lambda: against(answers=1),
-    "answers, groups": lambda: against(answers=2, **GROUPS),
-    "answers, groups absent": lambda: against(answers=1, **GROUPS | {"groups": some_absent(GROUPS["groups"])}),
-    "answers, log_q": lambda: against(answers=1, log_q=LOG_Q, answers_log_q=numbers(B, 1, seed=8)),
-    "answers, log_q of them": lambda: against(answers=2, answers_log_q=numbers(B, 2, seed=8)),
-    "answers, log_q shared": lambda: against(answers=1, log_q=LOG_Q),
-    "answers, ids": lambda: against(whole(C, 5, seed=7), answers=1, log_q=LOG_Q, answers_log_q=numbers(B, 1, seed=8)),
-    "nobody": lambda: against(torch.full((C,), ABSENT), answers=1),
+    "answers": lambda: against(positives=1),
+    "answers, groups": lambda: against(positives=2, **GROUPS),
+    "answers, groups absent": lambda: against(
+        positives=1, **GROUPS | {"excluded_groups": some_absent(GROUPS["excluded_groups"])}
+    ),
+    "answers, log_q": lambda: against(positives=1, log_q=LOG_Q, positives_log_q=numbers(B, 1, seed=8)),
+    "answers, log_q of them": lambda: against(positives=2, positives_log_q=numbers(B, 2, seed=8)),
+    "answers, log_q shared": lambda: against(positives=1, log_q=LOG_Q),
+    "answers, ids": lambda: against(
+        whole(C, 5, seed=7), positives=1, log_q=LOG_Q, positives_log_q=numbers(B, 1, seed=8)
+    ),
+    "nobody": lambda: against(torch.full((C,), ABSENT), positives=1),
     "no candidates": lambda: _first(0),
     "no positive": lambda: against(whole(C, 5, seed=7) + 5),
 }
 
 
 def _first(count: int) -> tuple[Tensor, Candidates]:
-    query, candidates = against(answers=1)
-    return query, Candidates(candidates.vectors[:count], candidates.query_ids, answers=candidates.answers)
+    query, candidates = against(positives=1)
+    return query, Candidates(candidates.vectors[:count], candidates.query_ids, positives=candidates.positives)
 
 
 # --- heads
@@ -128,8 +134,8 @@ def told(head: Head, query: Tensor, candidates: Candidates, tiled: bool) -> Told
         scores = head.scores(query, candidates)
         losses, counted = head.losses(scores), scores.positive.any(dim=1)
     named = {"query": query, "vectors": candidates.vectors, **dict(head.named_parameters())}
-    if candidates.answers is not None:
-        named["answers"] = candidates.answers
+    if candidates.positives is not None:
+        named["answers"] = candidates.positives
     weights = numbers(len(losses), seed=99).to(losses.dtype)  # of either sign
     grads = torch.autograd.grad((losses * weights).sum(), list(named.values()), allow_unused=True)
     return Told(losses.detach(), counted, dict(zip(named, grads, strict=True)))
@@ -257,7 +263,7 @@ def test_each_queries_own_log_q_and_label_smoothing_need_the_whole_matrix() -> N
 @pytest.mark.parametrize("name", ["InfoNCE", "NCE"])
 def test_rules_of_each_query_make_masks(name: str) -> None:
     each = torch.randint(5, (B, C), generator=torch.Generator().manual_seed(1))
-    assert_same(lambda: against(each, groups=each // 2, query_groups=whole(B, 3, seed=2)), HEADS[name](0.2))
+    assert_same(lambda: against(each, excluded_groups=each // 2, query_groups=whole(B, 3, seed=2)), HEADS[name](0.2))
 
 
 def test_the_choice_is_by_size(monkeypatch: pytest.MonkeyPatch) -> None:

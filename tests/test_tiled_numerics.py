@@ -10,10 +10,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrast.heads import NCE, Head, InfoNCE, Learnable, LearnedBias
+from contrast.losses.tiled import plan as plans
+from contrast.losses.tiled import statistics
+from contrast.losses.tiled.cpu import softplus
 from contrast.negatives import InBatch
-from contrast.tiled import plan as plans
-from contrast.tiled import statistics
-from contrast.tiled.sums import softplus
 
 HEADS = {
     "InfoNCE": lambda t, tiled: InfoNCE(Learnable(t, 1e-4), tiled=tiled),

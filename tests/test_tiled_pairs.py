@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from contrast.candidates import ABSENT, Candidates
-from contrast.tiled import plan as plans
-from contrast.tiled import statistics
-from contrast.tiled.pairs import Pairs, exceptions, positive_pairs, present
-from contrast.tiled.plan import Plan
-from contrast.tiled.statistics import layout, of_positives
+from contrast.losses.tiled import plan as plans
+from contrast.losses.tiled import statistics
+from contrast.losses.tiled.pairs import Pairs, exceptions, positive_pairs, present
+from contrast.losses.tiled.plan import Plan
+from contrast.losses.tiled.statistics import layout, of_positives
 
 MANY = 10**6
 B, C = 9, 13
@@ -27,8 +27,8 @@ def drawn(seed: int, ids: bool = True, groups: bool = True, own: bool = True) ->
         torch.randn(C, 2, generator=generator),
         some(B),
         ids=some(C, absent=True) if ids else None,
-        own=torch.randint(-1, C, (B,), generator=generator) if own else None,
-        groups=some(C, absent=True) if groups else None,
+        self_index=torch.randint(-1, C, (B,), generator=generator) if own else None,
+        excluded_groups=some(C, absent=True) if groups else None,
         query_groups=some(B) if groups else None,
     )
 
@@ -40,15 +40,17 @@ def naive(candidates: Candidates) -> tuple[set[tuple[int, int]], set[tuple[int, 
     """Positive pairs, present pairs that are no negatives, and the columns that may count, by the rules as written."""
     positive, excepted, there = set(), set(), set()
     for j in range(len(candidates)):
-        hidden = [rule is not None and rule[j] == ABSENT for rule in (candidates.ids, candidates.groups)]
+        hidden = [rule is not None and rule[j] == ABSENT for rule in (candidates.ids, candidates.excluded_groups)]
         if any(hidden):
             continue
         there.add(j)
         for i in range(len(candidates.query_ids)):
-            itself = candidates.own is not None and candidates.own[i] == j
+            itself = candidates.self_index is not None and candidates.self_index[i] == j
             if candidates.ids is not None and candidates.query_ids[i] == candidates.ids[j] and not itself:
                 positive.add((i, j))
-            same_group = candidates.groups is not None and candidates.query_groups[i] == candidates.groups[j]
+            same_group = (
+                candidates.excluded_groups is not None and candidates.query_groups[i] == candidates.excluded_groups[j]
+            )
             if itself or same_group or (i, j) in positive:
                 excepted.add((i, j))
     return positive, excepted, there
@@ -99,11 +101,11 @@ def test_more_pairs_than_wanted_are_not_listed(monkeypatch: pytest.MonkeyPatch) 
     assert layout(candidates) is None
 
 
-@pytest.mark.parametrize("of_queries", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("count", "classes", "listed"), [(16, 4, True), (256, 10, False), (512, 128, True)])
-def test_a_list_is_for_few_pairs(count: int, classes: int, listed: bool, of_queries: bool) -> None:
+def test_a_list_is_for_few_pairs(count: int, classes: int, listed: bool, symmetric: bool) -> None:
     ids = torch.arange(count) % classes
-    candidates = Candidates(torch.randn(count, 2), ids, ids, own=torch.arange(count), of_queries=of_queries)
+    candidates = Candidates(torch.randn(count, 2), ids, ids, self_index=torch.arange(count), symmetric=symmetric)
     assert (layout(candidates) is not None) == listed
 
 
@@ -114,10 +116,10 @@ def test_all_ranks_decide_alike(labels: list[int], groups: bool, monkeypatch: py
     monkeypatch.setattr(statistics, "MOST", 1)
     ids, everybody = torch.tensor(labels), torch.arange(12)
     for part in (slice(0, 6), slice(6, 12)):
-        rules: dict[str, torch.Tensor] = {"groups": ids, "query_groups": ids[part]} if groups else {}
+        rules: dict[str, torch.Tensor] = {"excluded_groups": ids, "query_groups": ids[part]} if groups else {}
         its = (everybody if groups else ids)[part]
         candidates = Candidates(
-            torch.randn(12, 2), its, everybody if groups else ids, own=everybody[part], of_queries=True, **rules
+            torch.randn(12, 2), its, everybody if groups else ids, self_index=everybody[part], symmetric=True, **rules
         )
         assert (layout(candidates) is None) == (labels[1] == 0)
 
@@ -126,7 +128,7 @@ def test_rules_of_each_query_have_no_layout() -> None:
     query_ids, vectors = torch.arange(3), torch.randn(4, 2)
     each = torch.randint(3, (3, 4))
     assert layout(Candidates(vectors, query_ids, ids=each)) is None
-    assert layout(Candidates(vectors, query_ids, groups=each, query_groups=query_ids)) is None
+    assert layout(Candidates(vectors, query_ids, excluded_groups=each, query_groups=query_ids)) is None
     assert layout(Candidates(torch.randn(3, 4, 2), query_ids, ids=torch.arange(4))) is None
 
 

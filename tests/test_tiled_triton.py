@@ -23,8 +23,8 @@ from torch import Tensor
 from contrast.candidates import ABSENT, Candidates
 from contrast.heads import NCE, CosFace, Estimated, Head, InfoNCE, Learnable, LearnedBias, fused
 from contrast.heads import head as heads
+from contrast.losses.tiled import triton as cuda
 from contrast.negatives import Paired
-from contrast.tiled import cuda
 
 B, C, D = 21, 37, 20  # no tile of the interpreted kernels divides them
 
@@ -46,12 +46,12 @@ def some_absent(values: Tensor) -> Tensor:
 
 def among_themselves(ids: Tensor, dim: int = D, **rules: Any) -> tuple[Tensor, Candidates]:
     z = numbers(len(ids), dim)
-    return z, Candidates(z, ids, ids, own=torch.arange(len(ids)), **rules)
+    return z, Candidates(z, ids, ids, self_index=torch.arange(len(ids)), **rules)
 
 
-def against(ids: Tensor | None = None, answers: int = 0, dim: int = D, **rules: Any) -> tuple[Tensor, Candidates]:
-    if answers:
-        rules["answers"] = numbers(B, answers, dim, seed=3)
+def against(ids: Tensor | None = None, positives: int = 0, dim: int = D, **rules: Any) -> tuple[Tensor, Candidates]:
+    if positives:
+        rules["positives"] = numbers(B, positives, dim, seed=3)
     return numbers(B, dim), Candidates(numbers(C, dim, seed=2), whole(B, 5, seed=1), ids, **rules)
 
 
@@ -59,27 +59,27 @@ PAIRS = torch.arange(B).repeat(2)
 LABELS = whole(C, 4, seed=9)
 IDS = whole(C, 5, seed=7)
 HIDDEN = some_absent(PAIRS)
-GROUPS = {"groups": whole(C, 5, seed=4), "query_groups": whole(B, 5, seed=5)}
+GROUPS = {"excluded_groups": whole(C, 5, seed=4), "query_groups": whole(B, 5, seed=5)}
 LOG_Q = numbers(C, seed=6) - 1
 
 RULES: dict[str, Rules] = {
-    "pairs": lambda: among_themselves(PAIRS, of_queries=True),
-    "pairs, some absent": lambda: among_themselves(HIDDEN, of_queries=True),
-    "labels": lambda: among_themselves(LABELS, of_queries=True),
+    "pairs": lambda: among_themselves(PAIRS, symmetric=True),
+    "pairs, some absent": lambda: among_themselves(HIDDEN, symmetric=True),
+    "labels": lambda: among_themselves(LABELS, symmetric=True),
     "labels, not of queries": lambda: among_themselves(LABELS),
     "labels, groups absent": lambda: among_themselves(
-        LABELS, groups=some_absent(LABELS // 2), query_groups=some_absent(LABELS // 2), of_queries=True
+        LABELS, excluded_groups=some_absent(LABELS // 2), query_groups=some_absent(LABELS // 2), symmetric=True
     ),
-    "one label": lambda: among_themselves(torch.zeros(18, dtype=torch.long), of_queries=True),  # no negatives
-    "own in part": lambda: against(IDS, own=torch.arange(B) - 3),
+    "one label": lambda: among_themselves(torch.zeros(18, dtype=torch.long), symmetric=True),  # no negatives
+    "own in part": lambda: against(IDS, self_index=torch.arange(B) - 3),
     "ids absent": lambda: against(some_absent(IDS)),
     "ids, groups": lambda: against(IDS, **GROUPS),
     "long ids": lambda: long_ids(),  # whose low words are equal
     "no positive": lambda: against(IDS + 5),
     "ids, log_q": lambda: against(IDS, log_q=LOG_Q.masked_fill(torch.arange(C) == 3, -torch.inf)),
-    "answers, groups": lambda: against(answers=2, **GROUPS),
-    "answers, ids, log_q": lambda: against(IDS, answers=1, log_q=LOG_Q, answers_log_q=numbers(B, 1, seed=8)),
-    "nobody": lambda: against(torch.full((C,), ABSENT), answers=1),
+    "answers, groups": lambda: against(positives=2, **GROUPS),
+    "answers, ids, log_q": lambda: against(IDS, positives=1, log_q=LOG_Q, positives_log_q=numbers(B, 1, seed=8)),
+    "nobody": lambda: against(torch.full((C,), ABSENT), positives=1),
 }
 
 
@@ -111,8 +111,8 @@ def leaves(query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
     found = {"query": query}
     if candidates.vectors is not query:
         found["vectors"] = candidates.vectors
-    if candidates.answers is not None:
-        found["answers"] = candidates.answers
+    if candidates.positives is not None:
+        found["positives"] = candidates.positives
     return found
 
 
@@ -121,7 +121,7 @@ def as_type(query: Tensor, candidates: Candidates, dtype: torch.dtype) -> tuple[
     copies = {name: each.to(dtype).detach().requires_grad_() for name, each in leaves(query, candidates).items()}
     others = {"vectors": copies["query"]} | copies
     others.pop("query")
-    for name in ("log_q", "answers_log_q"):
+    for name in ("log_q", "positives_log_q"):
         if getattr(candidates, name) is not None:
             others[name] = getattr(candidates, name).to(torch.promote_types(dtype, torch.float32))
     fields = {name: getattr(candidates, name) for name in candidates.__dataclass_fields__}
@@ -176,7 +176,7 @@ def views(noise: float, images: int = 20, dim: int = 32, seed: int = 0) -> tuple
     first = numbers(images, dim, seed=seed)
     z = torch.cat([first, first + noise * numbers(images, dim, seed=seed + 1)])
     ids = torch.arange(images).repeat(2)
-    return z, Candidates(z, ids, ids, own=torch.arange(2 * images), of_queries=True)
+    return z, Candidates(z, ids, ids, self_index=torch.arange(2 * images), symmetric=True)
 
 
 def solved(dtype: torch.dtype) -> None:
@@ -246,7 +246,11 @@ def ranks(dtype: torch.dtype) -> None:
     for part, head in zip(halves, theirs, strict=True):
         mine = z[part].detach().requires_grad_()
         rules = Candidates(
-            z.detach(), candidates.query_ids[part], candidates.ids, own=candidates.own[part], of_queries=True
+            z.detach(),
+            candidates.query_ids[part],
+            candidates.ids,
+            self_index=candidates.self_index[part],
+            symmetric=True,
         )
         asked.append(mine)
         losses.append(head.tiled_losses(mine, rules)[0])
@@ -277,7 +281,7 @@ def needs_the_rest() -> None:
         losses, _ = head(query, candidates)
         head.tiled = False
         torch.testing.assert_close(losses, head(query, candidates)[0])
-    answered = as_type(*against(answers=1), torch.float32)
+    answered = as_type(*against(positives=1), torch.float32)
     same(lambda: answered, lambda: InfoNCE(0.2, margin=CosFace()))  # only the answers bear it
     queue = Candidates(numbers(C, D).float(), candidates.query_ids, IDS)  # of another type than the queries
     half = query.detach().to(torch.bfloat16)
@@ -335,7 +339,7 @@ def cases() -> dict[str, Case]:
     for dtype in types:
         for dim in (8, 20, 33, 48):
             found[f"InfoNCE: pairs, D = {dim}, {dtype}"] = lambda d=dim, t=dtype: same(
-                lambda: among_themselves(PAIRS, d, of_queries=True), lambda: HEADS["InfoNCE"](0.1), t
+                lambda: among_themselves(PAIRS, d, symmetric=True), lambda: HEADS["InfoNCE"](0.1), t
             )
             found[f"NCE: ids, D = {dim}, {dtype}"] = lambda d=dim, t=dtype: same(
                 lambda: against(IDS, dim=d), lambda: HEADS["NCE"](0.1), t
@@ -413,9 +417,9 @@ def test_compiled(head: str, dtype: torch.dtype, dim: int) -> None:
     pairs, labels = torch.arange(2005).repeat(2), whole(4010, 10, seed=1)
     shared = numbers(3001, dim, seed=2), whole(1500, 300, seed=3), whole(3001, 300, seed=4)
     for rules in (
-        among_themselves(pairs, dim, of_queries=True),
-        among_themselves(labels, dim, groups=labels // 2, query_groups=labels // 2, of_queries=True),
-        (numbers(1500, dim), Candidates(*shared, groups=shared[2] // 2, query_groups=shared[1] // 2)),
+        among_themselves(pairs, dim, symmetric=True),
+        among_themselves(labels, dim, excluded_groups=labels // 2, query_groups=labels // 2, symmetric=True),
+        (numbers(1500, dim), Candidates(*shared, excluded_groups=shared[2] // 2, query_groups=shared[1] // 2)),
     ):
         there = on_cuda(rules)
         if not cuda.usable(there[0].to(dtype)):

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from contrast.data.text.vectors import load_vectors, save_vectors
 from contrast.errors import InputError
 from contrast.evaluation.words import analogies, neighbours, similarity_score
-from contrast.vectors import load_vectors, save_vectors
 
 SUFFIXES = (".txt", ".vec", ".bin", ".safetensors")
 WORDS = ("the", "naïve", "猫", "don't", ":", "12", "0.5", "</s>", "e\u0301", "\U0001f408")

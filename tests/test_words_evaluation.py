@@ -10,7 +10,9 @@ import torch
 from conftest import Command, figures
 from torch import Tensor
 
+from contrast.data.text.vectors import save_vectors
 from contrast.errors import InputError
+from contrast.evaluation.encoder import word_vectors
 from contrast.evaluation.words import (
     Analogy,
     analogies,
@@ -20,8 +22,6 @@ from contrast.evaluation.words import (
     similarity_score,
     word_scores,
 )
-from contrast.frozen import word_vectors
-from contrast.vectors import save_vectors
 
 WORDS = ("king", "queen", "Man", "woman", "paris", "France", "rome", "italy", "man", "walk", "walked", "go", "went")
 PAIRS = """# a comment

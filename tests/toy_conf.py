@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from contrast.entry.folder import conf_folder
+from contrast.run.folder import conf_folder
 
 FILES = {
     "toy.yaml": """

@@ -12,9 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from contrast import entry
+from contrast import run as entry
 from contrast.errors import InputError
-from contrast.sweep.jobs import figure
+from contrast.run.jobs import figure
 
 
 class Net:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from contrast.data.images import Batch, ImageFiles, Images
+from contrast.data.images.image_set import Batch, ImageFiles, Images
 from contrast.errors import InputError
 
 

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from contrast.data.images import ImageFiles, Images
+from contrast.atomic import replacing
+from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.loader import Batches
 from contrast.errors import InputError
-from contrast.files import replacing
 
 
 @contextmanager

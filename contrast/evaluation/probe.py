@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from contrast.data.subset import hold_out
+from contrast.data.images.subset import hold_out
 from contrast.errors import InputError
 from contrast.evaluation.check import check_labelled
 from contrast.evaluation.linear import fit_linear, top_k, validate

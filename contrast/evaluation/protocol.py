@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from contrast.data.subset import labelled_subset
+from contrast.data.images.subset import labelled_subset
 from contrast.evaluation.knn import knn_score
 from contrast.evaluation.probe import linear_probe
 

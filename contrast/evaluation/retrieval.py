@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contrast.data.cache import digest
-from contrast.data.images import ImageFiles, Images
+from contrast.data.images.cache import digest
+from contrast.data.images.image_set import ImageFiles, Images
 from contrast.errors import InputError
 
 

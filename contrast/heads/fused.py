@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contrast.candidates import Candidates
-from contrast.heads.similarity import similarity
-from contrast.heads.softmax import Statistics
 from contrast.heads.tiles import floored
-from contrast.tiled.cuda import Asked, LogisticSums, SoftmaxStatistics, usable
+from contrast.losses.similarity import similarity
+from contrast.losses.softmax import Statistics
+from contrast.losses.tiled.triton import Asked, LogisticSums, SoftmaxStatistics, usable
 
 
 def covers(head: Any, query: Tensor, candidates: Candidates) -> bool:
     """Whether the kernels do: on a GPU they run on, without a ring, a margin on shared candidates or rules [B, C]."""
-    rules = (candidates.ids, candidates.groups, candidates.log_q)
+    rules = (candidates.ids, candidates.excluded_groups, candidates.log_q)
     return (
         usable(query)
         and usable(candidates.vectors)
@@ -34,10 +34,10 @@ def covers(head: Any, query: Tensor, candidates: Candidates) -> bool:
 def softmax_statistics(
     head: Any, query: Tensor, candidates: Candidates, hardness: float = 0.0, correction: bool = True
 ) -> Statistics:
-    """As `contrast.heads.softmax.statistics`, of scores that are not held."""
+    """As `contrast.losses.softmax.statistics`, of scores that are not held."""
     with torch.autocast(query.device.type, enabled=False):
         asked = _asked(head, query, candidates, correction)
-        if candidates.of_queries and asked.offset is None:
+        if candidates.symmetric and asked.offset is None:
             everybody = None if candidates.vectors is query else candidates.vectors.detach()
             asked = asked._replace(both=True, vectors=everybody)
         told = Statistics(*SoftmaxStatistics.apply(*asked, hardness))
@@ -55,7 +55,7 @@ def softmax_statistics(
 def logistic_sums(
     head: Any, query: Tensor, candidates: Candidates, bias: Tensor, correction: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """As `contrast.heads.logistic.logistic_loss` of scores that are not held, plus the bias, [B]; positives [B]."""
+    """As `contrast.losses.logistic.logistic_loss` of scores that are not held, plus the bias, [B]; positives [B]."""
     with torch.autocast(query.device.type, enabled=False):
         asked = _asked(head, query, candidates, correction)
         bias = bias.float()
@@ -80,8 +80,10 @@ def _asked(head: Any, query: Tensor, candidates: Candidates, correction: bool) -
 
 def _answers(head: Any, query: Tensor, candidates: Candidates, correction: bool) -> Tensor | None:
     """Scores of each query's own answers, [B, P]."""
-    if candidates.answers is None:
+    if candidates.positives is None:
         return None
-    values = similarity(query, candidates.answers, head.cosine)
-    values = head.with_margin(values, query[:, None], candidates.answers) / head.temperature()
-    return values if not correction or candidates.answers_log_q is None else values - floored(candidates.answers_log_q)
+    values = similarity(query, candidates.positives, head.cosine)
+    values = head.with_margin(values, query[:, None], candidates.positives) / head.temperature()
+    return (
+        values if not correction or candidates.positives_log_q is None else values - floored(candidates.positives_log_q)
+    )

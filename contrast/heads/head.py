@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.heads.fused import covers
-from contrast.heads.similarity import similarity
 from contrast.heads.temperature import Temperature, as_temperature
 from contrast.heads.tiles import WORTH, WORTH_CUDA, WORTH_GPU, floored
+from contrast.losses.similarity import similarity
 
 DESCRIBED = 1024  # queries whose scores are logged
 
@@ -72,7 +72,7 @@ class Head(nn.Module):
     def scores(self, query: Tensor, candidates: Candidates) -> Scores:
         """Corrected scores of `query` [B, D], float32 or float64."""
         values, positive, valid = self.raw_scores(query, candidates)
-        correction = _beside(candidates.answers_log_q, candidates.log_q, candidates, values)
+        correction = _beside(candidates.positives_log_q, candidates.log_q, candidates, values)
         return Scores(values if correction is None else values - correction, positive, valid)
 
     def raw_scores(self, query: Tensor, candidates: Candidates) -> Scores:
@@ -82,10 +82,10 @@ class Head(nn.Module):
         if candidates.ids is not None:  # else none is positive
             margined = self.with_margin(values, query[:, None], candidates.vectors)
             values = values if self.margin is None else torch.where(positive, margined, values)
-        if candidates.answers is not None:
-            answers = similarity(query, candidates.answers, self.cosine)  # [B, P]
+        if candidates.positives is not None:
+            answers = similarity(query, candidates.positives, self.cosine)  # [B, P]
             all_of_them = torch.ones_like(answers, dtype=torch.bool)
-            answers = self.with_margin(answers, query[:, None], candidates.answers)
+            answers = self.with_margin(answers, query[:, None], candidates.positives)
             values = torch.cat([answers, values], dim=1)  # [B, P + C]
             positive = torch.cat([all_of_them, positive], dim=1)
             valid = torch.cat([all_of_them, valid], dim=1)
@@ -149,9 +149,9 @@ def _beside(answers: Tensor | None, shared: Tensor | None, candidates: Candidate
         return None
     rows, count = len(like), len(candidates)
     shared = like.new_zeros(rows, count) if shared is None else floored(shared).expand(rows, count)
-    if candidates.answers is None:
+    if candidates.positives is None:
         return shared
-    answers = like.new_zeros(candidates.answers.shape[:2]) if answers is None else floored(answers)
+    answers = like.new_zeros(candidates.positives.shape[:2]) if answers is None else floored(answers)
     return torch.cat([answers, shared], dim=1)
 
 

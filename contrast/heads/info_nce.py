@@ -13,12 +13,12 @@ from contrast.distributed import log_mean_exp_over_ranks, mean_over_ranks
 from contrast.errors import InputError
 from contrast.heads.fused import covers, softmax_statistics
 from contrast.heads.head import Head, Scores
-from contrast.heads.softmax import Statistics, debiased, from_statistics, statistics
 from contrast.heads.temperature import Temperature
 from contrast.heads.tiles import Tiles, tiles
-from contrast.tiled.masked import MaskedStatistics
-from contrast.tiled.plan import Plan
-from contrast.tiled.statistics import lse_of_negatives, of_positives
+from contrast.losses.softmax import Statistics, debiased, from_statistics, statistics
+from contrast.losses.tiled.masked import MaskedStatistics
+from contrast.losses.tiled.plan import Plan
+from contrast.losses.tiled.statistics import lse_of_negatives, of_positives
 
 
 class InfoNCE(Head):

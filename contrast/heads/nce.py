@@ -12,12 +12,12 @@ from contrast.errors import InputError
 from contrast.heads.bias import Bias, as_bias
 from contrast.heads.fused import covers, logistic_sums, softmax_statistics
 from contrast.heads.head import Head, Scores
-from contrast.heads.logistic import logistic_loss
 from contrast.heads.temperature import Temperature
 from contrast.heads.tiles import tiles
-from contrast.tiled.masked import MaskedLogistic
-from contrast.tiled.plan import Plan
-from contrast.tiled.statistics import lse_of_negatives, softplus_of_negatives
+from contrast.losses.logistic import logistic_loss
+from contrast.losses.tiled.masked import MaskedLogistic
+from contrast.losses.tiled.plan import Plan
+from contrast.losses.tiled.statistics import lse_of_negatives, softplus_of_negatives
 
 
 class NCE(Head):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from contrast.candidates import Candidates
-from contrast.heads.similarity import at_least_float32, unit
-from contrast.tiled.pairs import Products
-from contrast.tiled.ranks import Blocks
-from contrast.tiled.statistics import Layout, layout
+from contrast.losses.similarity import at_least_float32, unit
+from contrast.losses.tiled.pairs import Products
+from contrast.losses.tiled.ranks import Blocks
+from contrast.losses.tiled.statistics import Layout, layout
 
 WORTH = 256 * 256  # scores from which on tiles are no slower, on a CPU
 WORTH_CUDA = 1024 * 1024  # those of the kernels on a GPU, and of tiles in torch there: guesses, not measured yet
@@ -51,11 +51,11 @@ def tiles(head: Any, query: Tensor, candidates: Candidates, correction: bool = T
     if found is not None and blocks is not None:
         found = found._replace(negatives=blocks.negatives)
     many = found is None
-    if many and (head.margin is not None or candidates.answers is not None or blocks is not None):
+    if many and (head.margin is not None or candidates.positives is not None or blocks is not None):
         return None
     with torch.autocast(query.device.type, enabled=False):
         same = candidates.vectors is query
-        symmetric = candidates.of_queries and found is not None
+        symmetric = candidates.symmetric and found is not None
         query, vectors = at_least_float32(query), at_least_float32(candidates.vectors)
         if head.cosine:
             query = unit(query)
@@ -73,13 +73,13 @@ def tiles(head: Any, query: Tensor, candidates: Candidates, correction: bool = T
                 values = values - floored(candidates.log_q)[column]
             rows.append(row)
             scores.append(values)
-        if candidates.answers is not None:
-            answers = at_least_float32(candidates.answers)
+        if candidates.positives is not None:
+            answers = at_least_float32(candidates.positives)
             answers = unit(answers) if head.cosine else answers  # [B, P, D]
             values = (answers @ query[:, :, None]).squeeze(2)  # [B, P, D] x [B, D, 1] -> [B, P]
             values = head.with_margin(values, query[:, None], answers) / temperature
-            if correction and candidates.answers_log_q is not None:
-                values = values - floored(candidates.answers_log_q)
+            if correction and candidates.positives_log_q is not None:
+                values = values - floored(candidates.positives_log_q)
             rows.append(torch.arange(len(query), device=query.device).repeat_interleave(values.shape[1]))
             scores.append(values.flatten())
         offset = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.distributed import gather, rank, world_size
 from contrast.errors import InputError
-from contrast.heads.similarity import similarity, unit
+from contrast.losses.similarity import similarity, unit
 from contrast.negatives.source import Asked, Source
 from contrast.samplers import Sampler
 
@@ -31,7 +31,7 @@ class Bank(Source):
     vectors.
     """
 
-    numbered, grouped = True, False
+    ids_are_rows, supports_groups = True, False
 
     vectors: Tensor
 
@@ -73,15 +73,15 @@ class Bank(Source):
         if self.sampler is not None:
             drawn = self.sampler.draw((self.draws,), generator)  # [K]
             log_q = self.sampler.log_prob(drawn)
-            answers_log_q = self.sampler.log_prob(ids)  # [P B]
+            positives_log_q = self.sampler.log_prob(ids)  # [P B]
         else:
-            drawn, log_q, answers_log_q = self._near(query, ids, generator)  # [P B, K], [P B, K], [P B]
+            drawn, log_q, positives_log_q = self._near(query, ids, generator)  # [P B, K], [P B, K], [P B]
         candidates = Candidates(
             vectors=self.vectors[drawn],
             query_ids=ids,
             log_q=log_q + math.log(self.draws),
-            answers=self.vectors[ids][:, None],  # [P B, 1, D]
-            answers_log_q=answers_log_q[:, None] + math.log(self.draws),
+            positives=self.vectors[ids][:, None],  # [P B, 1, D]
+            positives_log_q=positives_log_q[:, None] + math.log(self.draws),
         )
         return [(flat, candidates)]
 

@@ -47,10 +47,10 @@ class InBatch(Source):
             vectors=flat if passed else gather(flat),  # [W V B, D]
             query_ids=query_ids,
             ids=query_ids if passed else gather(query_ids),
-            own=own if passed else rank() * len(flat) + own,
-            groups=query_groups if passed or query_groups is None else gather(query_groups),
+            self_index=own if passed else rank() * len(flat) + own,
+            excluded_groups=query_groups if passed or query_groups is None else gather(query_groups),
             query_groups=query_groups,
-            of_queries=True,
+            symmetric=True,
             ring=passed,
         )
         return [(flat, candidates)]
@@ -85,7 +85,9 @@ class Paired(Source):
 
         def direction(asking: Tensor, answering: Tensor) -> tuple[Tensor, Candidates]:
             vectors = answering if passed else gather(answering)
-            return asking, Candidates(vectors, ids, all_ids, groups=all_groups, query_groups=groups, ring=passed)
+            return asking, Candidates(
+                vectors, ids, all_ids, excluded_groups=all_groups, query_groups=groups, ring=passed
+            )
 
         asked = [direction(q, k) for q, k in zip(query, key, strict=True)]
         return asked + [direction(k, q) for q, k in zip(query, key, strict=True) if self.reverse]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from contrast.candidates import ABSENT, Candidates
 from contrast.distributed import gather
 from contrast.errors import InputError
-from contrast.heads.similarity import similarity
+from contrast.losses.similarity import similarity
 from contrast.negatives.in_batch import Paired
 from contrast.negatives.source import Asked, Source
 
@@ -101,7 +101,7 @@ class Queue(Source):
                     shared,
                     ids,
                     ids=torch.cat([batch_ids, row_ids]),
-                    groups=torch.cat([gather(query_groups), row_groups]),
+                    excluded_groups=torch.cat([gather(query_groups), row_groups]),
                     query_groups=query_groups,
                 )
             else:
@@ -109,9 +109,9 @@ class Queue(Source):
                     vectors,
                     ids,
                     ids=row_groups if self.positives else None,
-                    groups=row_groups,
+                    excluded_groups=row_groups,
                     query_groups=query_groups,
-                    answers=k[:, None],  # [B, 1, D]
+                    positives=k[:, None],  # [B, 1, D]
                 )
             asked.append((q, candidates))
         return asked

@@ -13,14 +13,14 @@ class Source(nn.Module):
 
     P pairs of views, B images of this rank, D dimensions.
 
-    numbered    ids are numbers of rows: with same_label=positive every image needs a label
-    of_classes  and the rows are classes: it needs same_label=positive
-    grouped     images of one group are left out of each other's negatives: same_label=ignored
+    ids_are_rows    ids are numbers of rows: with same_label=positive every image needs a label
+    needs_labels  and the rows are classes: it needs same_label=positive
+    supports_groups     images of one group are left out of each other's negatives: same_label=ignored
     """
 
-    numbered = False
-    of_classes = False
-    grouped = True
+    ids_are_rows = False
+    needs_labels = False
+    supports_groups = True
 
     def forward(
         self,

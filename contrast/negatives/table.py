@@ -33,7 +33,7 @@ class Table(Source):
     The draws of a step are shared by all its queries, on all ranks.
     """
 
-    numbered = of_classes = True
+    ids_are_rows = needs_labels = True
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Table(Source):
         if self.sampler is None:
             everything = torch.arange(len(self.vectors), device=ids.device)
             candidates = Candidates(
-                self.vectors, ids, groups=everything, query_groups=ids, answers=answers, classes=everything
+                self.vectors, ids, excluded_groups=everything, query_groups=ids, positives=answers, classes=everything
             )
             return [(flat, candidates)]
         if isinstance(self.sampler, Poisson):
@@ -76,11 +76,11 @@ class Table(Source):
             candidates = Candidates(
                 vectors=self.rows(drawn),
                 query_ids=ids,
-                groups=drawn,
+                excluded_groups=drawn,
                 query_groups=ids,
                 log_q=self.sampler.log_inclusion(drawn),
-                answers=answers,
-                answers_log_q=self.sampler.log_inclusion(ids)[:, None],
+                positives=answers,
+                positives_log_q=self.sampler.log_inclusion(ids)[:, None],
                 classes=drawn,
             )
         else:
@@ -89,8 +89,8 @@ class Table(Source):
                 vectors=self.rows(drawn),
                 query_ids=ids,
                 log_q=self.sampler.log_prob(drawn) + math.log(self.draws),
-                answers=answers,
-                answers_log_q=self.sampler.log_prob(ids)[:, None] + math.log(self.draws),
+                positives=answers,
+                positives_log_q=self.sampler.log_prob(ids)[:, None] + math.log(self.draws),
                 classes=drawn,
             )
         return [(flat, candidates)]
@@ -103,7 +103,7 @@ class Table(Source):
 class Targets(Source):
     """No vectors at all, only the class of each query: for a head that holds its classes itself (adaptive softmax)."""
 
-    numbered = of_classes = True
+    ids_are_rows = needs_labels = True
 
     def forward(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from contrast.candidates import ABSENT, Candidates
 from contrast.errors import InputError
-from contrast.heads.similarity import similarity
+from contrast.losses.similarity import similarity
 from contrast.negatives.source import Asked, Source
 from contrast.samplers import HuffmanTree, huffman
 
@@ -26,7 +26,7 @@ class Tree(Source):
     is then -log P.
     """
 
-    numbered = of_classes = True
+    ids_are_rows = needs_labels = True
 
     path: Tensor
     sign: Tensor

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from contrast.data.spans import Span
+from contrast.data.text.spans import Span
 from contrast.errors import InputError
-from contrast.rows import is_logged
+from contrast.module import is_logged
 
 
 class TextModel(pl.LightningModule):

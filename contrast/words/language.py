@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contrast.data.corpus import Corpus
-from contrast.data.spans import Span
+from contrast.data.text.corpus import Corpus
+from contrast.data.text.spans import Span
 from contrast.distributed import mean_counted
-from contrast.draws import generator
 from contrast.errors import InputError
 from contrast.evaluation.features import evaluating
 from contrast.evaluation.perplexity import Told, normalised, over_text, perplexity
 from contrast.heads import NCE, FixedBias
-from contrast.heads.similarity import similarity
+from contrast.losses.similarity import similarity
 from contrast.negatives import Table
 from contrast.optim import LARS
 from contrast.optim.groups import parameter_groups
+from contrast.rng import generator
 from contrast.samplers import Sampler
 from contrast.words.base import TextModel
 from contrast.words.frequencies import start_at_frequencies

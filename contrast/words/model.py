@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
-from contrast.data.corpus import Corpus
-from contrast.data.spans import Span
-from contrast.draws import generator
+from contrast.data.text.corpus import Corpus
+from contrast.data.text.spans import Span
 from contrast.errors import InputError
 from contrast.heads import NCE, AdaptiveSoftmax
 from contrast.heads.bias import FixedBias
 from contrast.heads.temperature import Fixed
 from contrast.heads.tiles import floored
 from contrast.negatives import Table
+from contrast.rng import generator
 from contrast.samplers import Sampler
 from contrast.words import by_autograd, closed_form
 from contrast.words.base import TextModel

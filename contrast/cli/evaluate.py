@@ -1,0 +1,104 @@
+"""contrast-evaluate: what a checkpoint's encoder is worth on a labelled data set, or what word vectors are."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from contrast import run as entry
+from contrast.data.images.image_set import Splits
+from contrast.data.images.subset import labelled_subset
+from contrast.data.text.tokenizer import tokenizer_of
+from contrast.encoders.weights import read
+from contrast.errors import InputError
+from contrast.evaluation.encoder import checkpoint_file, from_checkpoint, from_weights, is_own, word_vectors
+from contrast.evaluation.protocols import Bench, WordBench, words
+from contrast.evaluation.report import has_labels, labelled, write_metrics
+from contrast.run.environment import write_environment
+from contrast.run.jobs import figure
+from contrast.run.quiet import quiet
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Run `cfg.protocol` on what `cfg.checkpoint` holds; returns the figure `cfg.metric`."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    quiet()
+    protocol = instantiate(cfg.protocol)
+    bench, about = word_bench(cfg) if getattr(protocol, "func", None) is words else image_bench(cfg)
+    write_environment(run_dir)
+    print(f"{HydraConfig.get().runtime.choices['protocol']} on {about}")
+    figures = protocol(bench)
+    write_metrics(run_dir, figures)
+    width = max(16, *(len(key) + 2 for key in figures))
+    for key, value in figures.items():
+        print(f"{key:<{width}}{value:>10.4g}")
+    print(f"everything lies in {run_dir}")
+    return figure(figures, cfg.metric)
+
+
+def word_bench(cfg: DictConfig) -> tuple[WordBench, str]:
+    """Word vectors and the files they are measured on, and a word on them."""
+    files: Any = OmegaConf.to_container(cfg.data or OmegaConf.create({}))
+    other = set(files) - {"pairs", "analogies"}
+    if other:
+        raise InputError(f"word vectors are measured on data.pairs and data.analogies, not data.{min(other)}")
+    names, vectors = word_vectors(cfg.checkpoint)
+    device = instantiate(cfg.trainer, logger=False, enable_checkpointing=False).strategy.root_device
+    on = vectors if device.type == "mps" else vectors.to(device)  # float64 is needed
+    bench = WordBench(names, on, **files)
+    return bench, f"{len(names):,} words, vectors of {vectors.shape[1]} numbers"
+
+
+def image_bench(cfg: DictConfig) -> tuple[Bench, str]:
+    """The encoder of the checkpoint and the images it is measured on, and a word on these.
+
+    `cfg.data` is by default what the checkpoint was trained on. `label_fraction` or `labels_per_class` leave only so
+    many labelled training images, the same in every class.
+    """
+    file = checkpoint_file(cfg.checkpoint)
+    saved = read(file)
+    own = is_own(saved)
+    if cfg.data is None and not own:
+        raise InputError(f"{file} does not say what it was trained on: give data=...")
+    if own and saved["config"].get("model") is not None:
+        words = saved["config"]["model"]["_target_"].endswith("WordVectors")
+        told = "protocol=words evaluates it" if words else "its perplexity is told at the end of training"
+        raise InputError(f"{file} is of a run on text: {told}")
+    splits = data_of(saved, cfg.data, own)
+    unlabelled = HydraConfig.get().runtime.choices["protocol"] == "retrieval"
+    if splits.test is None or not (unlabelled or has_labels(splits)):
+        raise InputError(f"{splits.name} has no labelled training images or no test set: nothing to evaluate on")
+    encoder = from_checkpoint(saved, cfg.encoder) if own else from_weights(saved, cfg.encoder, splits.train)
+    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+    train, test = (images if unlabelled else labelled(images, None) for images in (splits.train, splits.test))
+    if cfg.label_fraction is not None or cfg.labels_per_class is not None:
+        train = train.select(labelled_subset(train.labels, cfg.label_fraction, cfg.labels_per_class, cfg.seed))
+    bench = Bench(
+        encoder.eval(),
+        train,
+        test,
+        cache=Path(cfg.feature_cache),
+        device=trainer.strategy.root_device,
+        trainer=cfg.trainer,
+        batch_size=cfg.batch_size,
+        workers=cfg.workers,
+        seed=cfg.seed,
+    )
+    learns = "" if unlabelled else f"{len(bench.train):,} labelled training images, "
+    return bench, f"{splits.name}: {learns}{len(bench.test):,} test images"
+
+
+def data_of(saved: Mapping[str, Any], node: DictConfig | None, own: bool) -> Splits:
+    """The data set that is asked for, or the one trained on; captions as token ids of the checkpoint's vocabulary."""
+    node = OmegaConf.create(saved["config"]["data"]) if node is None else node
+    text = saved["config"].get("text") if own else None
+    if not text or "tokenizer" not in node:
+        return instantiate(node)
+    return instantiate(node, tokenizer=tokenizer_of(text["tokenizer"]), length=text["length"])
+
+
+def main() -> None:
+    entry.run(evaluate, "evaluate")

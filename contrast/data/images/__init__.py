@@ -1,0 +1,1 @@
+"""Images and captions, in memory or on disk."""

@@ -1,0 +1,220 @@
+"""What a data set is to the rest: uint8 images, labels, class names, captions.
+
+N images, C channels, H x W pixels; L tokens of a caption.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contrast.data.images.decode import UnreadableImage, check_on_error, decode
+from contrast.data.text.tokenizer import PADDING, Tokenizer
+from contrast.errors import InputError
+
+UNLABELLED = -1
+# of ImageNet's training set, in 0..1 (He et al., 2015, and every torchvision recipe since)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_BLOCK = 4096  # images whose pixels are counted at once
+
+
+class Batch(NamedTuple):
+    """What a training step gets."""
+
+    pixels: Tensor  # [B, C, H, W] uint8
+    labels: Tensor  # [B] int64, -1 where unlabelled
+    index: Tensor  # type: ignore[assignment]  # [B] int64, row in the data set
+    text: Tensor | None = None  # [B, L] int64 token ids, 0: padding; None without captions
+
+    def part(self, rows: slice) -> Batch:
+        text = None if self.text is None else self.text[rows]
+        return Batch(self.pixels[rows], self.labels[rows], self.index[rows], text)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A data set in memory.
+
+    Raises InputError where the shapes or types do not fit, or a label names no class.
+    """
+
+    pixels: Tensor  # [N, C, H, W] uint8
+    labels: Tensor  # [N] int64, -1 where unlabelled
+    classes: tuple[str, ...]
+    text: Tensor | None = None  # [N, L] int64 token ids, 0: padding
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
+            raise InputError(f"images must be uint8 [N, C, H, W], not {self.pixels.dtype} {list(self.pixels.shape)}")
+        check_labels(self.labels, len(self.pixels), self.classes)
+        check_text(self.text, len(self.pixels))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def size(self) -> int:
+        """The shorter side in pixels."""
+        return min(self.pixels.shape[2:])
+
+    def select(self, rows: Tensor) -> Images:
+        """The images at `rows` [M] int64, copied, in that order."""
+        return Images(self.pixels[rows], self.labels[rows], self.classes, _at(self.text, rows))
+
+    def take(self, rows: Tensor) -> Batch:
+        """The images at `rows` [B] int64."""
+        return Batch(self.pixels[rows], self.labels[rows], rows, _at(self.text, rows))
+
+    def to(self, device: torch.device | str) -> Images:
+        """The data set with its tensors on `device`."""
+        text = None if self.text is None else self.text.to(device)
+        return Images(self.pixels.to(device), self.labels.to(device), self.classes, text)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel of all pixels in 0..1, each [C] float64.
+
+        Exact: pixel values are counted. A constant channel gets a deviation of 1, so that dividing by it is safe.
+        """
+        counts = torch.zeros(self.channels, 256, dtype=torch.int64)  # of each pixel value
+        for block in self.pixels.split(_BLOCK):
+            for channel in range(self.channels):
+                counts[channel] += torch.bincount(block[:, channel].flatten(), minlength=256).cpu()
+        values, n = torch.arange(256), max(1, self.pixels.numel() // self.channels)
+        total, squares = (counts @ values).tolist(), (counts @ values**2).tolist()
+        # n^2 var = n sum(x^2) - sum(x)^2, in Python's integers: no cancellation
+        scaled = [n * q - s * s for s, q in zip(total, squares, strict=True)]
+        mean = [s / (255 * n) for s in total]
+        std = [math.sqrt(v) / (255 * n) if v else 1.0 for v in scaled]
+        return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """A data set too large for memory: the surface of Images, but pixels are decoded when they are asked for.
+
+    on_error="skip": in the place of a file that cannot be read stands the next one that can (with its label, row and
+    caption), with a warning; so a batch keeps its size on every rank. Labels are [N] int64, -1 where unlabelled.
+    """
+
+    root: Path
+    names: np.ndarray  # [N] of str, relative to root; an array, as workers would copy a list bit by bit
+    labels: Tensor
+    classes: tuple[str, ...]
+    size: int  # pixels of either side
+    channels: int = 3
+    on_error: str = "raise"
+    text: Tensor | None = None  # [N, L] int64 token ids, 0: padding
+
+    def __post_init__(self) -> None:
+        check_on_error(self.on_error)
+        check_labels(self.labels, len(self.names), self.classes)
+        check_text(self.text, len(self.names))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, rows: Tensor) -> ImageFiles:
+        """The files at `rows` [M] int64, in that order."""
+        names, labels, text = self.names[rows.numpy()], self.labels[rows], _at(self.text, rows)
+        return replace(self, names=names, labels=labels, text=text)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The images at `rows` [B] int64."""
+        found = [self._readable(row) for row in rows.tolist()]
+        rows = torch.tensor([row for row, _ in found], dtype=torch.int64)
+        pixels = torch.empty(len(found), self.channels, self.size, self.size, dtype=torch.uint8)
+        for slot, (_, image) in zip(pixels, found, strict=True):
+            slot.numpy()[:] = image
+        return Batch(pixels, self.labels[rows], rows, _at(self.text, rows))
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """ImageNet's mean and standard deviation, each [C] float64 in 0..1 (their average for one channel).
+
+        Not those of these files: finding them would mean decoding every one.
+        """
+        mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)
+        std = torch.tensor(IMAGENET_STD, dtype=torch.float64)
+        return (mean, std) if self.channels == 3 else (mean.mean().view(1), std.mean().view(1))
+
+    def _readable(self, row: int) -> tuple[int, np.ndarray]:
+        for step in range(len(self)):
+            candidate = (row + step) % len(self)
+            try:
+                return candidate, decode(self.root / self.names[candidate], self.channels, self.size)
+            except UnreadableImage as error:
+                if self.on_error == "raise":
+                    raise UnreadableImage(f"{error}; data.on_error=skip goes on without it") from error
+                warnings.warn(f"skipped: {error}; the next image stands in for it", stacklevel=2)
+        raise InputError(f"none of the {len(self)} images under {self.root} can be read")
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What every data set loader returns.
+
+    `train` may be wholly unlabelled (all labels -1: a flat folder); `test` is None where there is none. With captions
+    `tokenizer` is what made their ids: its `size` and the L of `train.text` are what a text encoder is built for, it
+    encodes new texts, and its `facts()` are plain values for a checkpoint.
+    """
+
+    name: str
+    train: Images | ImageFiles
+    test: Images | ImageFiles | None
+    unlabelled: Images | ImageFiles | None = None
+    tokenizer: Tokenizer | None = field(default=None, kw_only=True)
+
+    @cached_property
+    def pretrain(self) -> Images | ImageFiles:
+        """Everything that pretraining may see: `train`, whose rows keep their numbers, then `unlabelled`.
+
+        InputError where one of them has captions and the other has not, or of another length.
+        """
+        if self.unlabelled is None:
+            return self.train
+        first, second = self.train, self.unlabelled
+        if not (isinstance(first, Images) and isinstance(second, Images)):
+            raise InputError(f"{self.name}: unlabelled images can be joined to the training images only in memory")
+        pixels, labels = torch.cat([first.pixels, second.pixels]), torch.cat([first.labels, second.labels])
+        lengths = [None if part.text is None else part.text.shape[1] for part in (first, second)]
+        if lengths[0] != lengths[1]:
+            raise InputError(
+                f"{self.name}: captions of {lengths[0]} tokens (train) and {lengths[1]} (unlabelled) cannot be joined"
+            )
+        both = None if first.text is None or second.text is None else torch.cat([first.text, second.text])
+        return Images(pixels, labels, first.classes, both)
+
+
+def check_labels(labels: Tensor, images: int, classes: tuple[str, ...]) -> None:
+    """Raise InputError unless there is one int64 label per image, each -1 or the number of a class."""
+    if labels.dtype != torch.int64 or labels.shape != (images,):
+        raise InputError(f"{images} images need int64 labels [{images}], not {labels.dtype} {list(labels.shape)}")
+    lowest, highest = (int(labels.min()), int(labels.max())) if images else (UNLABELLED, UNLABELLED)
+    if lowest < UNLABELLED or highest >= len(classes):
+        raise InputError(f"labels must lie in -1..{len(classes) - 1}, found {lowest}..{highest}")
+
+
+def check_text(text: Tensor | None, images: int) -> None:
+    """Raise InputError unless there are no captions, or one row of int64 token ids of 0 or more per image."""
+    if text is None:
+        return
+    if text.dtype != torch.int64 or text.ndim != 2 or len(text) != images:
+        raise InputError(f"{images} images need int64 captions [{images}, L], not {text.dtype} {list(text.shape)}")
+    if text.numel() and int(text.min()) < PADDING:
+        raise InputError(f"token ids must be {PADDING} (padding) or more, found {int(text.min())}")
+
+
+def _at(text: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if text is None else text[rows]

@@ -1,0 +1,1 @@
+"""Text as ids, and word vectors in files."""

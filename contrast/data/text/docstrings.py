@@ -1,0 +1,143 @@
+"""English that every installation carries: the documentation in the source of Python and of what contrast needs."""
+
+import ast
+import gc
+import importlib.util
+import platform
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from pathlib import Path
+
+from tqdm import tqdm
+
+from contrast.atomic import replacing
+from contrast.data.images.cache import default_folder, digest
+from contrast.data.text.corpus import Corpus, corpus
+from contrast.errors import InputError
+
+topics: dict[str, str] = {}
+with suppress(ImportError):  # some systems leave them out of what they call Python
+    import pydoc_data.topics as pydoc
+
+    topics = pydoc.topics
+
+PACKAGES = {  # as imported: as installed; in this order, until there are enough words
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "torch": "torch",
+}
+_FORMAT = "1"
+_PASSED_OVER = {
+    "test",
+    "tests",
+    "testing",
+    "site-packages",
+    "dist-packages",
+    "_vendor",
+    "encodings",
+    "lib2to3",
+    "idlelib",
+}
+_WORD = re.compile(r"[^\W\d_]+")
+_DOCTEST = re.compile(r"^\s*(>>>|\.\.\.).*$", re.MULTILINE)
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def docstrings(
+    most: int = 1_000_000,
+    min_count: int = 5,
+    max_words: int | None = None,
+    unknown: str = "drop",
+    held_out: float = 0.0,
+    seed: int = 0,
+    cache: str | Path | None = None,
+) -> Corpus:
+    """A corpus of about `most` words: `help()` topics of Python, then docstrings of its library and of PACKAGES.
+
+    A line is a docstring, in small letters, without marks, digits and code of doctests, as text8 is English without
+    them; a docstring that stands in several places is read once. Files are parsed, never imported. What is read
+    depends on the versions installed: good for trying things out, not for figures to compare. The other arguments are
+    those of `corpus`. Raises InputError for `most` below 2, the words of the shortest line, and as `corpus` does.
+    """
+    if most < 2:
+        raise InputError(f"a corpus of at least 2 words is needed, the shortest line, not most={most}")
+    root = default_folder() if cache is None else Path(cache).expanduser()
+    file = root / "docstrings" / f"{digest([_FORMAT, str(most), *_versions()])}.txt"
+    if not file.exists():
+        try:
+            with replacing(file) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as opened:
+                opened.writelines(f"{line}\n" for line in _lines(most))
+        except OSError as error:
+            raise InputError(f"cannot write the docstrings to {file.parent} ({error}): give cache=FOLDER") from error
+    return corpus(file, min_count, max_words, unknown, None, held_out, seed, cache, name="docstrings")
+
+
+def _lines(most: int) -> Iterator[str]:
+    """Distinct lines of at least two words, until they have `most` words, or one less: no line is that short."""
+    seen: set[str] = set()
+    total = 0
+    with tqdm(total=most, desc="docstrings", unit="word", unit_scale=True, delay=1, leave=False) as bar:
+        for text in chain((topics[name] for name in sorted(topics)), _documentation()):
+            words = _WORD.findall(_DOCTEST.sub("", text).lower())[: most - total]
+            line = " ".join(words)
+            if len(words) > 1 and line not in seen:
+                seen.add(line)
+                total += len(words)
+                bar.update(len(words))
+                yield line
+            if most - total < 2:
+                return
+
+
+def _documentation() -> Iterator[str]:
+    for root in _roots():
+        for file in sorted(root.rglob("*.py")):
+            if _PASSED_OVER.isdisjoint(file.relative_to(root).parts):
+                yield from _of(_tree(file))
+
+
+def _tree(file: Path) -> ast.AST:
+    collects = gc.isenabled()
+    gc.disable()  # a tree has no cycles, and to look for them in its many new objects takes longer than to parse
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a source: "\d" in a string, and the like
+            return ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, OSError, RecursionError):  # of another version of Python, say
+        return ast.Module([], [])
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _of(node: ast.AST) -> Iterator[str]:
+    """Docstrings of a module, class or function and those within it. Expressions, most of a tree, are not visited."""
+    if isinstance(node, _DOCUMENTED) and (text := ast.get_docstring(node, clean=False)):
+        yield text
+    for field in ("body", "orelse", "handlers", "finalbody"):
+        for child in getattr(node, field, ()):
+            yield from _of(child)
+
+
+def _roots() -> Iterator[Path]:
+    yield Path(sysconfig.get_path("stdlib"))
+    for name in PACKAGES:
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None:
+            yield Path(found.origin).parent
+
+
+def _versions() -> Iterator[str]:
+    yield platform.python_version()
+    for name in PACKAGES.values():
+        try:
+            yield f"{name} {version(name)}"
+        except PackageNotFoundError:
+            yield f"{name} unknown"

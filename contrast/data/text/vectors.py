@@ -1,0 +1,157 @@
+"""Word vectors in files: the text and the binary format of word2vec, which most tools read, and safetensors.
+
+V words, D dimensions.
+
+.txt, .vec     "V D", then a line for each word: the word and D decimal numbers, spaces between them
+.bin           "V D" and a line feed, then for each word: the word, a space, D little-endian float32, a line feed
+.safetensors   `vectors`, float32 [V, D], and `words`, uint8: the words in UTF-8, a line feed after each. A tensor, not
+               metadata, whose size the format limits
+"""
+
+import mmap
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from contrast.atomic import replacing
+from contrast.errors import InputError
+
+TEXT, BINARY, SAFE = (".txt", ".vec"), (".bin",), (".safetensors",)
+
+
+def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> None:
+    """Write the vectors [V, D] of `words` [V], in the format of the suffix; the file is whole or absent.
+
+    Numbers are saved as float32, exactly: in text with 9 digits, which tell every float32 from its neighbours.
+
+    Raises InputError for another suffix, words and vectors that do not fit, no words, a word that occurs twice, is
+    empty or has white space in it (all three formats end words at white space), and a file that cannot be written.
+    """
+    path = Path(path).expanduser()
+    suffix = file_format(path)
+    if vectors.ndim != 2 or len(words) != len(vectors) or vectors.numel() == 0:
+        raise InputError(f"{len(words)} words and vectors {list(vectors.shape)} cannot be saved: [V, D] is wanted")
+    wrong = [word for word in words if word.split() != [word]]
+    if wrong:
+        raise InputError(f"{len(wrong)} of {len(words)} words are empty or have a space in them, such as '{wrong[0]}'")
+    if len(set(words)) < len(words):
+        word, count = Counter(words).most_common(1)[0]
+        raise InputError(f"{len(words)} words are to be saved, but '{word}' occurs {count} times")
+    values = vectors.detach().cpu().float().contiguous()
+    try:
+        with replacing(path) as temporary:
+            if suffix in SAFE:
+                joined = np.frombuffer("".join(f"{word}\n" for word in words).encode(), np.uint8).copy()
+                save_file({"vectors": values, "words": torch.from_numpy(joined)}, temporary)
+                temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
+            elif suffix in BINARY:
+                _write_binary(temporary, words, values)
+            else:
+                _write_text(temporary, words, values)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}") from error
+
+
+def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
+    """The words [V] and vectors [V, D], float32, of a file in one of the three formats, in its order.
+
+    Text may lack the line "V D", as GloVe's does. Of a word that occurs twice the first vector is taken, with a
+    warning; bytes that are not UTF-8 are read as U+FFFD.
+
+    Raises InputError for a file that is not there, has another suffix, or is not what its suffix says.
+    """
+    path = Path(path).expanduser()
+    suffix = file_format(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    try:
+        if suffix in SAFE:
+            found = load_file(path)
+            if not {"vectors", "words"} <= set(found):
+                raise ValueError(f"it has no `vectors` and `words`, but {len(found)} other tensors")
+            words = found["words"].numpy().tobytes().decode().split("\n")[:-1]
+            vectors = found["vectors"].float()
+        else:
+            words, vectors = _read_binary(path) if suffix in BINARY else _read_text(path)
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} holds no word vectors: {' '.join(str(error).split())}") from error
+    if vectors.ndim != 2 or len(words) != len(vectors) or vectors.numel() == 0:
+        raise InputError(f"{path} holds {len(words)} words and vectors {list(vectors.shape)}, not [V, D]")
+    first = {word: row for row, word in reversed(list(enumerate(words)))}
+    if len(first) == len(words):
+        return tuple(words), vectors
+    warnings.warn(f"{len(words) - len(first)} words of {path} occur again: the first vector is taken", stacklevel=2)
+    rows = sorted(first.values())
+    return tuple(words[row] for row in rows), vectors[rows]
+
+
+def file_format(path: str | Path) -> str:
+    """The suffix of a file of word vectors. Raises InputError for one that is none of the three formats'."""
+    path = Path(path)
+    if path.suffix not in (*TEXT, *BINARY, *SAFE):
+        raise InputError(f"word vectors are files of {', '.join((*TEXT, *BINARY, *SAFE))}, not '{path.name}'")
+    return path.suffix
+
+
+def _write_text(path: Path, words: Sequence[str], values: Tensor) -> None:
+    line = "%s" + " %.9g" * values.shape[1] + "\n"
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(f"{len(words)} {values.shape[1]}\n")
+        for word, row in zip(_bar(words), values, strict=True):
+            file.write(line % (word, *row.tolist()))
+
+
+def _write_binary(path: Path, words: Sequence[str], values: Tensor) -> None:
+    with open(path, "wb") as file:
+        file.write(f"{len(words)} {values.shape[1]}\n".encode())
+        for word, row in zip(_bar(words), values.numpy().astype("<f4"), strict=True):
+            file.write(f"{word} ".encode() + row.tobytes() + b"\n")
+
+
+def _read_text(path: Path) -> tuple[list[str], Tensor]:
+    words, rows = [], []
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for place, line in enumerate(file, start=1):
+            word, *numbers = line.rstrip().split(" ")
+            if place == 1 and len(numbers) == 1:
+                size, width = int(word), int(numbers[0])
+                continue
+            if place == 1:
+                size, width = -1, len(numbers)
+            if len(numbers) != width:
+                raise ValueError(f"line {place} has {len(numbers)} numbers, not {width}")
+            words.append(word)
+            rows.append(np.array(numbers, dtype=np.float32))
+    if not rows or size not in (-1, len(rows)):
+        raise ValueError(f"it has {len(rows)} words" + (f", not {size}" if rows else ""))
+    return words, torch.from_numpy(np.stack(rows))
+
+
+def _read_binary(path: Path) -> tuple[list[str], Tensor]:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(b"\n") + 1
+        size, width = (int(field) for field in content[:at].split())
+        if size * width * 4 > len(content):
+            raise ValueError(f"it is too short for {size} words of {width} numbers")
+        words, values = [], np.empty((size, width), dtype="<f4")
+        for row in range(size):
+            space = content.find(b" ", at)
+            end = space + 1 + 4 * width
+            if space < 0 or end > len(content):
+                raise ValueError(f"it ends after {row} of {size} words")
+            words.append(content[at:space].lstrip(b"\n").decode(errors="replace"))  # some tools write no line feed
+            values[row] = np.frombuffer(content[space + 1 : end], "<f4")
+            at = end
+    return words, torch.from_numpy(values.astype(np.float32, copy=False))
+
+
+def _bar(words: Sequence[str]) -> tqdm:
+    return tqdm(words, desc="saving vectors", unit="word", unit_scale=True, delay=1, leave=False)

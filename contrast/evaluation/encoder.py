@@ -1,0 +1,113 @@
+"""A trained encoder taken out of a run: from a checkpoint of this library, or a file of plain weights; word vectors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from contrast.data.text.vectors import BINARY, SAFE, TEXT, load_vectors
+from contrast.encoders.normalize import Normalize
+from contrast.encoders.weights import load_encoder
+from contrast.errors import InputError
+from contrast.facts import complete
+from contrast.keys import Second
+
+VECTORS = "vectors.safetensors"  # in the folder of a run that learned words
+
+
+class Frozen(nn.Module):
+    """An encoder with the normalisation that it was trained under, [B, C, H, W] -> [B, num_features]."""
+
+    def __init__(self, normalize: Normalize, encoder: nn.Module) -> None:
+        super().__init__()
+        self.normalize, self.encoder = normalize, encoder
+        self.num_features = int(encoder.num_features)  # type: ignore[arg-type]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.encoder(self.normalize(pixels))
+
+
+class Towers(Frozen):
+    """An encoder of images with its projector, and one of captions, into one space of D dimensions.
+
+    It is a `Frozen`: called with images it gives features; `image` and `text` give what is compared.
+    """
+
+    def __init__(self, normalize: Normalize, encoder: nn.Module, projector: nn.Module, key: Second) -> None:
+        super().__init__(normalize, encoder)
+        self.projector, self.key = projector, key
+
+    def image(self, pixels: Tensor) -> Tensor:
+        return self.projector(self(pixels))  # [B, C, H, W] -> [B, D]
+
+    def text(self, tokens: Tensor) -> Tensor:
+        return self.key.embed(tokens)  # [B, L] -> [B, D]
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The checkpoint that `path` means: itself, or `checkpoints/last.ckpt` of a run folder."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}")
+    return path
+
+
+def from_checkpoint(saved: Mapping[str, Any], encoder_cfg: Any = None) -> Frozen:
+    """The encoder of a checkpoint of this library, built from the configuration inside it; `Towers` if of captions too.
+
+    encoder_cfg  builds another architecture instead; the weights must fit it exactly, or InputError lists the keys.
+    """
+    config, state = saved["config"], saved["state_dict"]
+    facts = config["images"]
+    node = OmegaConf.create(config["encoder"]) if encoder_cfg is None else encoder_cfg
+    encoder = instantiate(node, in_channels=facts["channels"], image_size=facts["size"])
+    load_encoder(encoder, saved)
+    normalize = Normalize(state["normalize.mean"].flatten(), state["normalize.std"].flatten())
+    if not config.get("text"):
+        return Frozen(normalize, encoder)
+    part = instantiate(OmegaConf.create(config["key"]))
+    if getattr(part, "func", None) is not Second:  # captions that the run did not look at
+        return Frozen(normalize, encoder)
+    projector = instantiate(OmegaConf.create(config["projector"]), in_features=encoder.num_features)
+    key = complete(part, {**config["text"], "dim": projector.num_features})
+    load_encoder(projector, saved, prefix="projector.")
+    load_encoder(key, saved, prefix="key.")
+    return Towers(normalize, encoder, projector, key)
+
+
+def from_weights(saved: Mapping[str, Any], encoder_cfg: Any, images: Any) -> Frozen:
+    """The encoder of a file of plain weights, which say nothing of their architecture: `encoder_cfg` builds it.
+
+    Pixels are normalised by the statistics of `images`, the training set of the evaluation.
+    """
+    if encoder_cfg is None:
+        raise InputError("plain weights do not name their architecture: give encoder=...")
+    encoder = instantiate(encoder_cfg, in_channels=images.channels, image_size=images.size)
+    load_encoder(encoder, saved)
+    return Frozen(Normalize(*images.statistics()), encoder)
+
+
+def word_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
+    """The words [V] and vectors [V, D] of a run folder, which holds `VECTORS`, or of a file of `vectors`.
+
+    Raises InputError for another file, a run without vectors, and a file that cannot be read.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if not (path / VECTORS).is_file():
+            raise InputError(f"{path} has no {VECTORS}: it is no run of word embeddings, or has not ended yet")
+        return load_vectors(path / VECTORS)
+    formats = (*TEXT, *BINARY, *SAFE)
+    if path.suffix not in formats:
+        raise InputError(f"word vectors come from a run folder or a file of {', '.join(formats)}, not {path}")
+    return load_vectors(path)
+
+
+def is_own(saved: Mapping[str, Any]) -> bool:
+    """Whether this is a checkpoint of this library, which carries its configuration."""
+    return isinstance(saved.get("config"), Mapping) and isinstance(saved.get("state_dict"), Mapping)

@@ -1,1 +1,0 @@
-"""What a run writes besides its weights: metrics, W&B, curves, the record of its environment, checkpoints."""

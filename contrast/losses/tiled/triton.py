@@ -1,0 +1,309 @@
+"""The tiled losses on CUDA: Triton's kernels under autograd, by the same rules and statistics as the tiles in torch.
+
+B queries, C candidates, D dimensions, W ranks; N vectors of either side. Scores are scale * similarity + offset.
+
+No list of pairs is made and no number read back, so the host never waits for the device. What is kept for the backward
+pass is linear in B and C, and the inputs stay in the precision they came in: products of half-precision vectors are
+exact, and lengths, scores and losses float32. Gradients are sums of products of slopes in the precision of the inputs,
+added up in float32. A product of float32 inputs is done in float32 unless PyTorch is told that TF32 will do
+(`torch.set_float32_matmul_precision("high")`).
+"""
+
+import importlib.util
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from contrast.candidates import ABSENT, Candidates
+from contrast.distributed import gather
+from contrast.losses.tiled.once import once_differentiable
+
+LOWEST = torch.finfo(torch.float32).min
+LN2 = math.log(2)
+
+
+def usable(tensor: Tensor) -> bool:
+    """Whether the kernels can run on tensors like this one."""
+    return tensor.is_cuda and _able(tensor.device, tensor.dtype)
+
+
+@cache
+def _able(device: torch.device, dtype: torch.dtype) -> bool:
+    if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return False
+    least = {torch.float32: (7, 0), torch.float16: (7, 0), torch.bfloat16: (8, 0)}.get(dtype)
+    return least is not None and torch.cuda.get_device_capability(device) >= least
+
+
+class Side(NamedTuple):
+    """Queries, candidates, or both: N of them."""
+
+    vectors: Tensor  # [N, D], contiguous
+    scale: Tensor  # [N] float32, 0 of a zero vector; a score is the product of both vectors and both scales
+    ids: Tensor | None  # [N] int64
+    groups: Tensor | None
+    own: Tensor | None  # [N] int64, of queries: their own numbers among the candidates
+    offset: Tensor | None  # [N] float32, of candidates; -inf: it does not count
+    stats: Tensor | None = None  # [6, N] float32, of queries, for `gradient`: as `triton_gradients` takes them
+
+
+class Asked(NamedTuple):
+    """What both losses are told.
+
+    query   [B, D] float32, bfloat16 or float16
+    vectors [C, D] of the same type; None: the queries, with `both`
+    scale   scalar float32, 1 / temperature
+    offset  [C] float32, -inf: the candidate does not count; or None
+    cosine  similarities are cosines; False: dot products
+    rules   Candidates, of which all but the vectors is looked at
+    both    the vectors are the queries of all ranks, without gradient, and the rules the same both ways, without an
+            offset: the gradient of the queries is that of both roles, for the losses of all ranks
+    """
+
+    query: Tensor
+    vectors: Tensor | None
+    scale: Tensor
+    offset: Tensor | None
+    cosine: bool
+    rules: Candidates
+    both: bool = False
+
+
+class SoftmaxStatistics(torch.autograd.Function):
+    """(lse_neg, lse_pos, mean_pos, positives, negatives), each [B], as `contrast.losses.softmax.Statistics`.
+
+    Applied to `Asked`, spread out, and the hardness of `contrast.losses.softmax.statistics`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        asked, hardness = Asked(*arguments[:-1]), arguments[-1]
+        told, there = _statistics(asked, hardness, logistic=False)
+        highest, total, total_hard, count_pos, highest_pos, total_pos, sum_pos, neither = told.unbind(1)  # [parts, B]
+        positives = count_pos.sum(0).long()  # [B]
+        negatives = there - positives - neither.sum(0).long()
+        lse_raised = torch.where(negatives > 0, _lse(highest, total, 1 + hardness), 0)
+        lse_hard = torch.where(negatives > 0, _lse(highest, total_hard, hardness), 0)
+        lse_pos = torch.where(positives > 0, _lse(highest_pos, total_pos), 0)
+        ctx.save_for_backward(*asked[:4], lse_raised, lse_hard, lse_pos, positives)
+        ctx.rest, ctx.hardness = asked[4:], hardness
+        ctx.mark_non_differentiable(positives, negatives)
+        lse_neg = lse_raised - lse_hard + negatives.clamp(min=1).log2() if hardness else lse_raised
+        return (
+            torch.where(negatives > 0, lse_neg * LN2, LOWEST),
+            torch.where(positives > 0, lse_pos * LN2, LOWEST),
+            sum_pos.sum(0) * LN2 / positives.clamp(min=1),
+            positives,
+            negatives,
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_neg: Tensor, of_pos: Tensor, of_mean: Tensor, *_: Any) -> tuple[Any, ...]:
+        *inputs, lse_raised, lse_hard, lse_pos, positives = ctx.saved_tensors
+        stats = torch.stack([lse_raised, lse_hard, lse_pos, of_neg, of_pos, of_mean / positives.clamp(min=1)])
+        found = _gradients(ctx, Asked(*inputs, *ctx.rest), stats, ctx.hardness, logistic=False)
+        return *found, None, None, None, None
+
+
+class LogisticSums(torch.autograd.Function):
+    """Sum of softplus(s) over the negatives and softplus(-s) over the positives of every query, [B]; positives [B].
+
+    Applied to `Asked`, spread out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        asked = Asked(*arguments)
+        told, _ = _statistics(asked, 0.0, logistic=True)
+        positives = told[:, 3].sum(0).long()
+        ctx.save_for_backward(*asked[:4])
+        ctx.rest = asked[4:]
+        ctx.mark_non_differentiable(positives)
+        return told[:, 1].sum(0), positives
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        stats = grad.new_zeros(6, len(grad))
+        stats[3] = grad
+        return *_gradients(ctx, Asked(*ctx.saved_tensors, *ctx.rest), stats, 0.0, logistic=True), None, None, None
+
+
+def gradient(
+    mine: Side,
+    others: Side,
+    asks: bool,
+    asked: bool,
+    logistic: bool = False,
+    hardness: float = 0.0,
+    of_offset: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Sum over the others of d loss / d score times their scaled vectors, [N, D] float32; gradient of the offset [N].
+
+    asks, asked  whether my side holds the queries, and whether it holds the candidates of the others. Both, for rules
+                 that are the same both ways: the whole gradient of my scaled vectors. Then mine may be this rank's and
+                 the others every rank's, with their stats
+    of_offset    the second is wanted: of the candidates, if they are mine
+    """
+    from contrast.losses.tiled.kernels.gradients import gradients
+
+    (count, dimensions), columns = mine.vectors.shape, len(others.vectors)
+    own = mine.own if asks else others.own
+    parts = shared_by(count, columns, mine.vectors.device)
+    out = mine.scale.new_empty(parts, count, dimensions)
+    sums = mine.scale.new_empty(parts, count) if of_offset else None
+    factor = _factor(mine, others, hardness)
+    my_stats, their_stats = (None if x.stats is None else _times(x.stats, factor) for x in (mine, others))
+    with torch.cuda.device_of(mine.vectors):
+        grid = lambda meta: (-(-count // meta["BLOCK_M"]), -(-dimensions // meta["OUT_D"]), parts)  # noqa: E731
+        gradients[grid](
+            mine.vectors, others.vectors, mine.scale, others.scale, mine.offset, others.offset, mine.ids, others.ids,
+            mine.groups, others.groups, own, my_stats, their_stats, out, sums, count, columns, float(hardness),
+            D=dimensions, ASKS=asks, ASKED=asked, LOGISTIC=logistic, HARD=hardness > 0, IDS=mine.ids is not None,
+            GROUPS=mine.groups is not None, OWN=own is not None, OF_OFFSET=of_offset, PRECISION=_precision(),
+        )  # fmt: skip
+    total, sums = out[0] if parts == 1 else out.sum(0), None if sums is None else sums.sum(0)
+    return (total, sums) if factor is None else (total.div_(factor), None if sums is None else sums.div_(factor))
+
+
+def shared_by(rows: int, columns: int, device: torch.device) -> int:
+    """Programs that share the columns of a block of rows, where there are fewer blocks than the device has room for."""
+    if device.type != "cuda":
+        return 1
+    blocks, room = -(-rows // 128), 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, min(room // blocks, columns // 1024))
+
+
+def _statistics(asked: Asked, hardness: float, logistic: bool) -> tuple[Tensor, Tensor]:
+    """What `triton_statistics` tells, [parts, 8, B], and the number of candidates that are there."""
+    from contrast.losses.tiled.kernels.statistics import statistics
+
+    asking, answering = _sides(asked)
+    (rows, dimensions), columns = asking.vectors.shape, len(answering.vectors)
+    assert answering.offset is not None
+    parts = shared_by(rows, columns, asking.vectors.device)
+    out = asking.scale.new_empty(parts, 8, rows)
+    with torch.cuda.device_of(asking.vectors):
+        statistics[lambda meta: (-(-rows // meta["BLOCK_M"]), 1, parts)](
+            asking.vectors, answering.vectors, asking.scale, answering.scale, answering.offset, asking.ids,
+            answering.ids, asking.groups, answering.groups, asking.own, out, rows, columns, float(hardness),
+            D=dimensions, LOGISTIC=logistic, HARD=hardness > 0, IDS=answering.ids is not None,
+            GROUPS=answering.groups is not None, OWN=asking.own is not None, PRECISION=_precision(),
+        )  # fmt: skip
+    return out, (answering.offset > -torch.inf).sum()
+
+
+def _gradients(
+    ctx: Any, inputs: Asked, stats: Tensor, hardness: float, logistic: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of query, vectors, scale and offset."""
+    query, vectors, scale, cosine = inputs.query, inputs.vectors, inputs.scale, inputs.cosine
+    asking, answering = _sides(inputs)
+    asking = asking._replace(stats=stats.contiguous())
+    if inputs.both:
+        # no gradients of vectors are summed over ranks: this one computes what the others' losses send to its rows
+        everybody = asking if vectors is None else answering._replace(stats=gather(stats.T).T.contiguous())
+        total, _ = gradient(asking, everybody, True, True, logistic, hardness)
+        of_asking, sum_of_both = _through_scale(total, asking, scale.sqrt(), cosine)
+        return of_asking.to(query.dtype), None, sum_of_both / (2 * scale), None
+    assert vectors is not None
+    of_query = of_vectors = of_offset = None
+    _, wants_vectors, _, wants_offset = ctx.needs_input_grad[:4]
+    if wants_vectors or wants_offset:
+        total, of_offset = gradient(answering, asking, False, True, logistic, hardness, of_offset=wants_offset)
+        found, along = _through_scale(total, answering, torch.ones_like(scale), cosine)
+        of_vectors = found.to(vectors.dtype)
+    if ctx.needs_input_grad[0] or of_vectors is None:
+        total, _ = gradient(asking, answering, True, False, logistic, hardness)
+        found, along = _through_scale(total, asking, scale, cosine)
+        of_query = found.to(query.dtype)
+    return of_query, of_vectors, along / scale, of_offset
+
+
+def _through_scale(total: Tensor, side: Side, factor: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
+    """From the gradient of the scaled vectors [N, D] that of the vectors, and the sum of score * d loss / d score.
+
+    The scale of a vector z is a = factor / |z|, for cosines: its gradient is a (total - (total . z) z / |z|^2), at a
+    right angle to z. The length of a zero vector is not looked at, as in `contrast.losses.similarity.unit`.
+    """
+    along = (total * side.vectors).sum(dim=1)  # [N, D] x [N, D] -> [N], in float32 whatever TF32 is told
+    scores = (side.scale * along).sum()
+    total.mul_(torch.where(side.scale > 0, side.scale, factor)[:, None])
+    if cosine:
+        total -= (side.scale * (side.scale / factor).square() * along)[:, None] * side.vectors
+    return total, scores
+
+
+def _sides(asked: Asked) -> tuple[Side, Side]:
+    """Queries and candidates; the same for queries that are their own candidates."""
+    query, vectors, scale, offset, cosine, rules, both = asked
+    grouped = rules.excluded_groups is not None
+    ids, groups = (None if rules.ids is None else rules.query_ids, rules.query_groups if grouped else None)
+    there = query.new_zeros(len(rules), dtype=torch.float32) if offset is None else offset.float()
+    there = _present(there, rules.ids, rules.excluded_groups).contiguous()
+    scale = scale.sqrt() if both else scale
+    asking = Side(
+        query.contiguous(), _scaled(query, scale, cosine), _contiguous(ids), _contiguous(groups),
+        _contiguous(rules.self_index), there,
+    )  # fmt: skip
+    if vectors is None:
+        return asking, asking
+    if both:
+        asking = asking._replace(offset=_present(asking.scale.new_zeros(len(query)), ids, groups))
+    scaled = _scaled(vectors, scale if both else torch.ones_like(scale), cosine)
+    return asking, Side(
+        vectors.contiguous(), scaled, _contiguous(rules.ids), _contiguous(rules.excluded_groups), None, there
+    )
+
+
+def _present(offset: Tensor, *rules: Tensor | None) -> Tensor:
+    """The offset [N] with -inf where an id or a group is ABSENT."""
+    for rule in rules:
+        if rule is not None:
+            offset = offset.masked_fill(rule == ABSENT, -torch.inf)
+    return offset
+
+
+def _contiguous(rule: Tensor | None) -> Tensor | None:
+    return None if rule is None else rule.contiguous()
+
+
+def _scaled(vectors: Tensor, factor: Tensor, cosine: bool) -> Tensor:
+    """factor / length of vectors [N, D], float32, of a zero vector 0; without cosine the factor."""
+    if not cosine:
+        return factor.expand(len(vectors)).contiguous()
+    length = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
+    return torch.where(length > 0, factor / length, 0)
+
+
+def _lse(highest: Tensor, total: Tensor, power: float = 1.0) -> Tensor:
+    """log2 of the sum of 2^(power s) over all parts, [parts, B] -> [B], from the highest s and the sum less it."""
+    top = highest.amax(0)
+    return power * top + (total * torch.exp2(power * (highest - top))).sum(0).log2()
+
+
+def _factor(mine: Side, others: Side, hardness: float) -> Tensor | None:
+    """What gradients are multiplied by so that float16 holds the slopes: those that matter as normal numbers."""
+    if mine.vectors.dtype != torch.float16:
+        return None
+    highest = torch.stack([side.stats[3:].abs().amax() for side in (mine, others) if side.stats is not None]).amax()
+    # of a pair: two roles, and the two terms of a positive
+    bound = 4 * (1 + 2 * hardness) * highest * others.scale.amax()
+    return 2.0**15 / bound.clamp(min=1e-30)
+
+
+def _times(stats: Tensor, factor: Tensor | None) -> Tensor:
+    return stats if factor is None else torch.cat([stats[:3], stats[3:] * factor])
+
+
+def _precision() -> str:
+    """Of products of float32: what PyTorch's own are told."""
+    try:
+        fast = torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # told by the newer of PyTorch's two settings, beside the older
+        fast = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if fast else "ieee"

@@ -1,0 +1,120 @@
+"""A loss that is not finite stops the run before it can spoil the weights, and leaves what reproduces the step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from contrast.atomic import replacing
+from contrast.data.images.image_set import Batch
+from contrast.errors import InputError
+
+
+class StopAtNonFinite(pl.Callback):
+    """Checks every loss before the optimiser's step; writes `nonfinite_<batch>.pt` and raises InputError.
+
+    The losses are copied to the host while backward runs, so on a GPU the check waits for the forward pass only, with
+    backward still queued: the device does not idle. The file holds the batch, the views' uniforms, the state dict as
+    it was before the step (batch norm's running statistics excepted, which the forward pass has moved), and the
+    configuration. The error names the first non-finite tensor: a parameter, or the first output on the main path.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.batch: Batch | None = None
+        self.seen: list[tuple[Batch, int]] = []  # the batches, with their numbers, since the last step
+        self.losses: list[Tensor] = []
+        self.on_host = torch.zeros(0)  # their losses
+        self.copied: torch.cuda.Event | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batch = batch
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        assert self.batch is not None
+        self.seen.append((self.batch, pl_module.batch_number))
+        self.losses.append(loss.detach())
+        self.on_host = torch.stack(self.losses).to("cpu", non_blocking=True)
+        if loss.is_cuda:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if self.copied is not None:
+            self.copied.synchronize()
+        seen, self.seen, self.losses = self.seen, [], []
+        if self.on_host.isfinite().all():
+            return
+        at = int(self.on_host.isfinite().int().argmin())
+        batch, pl_module.batch_number = seen[at]
+        self.stop(trainer, pl_module, batch, self.on_host[at].item())
+
+    def stop(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, loss: float) -> None:
+        number, alone = pl_module.batch_number, trainer.world_size == 1
+        state = {
+            "batch_number": number,
+            "rank": trainer.global_rank,
+            "batch": batch._asdict(),
+            "uniforms": pl_module.uniforms(len(batch.pixels)),
+            "state_dict": pl_module.state_dict(),
+            "config": pl_module.config,
+        }
+        rank = "" if alone else f"_rank{trainer.global_rank}"
+        file = self.run_dir / f"nonfinite_{number}{rank}.pt"
+        with replacing(file) as temporary:
+            torch.save(state, temporary)
+        with trainer.precision_plugin.train_step_context():  # what overflows in half precision is to do so again
+            first = first_non_finite(pl_module, batch, alone)
+        raise InputError(
+            f"the loss of batch {number} is {loss}; first non-finite tensor: {first}; the step is in {file}"
+        )
+
+
+@torch.no_grad()
+def first_non_finite(module: Any, batch: Batch, alone: bool = True) -> str:
+    """Name of the first tensor on the main path with a NaN or an infinity.
+
+    The parameters are searched first; then the step is run again with a look at the output of every submodule in
+    order, unless other ranks are about (`alone=False`), who would not join in its collectives.
+    """
+    for name, parameter in module.named_parameters():
+        if not _finite(parameter):
+            return f"{name} {list(parameter.shape)}"
+    if not alone:
+        return "none among the parameters; run it on one process to see the activations"
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            tensors = output if isinstance(output, list | tuple) else [output]
+            if not found and any(isinstance(t, Tensor) and not _finite(t) for t in tensors):
+                found.append(f"the output of {name}")
+
+        return hook
+
+    hooks = [sub.register_forward_hook(look(name)) for name, sub in module.named_modules() if name]
+    logged, module.logged = module.logged, False
+    try:
+        module.training_step(batch, 0)
+    finally:
+        module.logged = logged
+        for hook in hooks:
+            hook.remove()
+    # buffers come last: the running statistics of a norm are spoilt by the step itself
+    found += [f"{name} {list(buffer.shape)}" for name, buffer in module.named_buffers() if not _finite(buffer)]
+    return found[0] if found else "none but the loss"
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+class StopAfterNonFinite(pl.Callback):
+    """Raises InputError after a step whose loss is not finite, before it is saved."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not outputs["loss"].isfinite():
+            loss = outputs["loss"].item()
+            raise InputError(f"the loss of batch {pl_module.batch_number} is {loss}: take a lower learning rate")
