@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from contrast.ids import as_ids
+
 ABSENT = torch.iinfo(torch.int64).min  # the id or group of what is no candidate: padding, a row not filled yet
 
 
@@ -46,6 +48,12 @@ class Candidates:
     classes: Tensor | None = None
     symmetric: bool = False
     ring: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("query_ids", "ids", "self_index", "excluded_groups", "query_groups", "classes"):
+            value = getattr(self, name)
+            if value is not None and value.dtype != torch.int64:  # ABSENT does not fit narrower types
+                object.__setattr__(self, name, as_ids(name, value))
 
     def __len__(self) -> int:
         return self.vectors.shape[-2]

@@ -65,8 +65,13 @@ def log_mean_exp_over_ranks(value: Tensor) -> Tensor:
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean over ranks of a tensor without gradient, the same on every rank."""
+    return sum_over_ranks(value) / world_size()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum over ranks of a tensor without gradient, the same on every rank."""
     if world_size() == 1:
         return value
     value = value.clone()
     dist.all_reduce(value)
-    return value / world_size()
+    return value

@@ -1,11 +1,11 @@
-"""Where the keys come from: the encoder itself, a momentum copy of it, or a second encoder for another modality.
+"""Key encoders: the encoder itself, a momentum copy of it (EMA), or a second encoder for another modality.
 
-V views, B images of this rank, W ranks, D dimensions. key[v] is what answers the query of view v.
+V views, B images of this rank, W ranks, D dimensions. key[v] is the key of the query of view v: its positive.
 """
 
 import copy
 import math
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,17 @@ from contrast.distributed import gather, rank, world_size
 from contrast.errors import InputError
 
 
-class Shared(nn.Module):
-    """The encoder's own projections: view v is answered by view v + 1, the last by the first.
+class HasText(Protocol):
+    """A batch of images that may have captions, [B, L] int64."""
 
-    num_queries  how many views ask, from the first on; None: all
+    @property
+    def text(self) -> Tensor | None: ...
+
+
+class Shared(nn.Module):
+    """The encoder's own projections: the key of view v is the projection of view v + 1, that of the last the first.
+
+    num_queries  how many views are queries, from the first on; None: all
     """
 
     differentiable = True  # the keys have a gradient
@@ -25,15 +32,17 @@ class Shared(nn.Module):
     def __init__(self, num_queries: int | None = None) -> None:
         super().__init__()
         if num_queries is not None and num_queries < 1:
-            raise InputError(f"at least 1 view has to ask, got {num_queries}")
+            raise InputError(f"at least 1 view must be a query, got num_queries={num_queries}")
         self.num_queries = num_queries
 
-    def forward(self, views: list[Tensor], projection: Tensor, batch: Any, generator: torch.Generator) -> Tensor | None:
-        """Keys [V, B, D] for the V views that asked; None where there is one view, which nothing answers.
+    def forward(
+        self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator
+    ) -> Tensor | None:
+        """Keys [V, B, D] for the V views that are queries; None for one view, which has no other view as its key.
 
         views       all of them, [B, C, H, W]
-        projection  [V, B, D], of those that ask
-        batch       as the loader gave it
+        projection  [V, B, D], of the views that are queries
+        batch       as the loader returns it
         generator   on the CPU, in the same state on every rank
         """
         return projection.roll(-1, dims=0) if len(projection) > 1 else None
@@ -46,19 +55,20 @@ class Shared(nn.Module):
 
 
 class Momentum(Shared):
-    """A copy of normalisation, encoder and projector that follows the trained ones (He et al. 2020, eq. 2).
+    """A copy of normalisation, encoder and projection head that follows the trained ones (EMA, He et al. 2020, eq. 2).
 
-    momentum    of every parameter and every floating-point buffer: key <- m key + (1 - m) trained; whole numbers are
+    momentum    of every parameter and every floating-point buffer: key <- m key + (1 - m) trained. Integer buffers are
                 copied
     final       the momentum at the end of training, reached along half a cosine (Grill et al. 2020, section 3.2);
                 None: constant
-    num_queries how many views ask: 1 for MoCo v1 and v2, None, all, for MoCo v3, whose loss is symmetric
-    num_keys    how many views may answer, from the first on: 2 with multi-crop. View v is answered by view v + 1,
+    num_queries how many views are queries: 1 for MoCo v1 and v2; None, all, for MoCo v3, whose loss is symmetric
+    num_keys    how many views may be keys, from the first on: 2 with multi-crop. The key of view v is view v + 1,
                 modulo this number
-    shuffle_bn  images are shuffled across ranks before the copy sees them, so that batch norm cannot tell which query
-                a key belongs to (same, section 3.3). One rank has nothing to shuffle; Sync BN is the other remedy
+    shuffle_bn  images are shuffled across ranks before the copy embeds them, so that batch norm cannot reveal which
+                query a key belongs to (same, section 3.3). One rank has nothing to shuffle. Sync BN is the other remedy
+    steps       of the training, for `final`; None: `plan` is called with them
 
-    Every answering view is a pass of its own, without gradient.
+    Every view that is a key takes a forward pass of its own, without gradient.
     """
 
     differentiable = False
@@ -76,22 +86,23 @@ class Momentum(Shared):
         num_queries: int | None = None,
         num_keys: int = 2,
         shuffle_bn: bool = False,
+        steps: int | None = None,
     ) -> None:
         super().__init__(num_queries)
         if not 0 <= momentum <= 1 or not momentum <= (final if final is not None else 1) <= 1:
             raise InputError(f"a key encoder needs 0 <= momentum <= final <= 1, got {momentum} and {final}")
         if num_keys < 2:
-            raise InputError(f"at least 2 views have to answer, or none has a partner, got {num_keys}")
+            raise InputError(f"at least 2 views must be keys, got num_keys={num_keys}")
         self.momentum, self.final, self.num_keys, self.shuffle_bn = momentum, final, num_keys, shuffle_bn
         self.normalize, self.encoder, self.projector = map(copy.deepcopy, (normalize, encoder, projector))
         self.requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("steps", torch.tensor(steps or 0))
 
     @torch.no_grad()
-    def forward(self, views: list[Tensor], projection: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
+    def forward(self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator) -> Tensor:
         if len(views) < self.num_keys:
-            raise InputError(f"{self.num_keys} views have to answer, but there are {len(views)}")
+            raise InputError(f"{self.num_keys} views must be keys, but there are {len(views)} views")
         partners = [(v + 1) % self.num_keys for v in range(len(projection))]
         keys = {v: self._embed(views[v], generator) for v in sorted(set(partners))}
         return torch.stack([keys[v] for v in partners])
@@ -100,9 +111,9 @@ class Momentum(Shared):
         if not self.shuffle_bn or world_size() == 1:
             return self._net(view)
         images = len(view)
-        everything = gather(view)  # [W B, C, H, W]
-        order = torch.randperm(len(everything), generator=generator).to(view.device)
-        shuffled = gather(self._net(everything[order.chunk(world_size())[rank()]]))  # [W B, D], in this order
+        all_views = gather(view)  # [W B, C, H, W]
+        order = torch.randperm(len(all_views), generator=generator).to(view.device)
+        shuffled = gather(self._net(all_views[order.chunk(world_size())[rank()]]))  # [W B, D], in this order
         return shuffled[order.argsort()][rank() * images :][:images]
 
     def _net(self, pixels: Tensor) -> Tensor:
@@ -120,30 +131,27 @@ class Momentum(Shared):
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, projector: nn.Module) -> None:
-        copied, trained = [], []
-        for copy_of, part in ((self.encoder, encoder), (self.projector, projector)):
-            # in the same order, and what has two names, as tied weights do, once
-            ours, theirs = ([*net.parameters(), *net.buffers()] for net in (copy_of, part))
-            for value, source in zip(ours, theirs, strict=True):
+        if self.final is not None and not self.steps:
+            raise InputError("the momentum rises to `final` over the training: it needs steps=N, or plan(N) before it")
+        weight = 1 - self.current()
+        for copied_part, part in ((self.encoder, encoder), (self.projector, projector)):
+            # in the same order; tied weights, which have two names, once
+            copied, trained = ([*net.parameters(), *net.buffers()] for net in (copied_part, part))
+            for value, source in zip(copied, trained, strict=True):
                 if value.is_floating_point():
-                    copied.append(value)
-                    trained.append(source)
+                    value.lerp_(source, weight.to(value))  # value + (1 - m) (source - value)
                 else:
                     value.copy_(source)
-        if copied:
-            steps = torch._foreach_sub(trained, copied)
-            torch._foreach_mul_(steps, (1 - self.current()).to(copied[0].device))
-            torch._foreach_add_(copied, steps)
         self.step += 1
 
 
 class Second(Shared):
-    """An encoder for another modality, the captions of the images, and a linear layer into the common space.
+    """An encoder of another modality, the captions of the images, with a linear projection into the common space.
 
     encoder  [B, L] int64 -> [B, F], with the attribute `num_features`
     dim      D, of the projections of the images
 
-    One view of each image asks.
+    One view of each image is a query.
     """
 
     def __init__(self, encoder: nn.Module, dim: int) -> None:
@@ -151,10 +159,12 @@ class Second(Shared):
         self.encoder = encoder
         self.projector = nn.Linear(int(encoder.num_features), dim, bias=False)  # type: ignore[arg-type]
 
-    def forward(self, views: list[Tensor], projection: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
+    def forward(self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator) -> Tensor:
         """Keys [1, B, D]; InputError where the data set has no captions."""
         if batch.text is None:
-            raise InputError("a second encoder needs captions, and this data set has none: data=captions, digits_words")
+            raise InputError(
+                "a second encoder needs captions, and this data set has none: data=captions, data=digits_words"
+            )
         return self.embed(batch.text)[None]
 
     def embed(self, text: Tensor) -> Tensor:

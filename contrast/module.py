@@ -1,55 +1,62 @@
-"""The main path: batch -> views -> encoder -> projector -> negatives -> head -> loss -> log.
+"""The main path: batch -> views -> encoder -> projector -> key -> negatives -> head -> loss -> log.
 
-V views, P of them that ask, B images of this rank, F features, D dimensions of the projection.
+V views, P of them queries, B images of this rank, F features, D dimensions of the projection.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from contrast.candidates import Candidates
 from contrast.data.images.image_set import Batch
-from contrast.distributed import mean_counted
+from contrast.distributed import mean_counted, sum_over_ranks
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
 from contrast.grad_cache import Embedded, cached_gradients
 from contrast.keys import Shared
+from contrast.negatives.source import Queries, Source
 from contrast.optim.groups import parameter_groups
 from contrast.rng import generator
 
-OBSERVED = 512  # rows whose singular values are logged: those of a whole large batch would take longer than its step
+MAX_RANK_ROWS = 512  # of the effective rank: singular values of a whole large batch would take longer than its step
 
 
 class Contrastive(pl.LightningModule):
-    """A contrastive model: what it is made of, and the step that trains it.
+    """A contrastive model: its parts, and the step that trains it.
 
     views       `draw(batch, generator) -> [V, B, P]`, `views(pixels, uniforms) -> V tensors [B, C, H, W]`
     encoder     [B, C, H, W] -> [B, F]
-    projector   [B, F] -> [B, D]
-    predictor   [B, D] -> [B, D], on the queries alone; None: there is none
-    key         `key(views, projection [P, B, D], batch, generator) -> [P, B, D]`, what answers the queries
+    projector   the projection head, [B, F] -> [B, D]
+    predictor   [B, D] -> [B, D], applied to the queries alone, or None
+    key         `key(views, projection [P, B, D], batch, generator) -> [P, B, D]`, the keys of the queries
     negatives   `negatives(query [P, B, D], key, ids [B], groups, generator) -> [(query [Q, D], Candidates), ...]`
     head        `head(query [Q, D], candidates) -> losses [Q], counted [Q]`
-    same_label  what other images with a query's label are to it: "negative" (labels are not looked at), "positive"
-                (supervised: ids are labels) or "ignored" (no false negatives). Unlabelled images are classes of
-                their own
-    optimizer   called with parameter groups; scheduler called with the optimizer and `total_steps`
-    seed        of the augmentations: a pure function of (seed, batch number), the same whatever the number of ranks
-    micro_batch images of this rank that are embedded at a time, with the loss and the gradients of the whole batch
-                (contrast.grad_cache); None: all. Batch norm takes its statistics from each micro-batch
-    one_forward_pass  all views of one size pass through the encoder and the projector at once, and the statistics
-                of batch norm are of all of them; False: a pass for each view, with its own statistics, as in MoCo, lightly
-                and solo-learn: less memory traffic on a CPU, more launches on a GPU
+    same_label  how images that share the query's label are treated: as negatives ("negative": labels are ignored), as
+                positives ("positive": SupCon), or left out of the denominator ("ignored"). Every unlabelled image is
+                a class of its own
+    optimizer   called with parameter groups; scheduler: called with the optimizer and `total_steps`
+    seed        of the augmentations, which are a pure function of (seed, batch number), whatever the number of ranks
+    micro_batch at most so many images of this rank are embedded at a time, with the loss and the gradients of the
+                whole batch (GradCache, contrast.grad_cache). Batch norm takes its statistics from each part. None: all
+    one_forward_pass  all views of one size pass through the encoder and the projector together, and batch norm takes
+                its statistics from all of them. False: a pass for each view, with its own statistics, as in MoCo,
+                lightly and solo-learn: less memory traffic on a CPU, more launches on a GPU
     """
 
-    views: Any
-    encoder: Any
-    key: Any
-    negatives: Any
-    head: Any
+    views: "Views"
+    encoder: nn.Module
+    projector: nn.Module
+    predictor: nn.Module | None
+    key: Shared
+    negatives: Source
+    head: "LossHead"
 
     def __init__(
         self,
@@ -60,7 +67,7 @@ class Contrastive(pl.LightningModule):
         negatives: nn.Module,
         head: nn.Module,
         optimizer: Callable[..., torch.optim.Optimizer],
-        scheduler: Callable[..., Any],
+        scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler],
         key: nn.Module | None = None,
         predictor: nn.Module | None = None,
         same_label: Literal["negative", "positive", "ignored"] = "negative",
@@ -74,24 +81,21 @@ class Contrastive(pl.LightningModule):
             raise InputError(f"the seed must not be negative, but is {seed}")
         if same_label not in ("negative", "positive", "ignored"):
             raise InputError(f"same_label is negative, positive or ignored, not {same_label!r}")
-        self.normalize, self.views = normalize, views
-        self.encoder, self.projector = encoder, projector
-        self.predictor, self.key, self.same_label = predictor, key or Shared(), same_label
-        self.negatives, self.head = negatives, head
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.seed, self.one_forward_pass, self.micro_batch, self.config = seed, one_forward_pass, micro_batch, config
         if micro_batch is not None and micro_batch < 1:
             raise InputError(f"a micro-batch has 1 image or more, got {micro_batch}")
-        self.seen: list[tuple[Any, ...]] = []  # what the sources of negatives take in after the step
-        # every rank writes the same into these, so DDP need not send them round in every step
-        self._ddp_params_and_buffers_to_ignore = [
-            f"{part}.{name}"
-            for part in ("negatives", "key")
-            for name, _ in getattr(self, part).named_buffers()
-            if "num_batches" not in name and "running_" not in name
-        ]
+        if same_label == "positive" and getattr(negatives, "ring", False):
+            raise InputError(
+                "ring=true does not find positives on other ranks: it needs same_label=negative or ignored"
+            )
+        self.normalize, self.views = normalize, views  # type: ignore[assignment]
+        self.encoder, self.projector, self.predictor = encoder, projector, predictor
+        self.key, self.negatives, self.head = key or Shared(), negatives, head  # type: ignore[assignment]
+        self.same_label = same_label
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.seed, self.one_forward_pass, self.micro_batch, self.config = seed, one_forward_pass, micro_batch, config
+        self.pending: list[tuple[Tensor, Tensor | None, Tensor, Tensor | None]] = []  # of `negatives.update`
         self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
-        self.logged = False  # whether the current batch is
+        self.logged = False  # whether the current batch is logged
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embeddings of images, [B, C, H, W] uint8 or float in 0..1 -> [B, F]: what is evaluated and shipped."""
@@ -101,32 +105,32 @@ class Contrastive(pl.LightningModule):
         uniforms = self.uniforms(len(batch.pixels))  # [V, B, P]
         if self.micro_batch is None:
             embedding, query, key = self.encode(batch, uniforms)
-            loss, asked = self.contrast(batch, query, key)
+            loss, queries = self.contrast(batch, query, key)
         else:
-            loss, asked, (embedding, query, key) = self.cached(batch, uniforms, self.micro_batch)
-        self.seen.append((query.detach(), None if key is None else key.detach(), *self.identities(batch)))
+            loss, queries, (embedding, query, key) = self.cached(batch, uniforms, self.micro_batch)
+        self.pending.append((query.detach(), None if key is None else key.detach(), *self.identities(batch)))
         if self.logged:
-            self.observe(loss, embedding.detach(), query.detach(), key, asked)
-        return {"loss": loss, "embedding": embedding.detach()}  # the embedding is there for online probes
+            self.observe(loss, embedding.detach(), query.detach(), key, queries)
+        return {"loss": loss, "embedding": embedding.detach()}  # the embedding is for online probes
 
     def encode(self, batch: Batch, uniforms: Tensor, keys: bool = True) -> Embedded:
-        """Embeddings, queries and, if wanted, keys of the images of `batch`."""
+        """Embeddings, queries and, if requested, keys of the images of `batch`."""
         views = self.views(batch.pixels, uniforms)  # V x [B, C, H, W]
         embedding = self.embed(views[: self.key.num_queries])  # [P, B, F]
-        projection = self.project(embedding)  # [P, B, D]
+        projection = self.each(self.projector, embedding)  # [P, B, D]
         query = projection if self.predictor is None else self.each(self.predictor, projection)  # [P, B, D]
         return Embedded(embedding, query, self.key(views, projection, batch, self.generator(1)) if keys else None)
 
-    def contrast(self, batch: Batch, query: Tensor, key: Tensor | None) -> tuple[Tensor, Any]:
-        """The loss, this rank's share of the mean over all queries, and who was asked against whom."""
+    def contrast(self, batch: Batch, query: Tensor, key: Tensor | None) -> tuple[Tensor, Queries]:
+        """The loss, this rank's share of the mean over all queries, and the queries with their candidates."""
         ids, groups = self.identities(batch)  # [B], [B]
-        asked = self.negatives(query, key, ids, groups, self.generator(2))
-        losses, counted = map(torch.cat, zip(*(self.head(q, candidates) for q, candidates in asked), strict=True))
-        return mean_counted(losses, counted), asked
+        queries = self.negatives(query, key, ids, groups, self.generator(2))
+        losses, counted = map(torch.cat, zip(*(self.head(q, candidates) for q, candidates in queries), strict=True))
+        return mean_counted(losses, counted), queries
 
-    def cached(self, batch: Batch, uniforms: Tensor, size: int) -> tuple[Tensor, Any, Embedded]:
-        """As `encode` and `contrast`, `size` images at a time."""
-        parts = [slice(start, start + size) for start in range(0, len(batch.pixels), size)]
+    def cached(self, batch: Batch, uniforms: Tensor, size: int) -> tuple[Tensor, Queries, Embedded]:
+        """As `encode` and `contrast`, at most `size` images at a time, in parts as equal as they can be."""
+        parts = equal_parts(len(batch.pixels), size)
 
         def embed(i: int, again: bool) -> Embedded:
             return self.encode(batch.part(parts[i]), uniforms[:, parts[i]], keys=not again or self.key.differentiable)
@@ -141,9 +145,9 @@ class Contrastive(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.head.advance()
         self.key.advance(self.encoder, self.projector)
-        for seen in self.seen:  # one for each accumulated batch
-            self.negatives.update(*seen)
-        self.seen = []
+        for each in self.pending:  # one for each accumulated batch
+            self.negatives.update(*each)
+        self.pending = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.batch_number += 1
@@ -152,8 +156,8 @@ class Contrastive(pl.LightningModule):
     def uniforms(self, images: int) -> Tensor:
         """This rank's part of the random numbers behind the views of the whole batch, [V, B, P].
 
-        Drawn on the CPU from (seed, number of the batch) alone: nothing to save but that number, and the same views
-        on every device and for one process or many.
+        They are drawn on the CPU from (seed, number of the batch) alone. So there is nothing to save but that number,
+        and the views are the same on every device, for one process or many.
         """
         uniforms = self.views.draw(images * self.trainer.world_size, self.generator())  # [V, W B, P]
         uniforms = uniforms[:, images * self.global_rank :][:, :images]
@@ -162,11 +166,11 @@ class Contrastive(pl.LightningModule):
         return uniforms.to(self.device, non_blocking=True)
 
     def generator(self, *stream: int) -> torch.Generator:
-        """Random numbers of this batch, on the CPU: the same on every rank, others for every stream."""
+        """Random numbers of this batch, on the CPU: the same on every rank, different for every stream."""
         return generator(self.seed, self.batch_number, *stream)
 
     def identities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """What an image is to the negatives: its id and, where that is not all, its group; [B] int64 each."""
+        """The id of every image and, with same_label=ignored, its group; [B] int64 each."""
         if self.same_label == "negative":
             return batch.index, None
         labels = torch.where(batch.labels >= 0, batch.labels, -2 - batch.index)
@@ -184,10 +188,6 @@ class Contrastive(pl.LightningModule):
             parts.update(zip(same, out.chunk(len(same)), strict=True))
         return torch.stack([parts[v] for v in range(len(views))])
 
-    def project(self, embedding: Tensor) -> Tensor:
-        """Projections of the embeddings of all views, [V, B, F] -> [V, B, D]."""
-        return self.each(self.projector, embedding)
-
     def each(self, net: nn.Module, rows: Tensor) -> Tensor:
         """`net` on the rows of all views, [V, B, F] -> [V, B, D]."""
         if not self.one_forward_pass:
@@ -195,24 +195,33 @@ class Contrastive(pl.LightningModule):
         return net(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
 
     @torch.no_grad()
-    def observe(self, loss: Tensor, embedding: Tensor, query: Tensor, key: Tensor | None, asked: Any) -> None:
-        """Log what the loss does not tell: the scores, the geometry of the embedding, the temperature."""
-        told = self.head.describe(*asked[0])
+    def observe(self, loss: Tensor, embedding: Tensor, query: Tensor, key: Tensor | None, queries: Queries) -> None:
+        """Log what the loss does not show: scores, the geometry of the embedding, the temperature.
+
+        Every metric is the mean over the ranks that measured it. One that no rank measured is left out.
+        """
+        metrics = self.head.describe(*queries[0])
         if key is not None:
-            told["alignment"] = alignment(query[0], key[0])
+            metrics["alignment"] = alignment(query[0], key[0])
         if len(query[0]) > 1:
-            told["uniformity"] = uniformity(query[0])
-        told["rank_embedding"] = effective_rank(embedding[0, :OBSERVED])
-        told["rank_projection"] = effective_rank(query[0, :OBSERVED])
-        self.log_dict({f"train/{name}": value.float() for name, value in told.items()}, sync_dist=True)
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # of all ranks: each holds its share of the mean
+            metrics["uniformity"] = uniformity(query[0])
+        metrics["rank_embedding"] = effective_rank(embedding[0, :MAX_RANK_ROWS])
+        metrics["rank_projection"] = effective_rank(query[0, :MAX_RANK_ROWS])
+        metrics["loss"] = loss  # each rank holds its share of the mean
+        values = torch.stack([value.detach().double().to(self.device) for value in metrics.values()])  # [K]
+        measured = ~values.isnan()
+        total, ranks = sum_over_ranks(torch.stack([values.nan_to_num(nan=0.0), measured.double()]))
+        for name, mean, count in zip(metrics, (total / ranks).tolist(), ranks.tolist(), strict=True):
+            if count or name == "loss":
+                self.log(f"train/{name}", mean, prog_bar=name == "loss")
 
     def on_fit_start(self) -> None:
-        self.seen = []  # what a step that was cut short left there
+        self.pending = []  # of a step that was interrupted
         if self.micro_batch is not None and self.trainer.precision == "16-mixed":
-            raise InputError("micro_batch computes gradients before 16-mixed scales the loss: take bf16-mixed")
+            raise InputError("micro_batch computes gradients before 16-mixed scales the loss: use bf16-mixed")
+        steps = self.trainer.estimated_stepping_batches
         for part in (self.head, self.key):
-            part.plan(int(self.trainer.estimated_stepping_batches))
+            part.plan(int(steps) if math.isfinite(steps) else 0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logged:
@@ -220,9 +229,9 @@ class Contrastive(pl.LightningModule):
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
             self.log("train/lr", optimizer.param_groups[0]["lr"])
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self))
-        schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        schedule = self.scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -233,11 +242,39 @@ class Contrastive(pl.LightningModule):
         self.batch_number = checkpoint["batch_number"]
 
 
-def is_logged(trainer: Any, batch_idx: int) -> bool:
-    """Whether Lightning writes a row after this batch, of a run with one optimiser: asked before its step.
+class Views(Protocol):
+    """Augmentation: a pure function of pixels and uniform random numbers."""
 
-    It does so after each `log_every_n_steps` optimiser steps, which with accumulated gradients are fewer than batches.
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+    def __call__(self, pixels: Tensor, uniforms: Tensor) -> list[Tensor]: ...
+
+
+class LossHead(Protocol):
+    """What the module needs of a head (`contrast.heads`)."""
+
+    def __call__(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]: ...
+
+    def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]: ...
+
+    def plan(self, steps: int) -> None: ...
+
+    def advance(self) -> None: ...
+
+
+def equal_parts(count: int, most: int) -> list[slice]:
+    """`count` rows in parts of at most `most`, whose lengths differ by one at most."""
+    parts = -(-count // most)
+    ends = [count * i // parts for i in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
+def is_logged(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether Lightning logs after this batch, in a run with one optimiser. It is called before the batch's step.
+
+    Lightning logs after each `log_every_n_steps` optimiser steps, which with accumulated gradients are fewer than
+    batches.
     """
-    every = trainer.log_every_n_steps
-    steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-    return bool(every > 0 and steps and (trainer.global_step + 1) % every == 0)
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+    return bool(every > 0 and is_step and (trainer.global_step + 1) % every == 0)

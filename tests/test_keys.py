@@ -268,14 +268,14 @@ def test_errors_carry_the_numbers() -> None:
     for m, final in ((-0.1, None), (1.1, None), (0.9, 0.8), (0.9, 1.2)):
         with pytest.raises(InputError, match=f"0 <= momentum <= final <= 1, got {m} and {final}"):
             momentum(Scale(), momentum=m, final=final)
-    with pytest.raises(InputError, match="at least 2 views have to answer, or none has a partner, got 1"):
+    with pytest.raises(InputError, match="at least 2 views must be keys, got num_keys=1"):
         momentum(Scale(), num_keys=1)
-    with pytest.raises(InputError, match="2 views have to answer, but there are 1"):
+    with pytest.raises(InputError, match="2 views must be keys, but there are 1 views"):
         momentum(Scale())(views(1), torch.zeros(1, 3, 4), None, GENERATOR)
     for num_queries in (0, -1):
-        with pytest.raises(InputError, match=f"at least 1 view has to ask, got {num_queries}"):
+        with pytest.raises(InputError, match=f"at least 1 view must be a query, got num_queries={num_queries}"):
             Shared(num_queries)
-        with pytest.raises(InputError, match=f"at least 1 view has to ask, got {num_queries}"):
+        with pytest.raises(InputError, match=f"at least 1 view must be a query, got num_queries={num_queries}"):
             momentum(Scale(), num_queries=num_queries)
     batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2).long(), torch.arange(2))
     with pytest.raises(InputError, match="a second encoder needs captions"):

@@ -105,8 +105,8 @@ def test_apart_each_view_has_the_batch_norm_of_its_own() -> None:
     views = [pixels[:3] / 255, pixels[3:] / 255]
     together, apart = make(), make()
     apart.one_forward_pass = False
-    whole = together.project(together.embed(views))
-    each = apart.project(apart.embed(views))
+    whole = together.each(together.projector, together.embed(views))
+    each = apart.each(apart.projector, apart.embed(views))
     alone = make()
     for v, view in enumerate(views):
         torch.testing.assert_close(each[v], alone.projector(alone(view)))

@@ -270,7 +270,7 @@ def told(bias: Estimated, log_estimates: list[float]) -> list[float]:
     """The Z in use at each step."""
     seen = []
     for estimate in log_estimates:
-        bias.look(torch.tensor(estimate))
+        bias.observe_log_z(torch.tensor(estimate))
         seen.append(math.exp(-bias().item()))
         bias.advance()
     return seen

@@ -153,7 +153,7 @@ def test_a_run_is_evaluated(pretrain: Command, evaluate: Command, corpus: Path, 
         (("evaluation=null",), "cannot be null on the command line"),
         (("optimizer=adagrad",), "WordVectors has no use for an optimizer: leave it out"),
         (("model.limit=0",), "more than 0 pairs an update, or with null not at all: got 0"),
-        (("head=hierarchical_softmax", "+head.noise=5"), "Tree under NCE is no output layer"),
+        (("head=hierarchical_softmax", "+head.num_noise=5"), "Tree under NCE is no output layer"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -16,7 +16,7 @@ from torch import Tensor
 from contrast.candidates import ABSENT, Candidates
 from contrast.errors import InputError
 from contrast.heads import NCE, ArcFace, CosFace, InfoNCE, Learnable, LearnedBias, LSoftmax, softmax_loss
-from contrast.heads.temperature import Temperature
+from contrast.heads.scalars import Temperature
 from contrast.negatives import Table
 from contrast.samplers import Poisson
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from contrast.candidates import ABSENT, Candidates
 from contrast.heads import NCE, ArcFace, CosFace, Estimated, Head, InfoNCE, Learnable, LearnedBias, LSoftmax
-from contrast.heads import head as heads
-from contrast.losses.tiled import plan as plans
-from contrast.losses.tiled import statistics
+from contrast.losses import plan as plans
+from contrast.losses import scores
 from contrast.negatives import Bank, InBatch, Nearest, Paired, Queue, Source, Table, Tree
 from contrast.samplers import LogUniform, Poisson, Uniform
 
@@ -22,8 +21,8 @@ B, C, D = 11, 14, 6
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a size that divides no shape here, so that every tile's border is crossed."""
-    monkeypatch.setattr(plans, "ROWS", 4)
-    monkeypatch.setattr(plans, "COLUMNS", 4)
+    monkeypatch.setattr(plans, "TILE_ROWS", 4)
+    monkeypatch.setattr(plans, "TILE_COLUMNS", 4)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -75,15 +74,15 @@ RULES: dict[str, Rules] = {
     "ids, groups": lambda: against(whole(C, 5, seed=7), **GROUPS),
     "ids, log_q": lambda: against(whole(C, 5, seed=7), log_q=LOG_Q),
     "never drawn": lambda: against(whole(C, 5, seed=7), log_q=LOG_Q.masked_fill(torch.arange(C) == 3, -torch.inf)),
-    "answers": lambda: against(positives=1),
-    "answers, groups": lambda: against(positives=2, **GROUPS),
-    "answers, groups absent": lambda: against(
+    "positives": lambda: against(positives=1),
+    "positives, groups": lambda: against(positives=2, **GROUPS),
+    "positives, groups absent": lambda: against(
         positives=1, **GROUPS | {"excluded_groups": some_absent(GROUPS["excluded_groups"])}
     ),
-    "answers, log_q": lambda: against(positives=1, log_q=LOG_Q, positives_log_q=numbers(B, 1, seed=8)),
-    "answers, log_q of them": lambda: against(positives=2, positives_log_q=numbers(B, 2, seed=8)),
-    "answers, log_q shared": lambda: against(positives=1, log_q=LOG_Q),
-    "answers, ids": lambda: against(
+    "positives, log_q": lambda: against(positives=1, log_q=LOG_Q, positives_log_q=numbers(B, 1, seed=8)),
+    "positives, log_q of them": lambda: against(positives=2, positives_log_q=numbers(B, 2, seed=8)),
+    "positives, log_q shared": lambda: against(positives=1, log_q=LOG_Q),
+    "positives, ids": lambda: against(
         whole(C, 5, seed=7), positives=1, log_q=LOG_Q, positives_log_q=numbers(B, 1, seed=8)
     ),
     "nobody": lambda: against(torch.full((C,), ABSENT), positives=1),
@@ -115,7 +114,6 @@ HEADS: dict[str, Callable[[float], Head]] = {
     "NCE, margin": lambda t: NCE(Learnable(t, 1e-4), bias=0.5, margin=CosFace()),
     "NCE, estimated": lambda t: NCE(Learnable(t, 1e-4), bias=Estimated()),
 }
-WHOLE = ("hard", "hard, debiased", "CosFace", "ArcFace", "L-Softmax", "NCE, margin", "NCE, estimated")  # without a list
 
 
 class Told(NamedTuple):
@@ -126,16 +124,11 @@ class Told(NamedTuple):
 
 def told(head: Head, query: Tensor, candidates: Candidates, tiled: bool) -> Told:
     """Losses, and the gradients of a weighted sum of them by name."""
-    if tiled:
-        found = head.tiled_losses(query, candidates)
-        assert found is not None, "not computed tile by tile"
-        losses, counted = found
-    else:
-        scores = head.scores(query, candidates)
-        losses, counted = head.losses(scores), scores.positive.any(dim=1)
+    head.tiled = tiled
+    losses, counted = head(query, candidates)
     named = {"query": query, "vectors": candidates.vectors, **dict(head.named_parameters())}
     if candidates.positives is not None:
-        named["answers"] = candidates.positives
+        named["positives"] = candidates.positives
     weights = numbers(len(losses), seed=99).to(losses.dtype)  # of either sign
     grads = torch.autograd.grad((losses * weights).sum(), list(named.values()), allow_unused=True)
     return Told(losses.detach(), counted, dict(zip(named, grads, strict=True)))
@@ -154,8 +147,8 @@ def assert_same(rules: Rules, head: Head, **close: float) -> None:
     for name, grad in dense.grads.items():
         got, expected = (torch.zeros(()) if g is None else g for g in (tiled.grads[name], grad))
         torch.testing.assert_close(got, expected, msg=lambda text, name=name: f"{name}: {text}", **close)
-    if isinstance(first, NCE) and first.bias.looks:
-        torch.testing.assert_close(*(each.bias.seen for each in (second, first)))
+    if isinstance(first, NCE) and first.bias.needs_log_z:
+        torch.testing.assert_close(*(each.bias.pending for each in (second, first)))
 
 
 CLOSE = {
@@ -168,31 +161,39 @@ CLOSE = {
 @pytest.mark.parametrize("name", HEADS)
 def test_lists(name: str, rules: str) -> None:
     for temperature in (0.2, 0.005):  # a common shift, a running maximum
+        head = HEADS[name](temperature)
+        assert plans.plan(*RULES[rules](), head.scoring()._replace(tiled=True)).method in ("lists", "masks")
+        assert_same(RULES[rules], head, **CLOSE.get(name, {}))
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("name", HEADS)
+def test_masks_and_blocks(name: str, rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pairs are too many for a list: tiles make their masks, or blocks of rows are computed under autograd."""
+    monkeypatch.setattr(plans, "MAX_PAIRS_PER_ROW", 0)
+    monkeypatch.setattr(scores, "MIN_SCORES_BLOCKS", 3 * C)  # three queries in a block
+    for temperature in (0.2, 0.005):
         assert_same(RULES[rules], HEADS[name](temperature), **CLOSE.get(name, {}))
 
 
-WITHOUT_ANSWERS = [name for name in RULES if "answers" not in name and name not in ("nobody", "no candidates")]
-
-
-@pytest.mark.parametrize("rules", WITHOUT_ANSWERS)
 @pytest.mark.parametrize("name", HEADS)
-def test_masks(name: str, rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pairs are too many for a list."""
-    monkeypatch.setattr(statistics, "MOST", 0)
-    for temperature in (0.2, 0.005):
-        head = HEADS[name](temperature)
+def test_the_gradients_can_be_differentiated_again(name: str) -> None:
+    """A gradient penalty: the second derivatives are those of the whole matrix."""
+    for rules in ("pairs", "positives, ids"):
         query, candidates = RULES[rules]()
-        if statistics.layout(candidates) is not None or name not in WHOLE:
-            assert_same(RULES[rules], head, **CLOSE.get(name, {}))
-        else:
-            assert head.double().tiled_losses(query, candidates) is None
-
-
-def test_too_many_pairs_beside_answers_need_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "MOST", 0)
-    query, candidates = RULES["answers, groups"]()
-    for head in (InfoNCE(), NCE()):
-        assert head.double().tiled_losses(query, candidates) is None
+        if candidates.log_q is not None and name in ("debiased", "hard", "hard, debiased"):
+            continue  # refused
+        head, found = HEADS[name](0.2).double(), []
+        for tiled in (True, False):
+            head.tiled = tiled
+            losses, _ = head(query, candidates)
+            head.advance()
+            named = [query, *head.parameters()] + ([candidates.vectors] if candidates.vectors is not query else [])
+            (gradient,) = torch.autograd.grad(losses.square().sum(), query, create_graph=True)
+            found.append(torch.autograd.grad(gradient.square().sum(), named, allow_unused=True))
+        for tiled_grad, dense_grad in zip(*found, strict=True):
+            if tiled_grad is not None or dense_grad is not None:
+                torch.testing.assert_close(tiled_grad, dense_grad, rtol=1e-5, atol=1e-7)
 
 
 # --- sources: how their candidates are made, and the gradient of what they own
@@ -238,8 +239,8 @@ def test_sources(name: str, head: str, grouped: bool) -> None:
         query, key = (numbers(views, len(IDS), D, seed=seed).requires_grad_() for seed in (21, 22))
         asked = source(query, key, IDS, IDS // 3 if grouped else None, torch.Generator().manual_seed(1))
         if tiled:
-            on_tiles = [loss.tiled_losses(q, candidates) is not None for q, candidates in asked]
-            assert on_tiles == [name not in ("bank, proximity", "tree")] * len(asked)
+            methods = {plans.plan(q, candidates, loss.scoring()).method for q, candidates in asked}
+            assert methods <= ({"blocks"} if name in ("bank, proximity", "tree") else {"lists", "masks"})
         losses = torch.cat([loss(q, candidates)[0] for q, candidates in asked])
         named = {"query": query, "key": key, **dict(source.named_parameters()), **dict(loss.named_parameters())}
         grads = torch.autograd.grad(losses.mean(), list(named.values()), allow_unused=True)
@@ -250,14 +251,20 @@ def test_sources(name: str, head: str, grouped: bool) -> None:
         torch.testing.assert_close(tiled[each], dense[each])
 
 
-def test_each_queries_own_log_q_and_label_smoothing_need_the_whole_matrix() -> None:
+def test_each_queries_own_log_q_and_label_smoothing_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "MIN_SCORES_BLOCKS", 2 * C)
     query, candidates = against(whole(C, 5, seed=7), log_q=numbers(B, C, seed=1))
-    head = InfoNCE(tiled=True).double()
-    assert head.tiled_losses(query, candidates) is None
-    torch.testing.assert_close(head(query, candidates), InfoNCE(tiled=False).double()(query, candidates))
-    smoothed = [InfoNCE(label_smoothing=0.1, tiled=tiled).double() for tiled in (True, False)]
-    assert smoothed[0].tiled_losses(*RULES["pairs"]()) is None
-    torch.testing.assert_close(*(head(*RULES["pairs"]()) for head in smoothed))
+    assert_same(lambda: (query, candidates), InfoNCE(Learnable(0.1)))
+    assert plans.plan(query, candidates, InfoNCE(tiled=True).scoring()).method == "blocks"
+    assert_same(RULES["labels, groups"], InfoNCE(Learnable(0.1), label_smoothing=0.1))
+
+
+def test_noise_that_counts_as_k_draws_is_tiled() -> None:
+    for correction in (True, False):
+        for bias in (LearnedBias(-2.0), Estimated()) if correction else (LearnedBias(-2.0),):
+            head = NCE(Learnable(0.2), bias=bias, correction=correction, num_noise=3.0)
+            for rules in ("positives, log_q", "labels, groups"):  # one number of draws for all queries, and several
+                assert_same(RULES[rules], head, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["InfoNCE", "NCE"])
@@ -266,17 +273,9 @@ def test_rules_of_each_query_make_masks(name: str) -> None:
     assert_same(lambda: against(each, excluded_groups=each // 2, query_groups=whole(B, 3, seed=2)), HEADS[name](0.2))
 
 
-def test_the_choice_is_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, candidates = RULES["ids"]()
-    calls = []
-    for head in (InfoNCE().double(), NCE().double()):
-        whole_tiled = head.tiled_losses
-        monkeypatch.setattr(head, "tiled_losses", lambda *args, f=whole_tiled: calls.append(1) or f(*args))
-        for worth, tiled, expected in [
-            (B * C, None, 1), (B * C + 1, None, 0), (1, False, 0), (B * C + 1, True, 1)
-        ]:  # fmt: skip
-            monkeypatch.setattr(heads, "WORTH", worth)
-            head.tiled = tiled
-            calls.clear()
-            head(query, candidates)
-            assert len(calls) == expected
+@pytest.mark.parametrize(("scores", "tiled", "method"), [
+    (B * C, None, "lists"), (B * C + 1, None, "matrix"), (1, False, "matrix"), (B * C + 1, True, "lists")
+])  # fmt: skip
+def test_the_choice_is_by_size(scores: int, tiled: bool | None, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "MIN_SCORES_CPU", scores)
+    assert plans.plan(*RULES["ids"](), InfoNCE(tiled=tiled).scoring()).method == method

@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from contrast.candidates import ABSENT, Candidates
-from contrast.losses.tiled import plan as plans
-from contrast.losses.tiled import statistics
-from contrast.losses.tiled.pairs import Pairs, exceptions, positive_pairs, present
-from contrast.losses.tiled.plan import Plan
-from contrast.losses.tiled.statistics import layout, of_positives
+from contrast.losses import plan as plans
+from contrast.losses.plan import PairLists, Pairs, Tiles, excluded_pairs, is_present, pair_lists, positive_pairs
+from contrast.losses.softmax import of_positives
 
 MANY = 10**6
 B, C = 9, 13
@@ -67,11 +65,11 @@ def test_lists_are_the_rules_pair_by_pair(rules: dict[str, bool]) -> None:
         candidates = drawn(seed, **rules)
         positive, excepted, there = naive(candidates)
         found = positive_pairs(candidates, MANY)
-        others = exceptions(candidates, found, MANY)
+        others = excluded_pairs(candidates, found, MANY)
         assert sorted(listed(found)) == sorted(positive)  # each once
         assert [row for row, _ in listed(found)] == sorted(row for row, _ in positive)
         assert sorted(listed(others)) == sorted(excepted)
-        assert set(present(candidates).nonzero().flatten().tolist()) == there
+        assert set(is_present(candidates).nonzero().flatten().tolist()) == there
 
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
@@ -79,13 +77,13 @@ def test_a_layout_counts_what_the_masks_count(rules: dict[str, bool]) -> None:
     for seed in range(5):
         candidates = drawn(seed, **rules)
         positive, valid = candidates.masks()
-        found = layout(candidates)
+        found = pair_lists(candidates)
         assert found is not None
-        assert found.negatives.tolist() == (valid & ~positive).sum(dim=1).tolist()
+        assert found.num_negatives.tolist() == (valid & ~positive).sum(dim=1).tolist()
         listed_positive = torch.zeros_like(positive)
-        listed_positive[found.positive_row, found.positive_column] = True
+        listed_positive[found.positive.row, found.positive.column] = True
         assert torch.equal(listed_positive, positive)
-        hidden = ~present(candidates)
+        hidden = ~is_present(candidates)
         assert torch.equal(hidden, torch.zeros(C, dtype=torch.bool) if found.absent is None else found.absent)
 
 
@@ -95,10 +93,10 @@ def test_more_pairs_than_wanted_are_not_listed(monkeypatch: pytest.MonkeyPatch) 
     assert positive_pairs(candidates, 3 * B * C) is not None
     assert positive_pairs(candidates, len(positive) // 2) is None
     found = positive_pairs(candidates, MANY)
-    assert exceptions(candidates, found, 1) is None  # so many equal groups
-    assert layout(candidates) is not None
-    monkeypatch.setattr(statistics, "MOST", 0)
-    assert layout(candidates) is None
+    assert excluded_pairs(candidates, found, 1) is None  # so many equal groups
+    assert pair_lists(candidates) is not None
+    monkeypatch.setattr(plans, "MAX_PAIRS_PER_ROW", 0)
+    assert pair_lists(candidates) is None
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -106,14 +104,14 @@ def test_more_pairs_than_wanted_are_not_listed(monkeypatch: pytest.MonkeyPatch) 
 def test_a_list_is_for_few_pairs(count: int, classes: int, listed: bool, symmetric: bool) -> None:
     ids = torch.arange(count) % classes
     candidates = Candidates(torch.randn(count, 2), ids, ids, self_index=torch.arange(count), symmetric=symmetric)
-    assert (layout(candidates) is not None) == listed
+    assert (pair_lists(candidates) is not None) == listed
 
 
 @pytest.mark.parametrize("groups", [False, True])
 @pytest.mark.parametrize("labels", [[0] * 6 + [1, 2, 3, 4, 5, 6], list(range(12))])
 def test_all_ranks_decide_alike(labels: list[int], groups: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether one lists its pairs, though one has many and the other few: else it would wait for what never comes."""
-    monkeypatch.setattr(statistics, "MOST", 1)
+    monkeypatch.setattr(plans, "MAX_PAIRS_PER_ROW", 1)
     ids, everybody = torch.tensor(labels), torch.arange(12)
     for part in (slice(0, 6), slice(6, 12)):
         rules: dict[str, torch.Tensor] = {"excluded_groups": ids, "query_groups": ids[part]} if groups else {}
@@ -121,48 +119,49 @@ def test_all_ranks_decide_alike(labels: list[int], groups: bool, monkeypatch: py
         candidates = Candidates(
             torch.randn(12, 2), its, everybody if groups else ids, self_index=everybody[part], symmetric=True, **rules
         )
-        assert (layout(candidates) is None) == (labels[1] == 0)
+        assert (pair_lists(candidates) is None) == (labels[1] == 0)
 
 
 def test_rules_of_each_query_have_no_layout() -> None:
     query_ids, vectors = torch.arange(3), torch.randn(4, 2)
     each = torch.randint(3, (3, 4))
-    assert layout(Candidates(vectors, query_ids, ids=each)) is None
-    assert layout(Candidates(vectors, query_ids, excluded_groups=each, query_groups=query_ids)) is None
-    assert layout(Candidates(torch.randn(3, 4, 2), query_ids, ids=torch.arange(4))) is None
+    assert pair_lists(Candidates(vectors, query_ids, ids=each)) is None
+    assert pair_lists(Candidates(vectors, query_ids, excluded_groups=each, query_groups=query_ids)) is None
+    assert pair_lists(Candidates(torch.randn(3, 4, 2), query_ids, ids=torch.arange(4))) is None
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 3), (3, 5), (9, 13), (100, 100)])
 def test_every_exception_is_in_the_tile_it_lies_in(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = drawn(1)
-    others = exceptions(candidates, positive_pairs(candidates, MANY), MANY)
-    monkeypatch.setattr(plans, "ROWS", rows)
-    monkeypatch.setattr(plans, "COLUMNS", columns)
-    for plan in (Plan(B, C, others), Plan(B, C, others, rows, columns)):
+    others = excluded_pairs(candidates, positive_pairs(candidates, MANY), MANY)
+    monkeypatch.setattr(plans, "TILE_ROWS", rows)
+    monkeypatch.setattr(plans, "TILE_COLUMNS", columns)
+    for tiles in (Tiles(B, C, others), Tiles(B, C, others, rows, columns)):
         found = []
-        for i in range(0, B, plan.rows):
-            for j in range(0, C, plan.columns):
-                out = plan.left_out(i, j)
-                for row, column in [] if out is None else listed(Pairs(*out)):
-                    assert row < min(rows, B - i)
-                    assert column < min(columns, C - j)
-                    found.append((i + row, j + column))
+        for rows_of, columns_of, excluded in tiles.parts():
+            width = columns_of.stop - columns_of.start
+            for place in [] if excluded is None else excluded.tolist():
+                assert place // width < rows_of.stop - rows_of.start
+                found.append((rows_of.start + place // width, columns_of.start + place % width))
         assert sorted(found) == sorted(listed(others))
 
 
-def test_of_positives_is_its_definition() -> None:
+@pytest.mark.parametrize("with_own", [False, True])
+def test_of_positives_is_its_definition(with_own: bool) -> None:
     scores = torch.tensor([1.0, 400.0, -2.0, 399.0, 0.5], dtype=torch.float64, requires_grad=True)
     row = torch.tensor([0, 2, 3, 2, 3])
-    lse, mean, count = of_positives(scores, row, 5)
-    assert count.tolist() == [1, 0, 2, 2, 0]
+    own = torch.tensor([[3.0], [-1.0], [0.0], [2.0], [1.0]], dtype=torch.float64) if with_own else None
+    count = torch.bincount(row, minlength=5)
+    lists = PairLists(Pairs(row, row), Tiles(5, 5, None), None, count, count, False)
+    lse, mean = of_positives(scores, own, lists)
+    expected_lse, expected_mean = [], []
     for i in range(5):
-        own = scores[row == i]
-        if len(own):
-            torch.testing.assert_close(lse[i], own.logsumexp(dim=0))
-            torch.testing.assert_close(mean[i], own.mean())
-        else:
-            assert lse[i] == torch.finfo(scores.dtype).min
-            assert mean[i] == 0
-    expected = sum(scores[row == i].logsumexp(dim=0) + 2 * scores[row == i].mean() for i in (0, 2, 3))
-    got = torch.where(count > 0, lse + 2 * mean, 0).sum()
+        each = torch.cat([scores[row == i], own[i]]) if own is not None else scores[row == i]
+        expected_lse.append(each.logsumexp(dim=0) if len(each) else scores.new_tensor(torch.finfo(scores.dtype).min))
+        expected_mean.append(each.mean() if len(each) else scores.new_zeros(()))
+    torch.testing.assert_close(lse, torch.stack(expected_lse))
+    torch.testing.assert_close(mean, torch.stack(expected_mean))
+    some = count > 0
+    got = torch.where(some, lse + 2 * mean, 0).sum()
+    expected = sum(expected_lse[i] + 2 * expected_mean[i] for i in (0, 2, 3))
     torch.testing.assert_close(*(torch.autograd.grad(x, scores)[0] for x in (got, expected)))

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from contrast.candidates import ABSENT, Candidates
-from contrast.heads import NCE, CosFace, Estimated, Head, InfoNCE, Learnable, LearnedBias, fused
-from contrast.heads import head as heads
+from contrast.errors import InputError
+from contrast.heads import NCE, CosFace, Estimated, Head, InfoNCE, Learnable, LearnedBias
+from contrast.losses import plan as plans
 from contrast.losses.tiled import triton as cuda
 from contrast.negatives import Paired
 
@@ -130,14 +131,10 @@ def as_type(query: Tensor, candidates: Candidates, dtype: torch.dtype) -> tuple[
 
 def told(head: Head, query: Tensor, candidates: Candidates, fast: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Losses, who counts, and the gradients of a weighted sum of losses by name."""
+    head.tiled = fast
     if fast:
-        assert fused.covers(head, query, candidates)
-        found = head.tiled_losses(query, candidates)
-        assert found is not None
-        losses, counted = found
-    else:
-        scores = head.scores(query, candidates)
-        losses, counted = head.losses(scores), scores.positive.any(dim=1)
+        assert plans.plan(query, candidates, head.scoring()).method == "triton"
+    losses, counted = head(query, candidates)
     named = leaves(query, candidates) | dict(head.named_parameters())
     weights = numbers(len(losses), seed=99).to(losses)  # of either sign
     grads = torch.autograd.grad((losses * weights).sum(), list(named.values()), allow_unused=True)
@@ -168,8 +165,8 @@ def same(
         assert wrong < of_head * (grads or TOLERANCE[dtype]), f"{name}: {wrong}"
         if name in leaves(query, candidates) and grad.any():
             assert got[2][name].dtype == dtype
-    if isinstance(fast, NCE) and fast.bias.looks:
-        torch.testing.assert_close(fast.bias.seen, slow.bias.seen, check_dtype=False)
+    if isinstance(fast, NCE) and fast.bias.needs_log_z:
+        torch.testing.assert_close(fast.bias.pending, slow.bias.pending, check_dtype=False)
 
 
 def views(noise: float, images: int = 20, dim: int = 32, seed: int = 0) -> tuple[Tensor, Candidates]:
@@ -221,11 +218,10 @@ def stress(case: str, dtype: torch.dtype) -> None:
 def no_second_derivative() -> None:
     for head in (InfoNCE(), NCE()):
         query, candidates = as_type(*views(1.0), torch.float32)
-        found = head.tiled_losses(query, candidates)
-        assert found is not None
-        (grad,) = torch.autograd.grad(found[0].sum(), query, create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiate twice"):
-            grad.sum().backward()
+        head.tiled = True
+        losses, _ = head(query, candidates)
+        with pytest.raises(InputError, match="second derivative"):
+            torch.autograd.grad(losses.sum(), query, create_graph=True)
 
 
 def parts() -> None:
@@ -241,7 +237,7 @@ def ranks(dtype: torch.dtype) -> None:
     weights = numbers(len(z), seed=99)
     slow, _, expected = told(InfoNCE(Learnable(0.2)).double(), *as_type(z, candidates, torch.float64), False)
     halves = [slice(0, len(z) // 2), slice(len(z) // 2, None)]
-    theirs = [InfoNCE(Learnable(0.2)) for _ in halves]
+    theirs = [InfoNCE(Learnable(0.2), tiled=True) for _ in halves]
     asked, losses, waiting, of_temperature = [], [], [], []
     for part, head in zip(halves, theirs, strict=True):
         mine = z[part].detach().requires_grad_()
@@ -253,7 +249,7 @@ def ranks(dtype: torch.dtype) -> None:
             symmetric=True,
         )
         asked.append(mine)
-        losses.append(head.tiled_losses(mine, rules)[0])
+        losses.append(head(mine, rules)[0])
     for sent in (waiting.append, None):  # first what every rank sends, then with what all have sent
         for part, mine, loss, head in zip(halves, asked, losses, theirs, strict=True):
             gather = (lambda x: sent(x) or x.repeat(2, 1)) if sent else (lambda _: torch.cat(waiting))  # noqa: B023
@@ -271,12 +267,13 @@ def ranks(dtype: torch.dtype) -> None:
 def needs_the_rest() -> None:
     """What the kernels do not do is done by others."""
     query, candidates = as_type(*against(IDS), torch.float32)
-    assert fused.covers(InfoNCE(), query, candidates)
-    assert not fused.covers(InfoNCE(margin=CosFace()), query, candidates)
-    assert not fused.covers(InfoNCE(), *as_type(*against(IDS), torch.float64))
-    assert not fused.covers(InfoNCE(), *as_type(*against(IDS.expand(B, C)), torch.float32))
-    assert not fused.covers(InfoNCE(), *as_type(*against(IDS, log_q=LOG_Q.expand(B, C)), torch.float32))
-    assert not fused.covers(InfoNCE(), *as_type(*against(IDS, ring=True), torch.float32))
+    assert cuda.can_run(query, candidates, has_margin=False)
+    assert not cuda.can_run(query, candidates, has_margin=True)
+    assert not cuda.can_run(*as_type(*against(IDS), torch.float64), has_margin=False)
+    assert not cuda.can_run(*as_type(*against(IDS.expand(B, C)), torch.float32), has_margin=False)
+    assert not cuda.can_run(*as_type(*against(IDS, log_q=LOG_Q.expand(B, C)), torch.float32), has_margin=False)
+    ring = as_type(*against(IDS, ring=True), torch.float32)
+    assert plans.plan(*ring, InfoNCE(tiled=True).scoring()).method != "triton"
     for head in (InfoNCE(margin=CosFace(), tiled=True), InfoNCE(label_smoothing=0.1, tiled=True)):
         losses, _ = head(query, candidates)
         head.tiled = False
@@ -298,7 +295,7 @@ def both_directions() -> None:
             towers = [numbers(1, B, D, seed=seed).float().to(dtype).requires_grad_() for seed in (1, 2)]
             asked = Paired(reverse=True)(*towers, torch.arange(B))
             head = make().to(dtype)
-            head.tiled = fused.covers(head, *asked[0])
+            head.tiled = dtype == torch.float32
             losses = torch.cat([head(q, candidates)[0] for q, candidates in asked])
             found.append([losses, *torch.autograd.grad(losses.mean(), [*towers, *head.parameters()])])
         for got, expected in zip(*found, strict=True):
@@ -307,17 +304,17 @@ def both_directions() -> None:
 
 def choice() -> None:
     """By size, the kernels' own where they do."""
-    covered, rest = InfoNCE(), InfoNCE(margin=CosFace())
     query, candidates = as_type(*against(IDS), torch.float32)
-    for worth, worth_cuda, expected in [(B * C + 1, B * C, (1, 0)), (B * C, B * C + 1, (0, 1))]:
-        for head, calls in zip((covered, rest), expected, strict=True):
-            with (
-                mock.patch.object(heads, "WORTH", worth),
-                mock.patch.object(heads, "WORTH_CUDA", worth_cuda),
-                mock.patch.object(head, "tiled_losses", wraps=head.tiled_losses) as called,
-            ):
-                head(query, candidates)
-            assert called.call_count == calls
+    covered, rest = InfoNCE().scoring(), InfoNCE(margin=CosFace()).scoring()
+    for of_torch, of_triton, expected in [
+        (B * C + 1, B * C, ("triton", "matrix")), (B * C, B * C + 1, ("lists", "lists"))
+    ]:  # fmt: skip
+        with (
+            mock.patch.object(plans, "MIN_SCORES_CPU", of_torch),
+            mock.patch.object(plans, "MIN_SCORES_TORCH_GPU", of_torch),
+            mock.patch.object(plans, "MIN_SCORES_TRITON", of_triton),
+        ):
+            assert tuple(plans.plan(query, candidates, each).method for each in (covered, rest)) == expected
 
 
 def nan_stays() -> None:
@@ -325,9 +322,8 @@ def nan_stays() -> None:
         query, candidates = as_type(*RULES["labels, groups absent"](), torch.float32)
         with torch.no_grad():
             query[3] = torch.nan
-        found = head.tiled_losses(query, candidates)
-        assert found is not None
-        assert found[0][3].isnan()
+        head.tiled = True
+        assert head(query, candidates)[0][3].isnan()
 
 
 def cases() -> dict[str, Case]:
@@ -363,7 +359,7 @@ def run_all() -> dict[str, str]:
     told: dict[str, str] = {}
     types = (torch.float32, torch.float16, torch.bfloat16)
     usable = lambda tensor: tensor.dtype in types  # noqa: E731
-    with mock.patch.object(fused, "usable", usable):
+    with mock.patch.object(cuda, "usable", usable):
         for name, case in cases().items():
             start = time.perf_counter()
             try:

@@ -32,7 +32,7 @@ def model(head: Any = None, source: Callable[[], Any] | None = None, **options: 
     torch.manual_seed(3)
     negatives = Table(V, D, sampler=Unigram(COUNTS), draws=6, std=0.5) if source is None else source()
     if head is None:
-        head = NCE(temperature=1.0, cosine=False, correction=False, noise=3)
+        head = NCE(temperature=1.0, cosine=False, correction=False, num_noise=3)
     made = WordVectors(
         WordTable(V, D),
         negatives,
@@ -126,11 +126,11 @@ def naive_step(
     def loss(query: Tensor, answer: int, noise: list[tuple[int, float]]) -> Tensor:
         def score(word: int) -> Tensor:
             value = query @ outputs[word] + head.bias().double()
-            return value - (log_q[word] + math.log(head.noise)) if head.correction else value
+            return value - (log_q[word] + math.log(head.num_noise)) if head.correction else value
 
         found = torch.log1p(torch.exp(-score(answer)))
         for word, share in noise:
-            found = found + head.noise * share * torch.log1p(torch.exp(score(word)))
+            found = found + head.num_noise * share * torch.log1p(torch.exp(score(word)))
         return found
 
     for n in range(len(part)):
@@ -151,7 +151,7 @@ def naive_step(
 @pytest.mark.parametrize(("correction", "bias"), [(False, 0.0), (True, 0.0), (True, -1.5), (False, 0.5)])
 def test_a_step_is_that_of_naive_sums_and_of_autograd(method: Any, correction: bool, bias: float) -> None:
     def fresh() -> WordVectors:
-        head = NCE(temperature=1.0, cosine=False, bias=bias, correction=correction, noise=3)
+        head = NCE(temperature=1.0, cosine=False, bias=bias, correction=correction, num_noise=3)
         return model(head, method=method)
 
     out, by_hand = fresh(), fresh()
@@ -175,7 +175,10 @@ def test_a_step_is_that_of_naive_sums_and_of_autograd(method: Any, correction: b
         (lambda: InfoNCE(temperature=1.0, cosine=False), lambda: Table(V, D, std=0.5)),
         (lambda: InfoNCE(temperature=1.0, cosine=False), lambda: Table(V, D, Unigram(COUNTS), draws=6, std=0.5)),
         (lambda: NCE(temperature=1.0, cosine=False), lambda: Tree(COUNTS, D)),
-        (lambda: NCE(temperature=0.5, cosine=True, noise=2), lambda: Table(V, D, Unigram(COUNTS), draws=6, std=0.5)),
+        (
+            lambda: NCE(temperature=0.5, cosine=True, num_noise=2),
+            lambda: Table(V, D, Unigram(COUNTS), draws=6, std=0.5),
+        ),
     ],
     ids=["full softmax", "sampled softmax", "hierarchical softmax", "cosine"],
 )
@@ -298,7 +301,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("noise", [3, None])
 def test_the_limit_is_the_same_by_autograd(method: Any, noise: float | None) -> None:
     def fresh() -> WordVectors:
-        head = NCE(temperature=1.0, cosine=False, correction=False, noise=noise)
+        head = NCE(temperature=1.0, cosine=False, correction=False, num_noise=noise)
         source = partial(Table, V, D, sampler=Unigram(COUNTS), draws=6, std=0.5, sparse=True)
         return model(head, source, method=method, limit=1.5)
 
@@ -359,7 +362,7 @@ def test_vectors_that_are_not_finite_are_told() -> None:
 def test_nothing_of_the_tables_size_is_made(method: Any, written_out: bool) -> None:
     """Not even a number for each word: an update takes the same memory whatever the vocabulary is."""
     words = 1000
-    head = NCE(temperature=1.0, cosine=False, correction=False, noise=3)
+    head = NCE(temperature=1.0, cosine=False, correction=False, num_noise=3)
     counts = torch.ones(words)
     negatives = Table(words, D, sampler=Unigram(counts), draws=6, sparse=True)
     made = WordVectors(WordTable(words, D), negatives, head, counts, method=method, window=W, block=L, blocks=2)
@@ -393,4 +396,4 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 def test_noise_must_be_positive() -> None:
     with pytest.raises(InputError, match=r"got 0"):
-        NCE(noise=0)
+        NCE(num_noise=0)

@@ -1,13 +1,22 @@
 """Heads score queries against candidates and turn the scores into one loss per query."""
 
 from contrast.heads.adaptive_softmax import AdaptiveSoftmax
-from contrast.heads.bias import Bias, Estimated, FixedBias, LearnedBias
-from contrast.heads.head import Head, Scores
+from contrast.heads.head import Head
 from contrast.heads.info_nce import InfoNCE
 from contrast.heads.margin import ArcFace, CosFace, LSoftmax
 from contrast.heads.nce import NCE
-from contrast.heads.temperature import Cosine, Fixed, Learnable, Temperature
+from contrast.heads.scalars import (
+    Bias,
+    Cosine,
+    Estimated,
+    Fixed,
+    FixedBias,
+    Learnable,
+    LearnedBias,
+    Temperature,
+)
 from contrast.losses.logistic import logistic_loss
+from contrast.losses.scores import Scores
 from contrast.losses.softmax import softmax_loss
 
 __all__ = [

@@ -1,39 +1,28 @@
-"""What both heads share: scores of queries against their candidates, a temperature, what is logged of them.
+"""What all heads share: a temperature, a similarity, a margin, and the metrics that are logged of the scores.
 
-B queries, C candidates, P answers, D dimensions.
+B queries, C candidates, P positives of each query's own, D dimensions.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
-from contrast.errors import InputError
-from contrast.heads.fused import covers
-from contrast.heads.temperature import Temperature, as_temperature
-from contrast.heads.tiles import WORTH, WORTH_CUDA, WORTH_GPU, floored
-from contrast.losses.similarity import similarity
+from contrast.heads.scalars import Temperature, as_temperature
+from contrast.losses.plan import Scoring, plan
+from contrast.losses.scores import Scores, gathered, in_blocks, score_matrix
 
-DESCRIBED = 1024  # queries whose scores are logged
-
-
-class Scores(NamedTuple):
-    """Scores of all candidates, a query's own answers first, and their masks, each [B, P + C]."""
-
-    values: Tensor
-    positive: Tensor
-    valid: Tensor
+MAX_DESCRIBED_QUERIES = 1024
+MAX_DESCRIBED_SCORES = 2**21  # 8 MiB in float32
 
 
 class Head(nn.Module):
-    """Scores similarity / temperature; a subclass turns them into one loss per query.
+    """Scores similarity / temperature. A subclass turns the scores into one loss per query, in `losses`.
 
     temperature  a positive number, or a `Temperature` (`Learnable`, `Cosine`)
     cosine       cosine similarity; False: dot product
     margin       applied to the cosine of the positives (`CosFace`, `ArcFace`, `LSoftmax`), or None
-    tiled        whether the loss is computed tile by tile, in memory linear in B and C, where it can be; None: where
-                 that is no slower. The same numbers either way, to rounding
+    tiled        False: the loss is computed from the whole matrix of scores; True: never from the whole matrix;
+                 None: whichever is faster. The numbers are the same, to rounding
     """
 
     def __init__(
@@ -47,91 +36,72 @@ class Head(nn.Module):
         self.temperature = as_temperature(temperature)
         self.cosine, self.margin, self.tiled = cosine, margin, tiled
 
-    def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """Losses [B] of `query` [B, D], and which queries count [B] bool: those that have a positive."""
-        elsewhere = WORTH if query.device.type == "cpu" else WORTH_GPU
-        worth = WORTH_CUDA if covers(self, query, candidates) else elsewhere
-        big = len(query) * len(candidates) >= worth
-        if self.tiled or candidates.ring or (self.tiled is None and big):
-            told = self.tiled_losses(query, candidates)
-            if told is not None:
-                return told
-            if candidates.ring:
-                raise InputError(f"{type(self).__name__} with these options needs the whole matrix: set ring=false")
-        scores = self.scores(query, candidates)
-        return self.losses(scores), scores.positive.any(dim=1)
+    def scoring(self) -> Scoring:
+        """How similarities become scores."""
+        return Scoring(self.temperature(), self.cosine, self.margin, tiled=self.tiled)
 
-    def tiled_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor] | None:
-        """As `forward`, tile by tile; None where this head or these candidates need the whole matrix."""
-        return None
+    def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Losses [B] of `query` [B, D], and which queries count [B] bool: those that have a positive.
+
+        For a subclass that has `losses` alone. Few scores are one matrix. Many are computed in blocks of queries, each
+        of them again in the backward pass, so that memory is linear in queries and candidates.
+        """
+        how = plan(query, candidates, self.scoring(), lists=False, masks=False, triton=False)
+
+        def of_rows(query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+            scores = self.scores(query, candidates)
+            return self.losses(scores), scores.positive.any(dim=1)
+
+        if how.method == "matrix":
+            return of_rows(query, gathered(candidates))
+        losses, counted = in_blocks(of_rows, query, gathered(candidates))
+        return losses, counted
 
     def losses(self, scores: Scores) -> Tensor:
-        """One loss per query [B]; 0, with a zero gradient, for one without a positive."""
+        """One loss per query [B], of that query's scores alone; 0, with a zero gradient, without a positive."""
         raise NotImplementedError
 
     def scores(self, query: Tensor, candidates: Candidates) -> Scores:
-        """Corrected scores of `query` [B, D], float32 or float64."""
-        values, positive, valid = self.raw_scores(query, candidates)
-        correction = _beside(candidates.positives_log_q, candidates.log_q, candidates, values)
-        return Scores(values if correction is None else values - correction, positive, valid)
-
-    def raw_scores(self, query: Tensor, candidates: Candidates) -> Scores:
-        """As `scores`, without the correction by log_q."""
-        positive, valid = candidates.masks()
-        values = similarity(query, candidates.vectors, self.cosine)  # [B, C]
-        if candidates.ids is not None:  # else none is positive
-            margined = self.with_margin(values, query[:, None], candidates.vectors)
-            values = values if self.margin is None else torch.where(positive, margined, values)
-        if candidates.positives is not None:
-            answers = similarity(query, candidates.positives, self.cosine)  # [B, P]
-            all_of_them = torch.ones_like(answers, dtype=torch.bool)
-            answers = self.with_margin(answers, query[:, None], candidates.positives)
-            values = torch.cat([answers, values], dim=1)  # [B, P + C]
-            positive = torch.cat([all_of_them, positive], dim=1)
-            valid = torch.cat([all_of_them, valid], dim=1)
-        return Scores(values / self.temperature(), positive, valid)
-
-    def with_margin(self, values: Tensor, query: Tensor, vectors: Tensor) -> Tensor:
-        """Similarities less the margin, as of positives; a dot product is |q| |c| cos, and its cosine bears it.
-
-        query, vectors  [..., D], whose similarities the values [...] are
-        """
-        if self.margin is None:
-            return values
-        if self.cosine:
-            return self.margin(values)
-        query, vectors = query.to(values.dtype), vectors.to(values.dtype)
-        lengths = torch.linalg.vector_norm(query, dim=-1) * torch.linalg.vector_norm(vectors, dim=-1)  # [...]
-        return lengths * self.margin(values / torch.where(lengths > 0, lengths, 1))
+        """Scores of `query` [B, D] as one matrix, float32 or float64."""
+        return score_matrix(query, candidates, self.scoring())
 
     @torch.no_grad()
     def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
-        """What the loss does not say, as scalar tensors, over the first queries that have a positive and a negative.
+        """Metrics that the loss does not show, as scalar tensors; NaN where there is nothing to measure.
 
-        At most `DESCRIBED` queries, so that a log step holds no more than a slice of the scores.
+        They are means over the first queries that have a positive and a negative: at most MAX_DESCRIBED_QUERIES, and
+        so few that their scores are a small part of all scores.
 
         temperature         the present one
         uncounted           queries without a positive
-        top1                the best-scored valid candidate is a positive
-        positive_score      mean score (similarity / temperature) of the positives; negative_score likewise
+        top1                share of queries of which a positive scores higher than every negative
+        positive_score      mean score (margin(similarity) / temperature) of the positives; negative_score likewise
         """
-        rows = slice(0, min(len(query), DESCRIBED))
-        scores = self.raw_scores(query[rows], candidates.tile(rows, slice(None)))
+        few = max(64, MAX_DESCRIBED_SCORES // max(1, len(candidates)))
+        rows = slice(0, min(len(query), MAX_DESCRIBED_QUERIES, few))
+        part = candidates.tile(rows, slice(None))
+        scoring = self.scoring()._replace(correction=False)
+        scores = score_matrix(query[rows], part, scoring)
         values, positive, valid = scores
         negative = valid & ~positive
+        some = positive.any(dim=1) & negative.any(dim=1)  # [B]
         lowest = torch.finfo(values.dtype).min
-        best = values.masked_fill(~valid, lowest).argmax(dim=1, keepdim=True)  # [B, 1]
-        figures = {
-            "top1": positive.gather(1, best).squeeze(1).to(values.dtype),
+        best_negative = values.masked_fill(~negative, lowest).amax(dim=1)
+        metrics = {
+            # a tie counts against the positive: a collapsed encoder, of which all scores are equal, has top1 = 0
+            "top1": (values.masked_fill(~positive, lowest).amax(dim=1) > best_negative).to(values.dtype),
             "positive_score": _row_mean(values, positive),
             "negative_score": _row_mean(values, negative),
-        } | self.describe_rows(self.scores(query[rows], candidates.tile(rows, slice(None))))
-        told = positive.any(1) & negative.any(1)  # [B]
-        means = {name: torch.where(told, row, 0).sum() / told.sum().clamp(min=1) for name, row in figures.items()}
-        return means | {"temperature": self.temperature(), "uncounted": (~positive.any(1)).sum()}
+        }
+        if part.log_q is not None or part.positives_log_q is not None:
+            del values, scores
+            scores = self.scores(query[rows], part)
+        metrics |= self.describe_rows(scores)
+        means = {name: torch.where(some, row, 0).sum() / some.sum() for name, row in metrics.items()}  # 0 / 0 is NaN
+        return means | {"temperature": self.temperature(), "uncounted": (~positive.any(dim=1)).sum()}
 
     def describe_rows(self, scores: Scores) -> dict[str, Tensor]:
-        """More figures of each query, [B], by name."""
+        """More metrics of each query, [B], by name."""
         return {}
 
     def plan(self, steps: int) -> None:
@@ -143,17 +113,5 @@ class Head(nn.Module):
         self.temperature.advance()
 
 
-def _beside(answers: Tensor | None, shared: Tensor | None, candidates: Candidates, like: Tensor) -> Tensor | None:
-    """A rule of the answers [B, P] and one of the shared candidates [C] or [B, C] as one [B, P + C]; 0 where absent."""
-    if shared is None and answers is None:
-        return None
-    rows, count = len(like), len(candidates)
-    shared = like.new_zeros(rows, count) if shared is None else floored(shared).expand(rows, count)
-    if candidates.positives is None:
-        return shared
-    answers = like.new_zeros(candidates.positives.shape[:2]) if answers is None else floored(answers)
-    return torch.cat([answers, shared], dim=1)
-
-
 def _row_mean(scores: Tensor, mask: Tensor) -> Tensor:
-    return scores.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)
+    return torch.where(mask, scores, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

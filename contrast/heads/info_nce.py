@@ -3,22 +3,15 @@
 B queries, C candidates.
 """
 
-import math
-
-import torch
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
-from contrast.distributed import log_mean_exp_over_ranks, mean_over_ranks
 from contrast.errors import InputError
-from contrast.heads.fused import covers, softmax_statistics
-from contrast.heads.head import Head, Scores
-from contrast.heads.temperature import Temperature
-from contrast.heads.tiles import Tiles, tiles
-from contrast.losses.softmax import Statistics, debiased, from_statistics, statistics
-from contrast.losses.tiled.masked import MaskedStatistics
-from contrast.losses.tiled.plan import Plan
-from contrast.losses.tiled.statistics import lse_of_negatives, of_positives
+from contrast.heads.head import Head
+from contrast.heads.scalars import Temperature
+from contrast.losses.plan import Scoring
+from contrast.losses.scores import Scores
+from contrast.losses.softmax import debiased, loss_of, positive_weighting, softmax_loss, statistics
 
 
 class InfoNCE(Head):
@@ -29,11 +22,12 @@ class InfoNCE(Head):
     margin           taken from the positives: `CosFace`, `ArcFace`, `LSoftmax`
     decoupled        positives are left out of the denominator: DCL (Yeh et al. 2022, eq. 6)
     positive_sigma   DCLW's sigma (same, eq. 7), usually 0.5: a query's positive score is weighted by
-                     2 - exp(cos / sigma) / mean over queries; the weight is taken as a constant. None: 1
+                     2 - exp(cos / sigma) / mean over queries, cos without margin and log_q; the weight is a constant.
+                     None: 1
     class_prior      tau+ of the debiased loss (Chuang et al. 2020, eq. 8): share of the negatives that are false
     hardness         beta of hard-negative weighting (Robinson et al. 2021, eq. 4); with class_prior it is theirs
-    label_smoothing  share of the target spread over all candidates that count; it needs the whole matrix
-    tiled            tile by tile, in memory linear in queries and candidates; None: where that is no slower
+    label_smoothing  share of the target that is spread over all candidates that count
+    tiled            as in `Head`
 
     Candidates that carry `log_q` are scored `similarity / temperature - log_q`.
     """
@@ -66,76 +60,20 @@ class InfoNCE(Head):
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         if candidates.log_q is not None and (self.class_prior or self.hardness):
             raise InputError("class_prior and hardness reweight a batch's negatives, not draws that carry log_q")
-        return super().forward(query, candidates)
-
-    def losses(self, scores: Scores) -> Tensor:
-        return self.of_statistics(statistics(*scores, hardness=self.hardness, smoothed=self.label_smoothing > 0))
-
-    def tiled_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor] | None:
-        if self.label_smoothing:
-            return None
-        if covers(self, query, candidates):
-            stats = softmax_statistics(self, query, candidates, self.hardness)
-            return self.of_statistics(stats), stats.positives > 0
-        found = tiles(self, query, candidates)
-        if found is None or (found.layout is None and self.hardness):
-            return None
-        stats = tiled_statistics(found, candidates, self.hardness)
-        return self.of_statistics(stats), stats.positives > 0
-
-    def of_statistics(self, stats: Statistics) -> Tensor:
-        """Losses [B]."""
+        temperature, weighted = self.temperature(), self.positive_sigma is not None
+        scoring = Scoring(temperature, self.cosine, self.margin, tiled=self.tiled)
+        stats = statistics(query, candidates, scoring, self.hardness, self.label_smoothing > 0, weighted)
         if self.class_prior:
-            stats = debiased(stats, self.class_prior, -1 / self.temperature())
-        loss = from_statistics(stats, self.decoupled, self.label_smoothing)
+            stats = debiased(stats, self.class_prior, -1 / temperature)
+        loss = loss_of(stats, self.decoupled, self.label_smoothing)
         if self.positive_sigma is not None:
-            counted = stats.positives > 0
-            weight = self._positive_weight(stats.mean_pos, counted)
-            there = counted & (stats.negatives > 0)  # where the loss holds mean_pos
-            loss = loss + torch.where(there, (1 - weight) * stats.mean_pos, 0)  # weight * mean_pos in place of it
-        return loss
-
-    @torch.no_grad()
-    def _positive_weight(self, mean_pos: Tensor, counted: Tensor) -> Tensor:
-        """2 - exp(cos / sigma) / mean exp(cos / sigma), [B]; the mean is over the counted queries of all ranks."""
-        assert self.positive_sigma is not None
-        raised = mean_pos * self.temperature() / self.positive_sigma  # [B], cos / sigma
-        raised = raised.masked_fill(~counted, torch.finfo(raised.dtype).min)
-        log_total = log_mean_exp_over_ranks(raised.logsumexp(dim=0))  # of a rank, as is the count
-        count = mean_over_ranks(counted.sum().to(raised.dtype))
-        return 2 - count * (raised - log_total).exp()
+            loss = loss + positive_weighting(stats, self.positive_sigma)
+        return loss, stats.num_positives > 0
 
     def describe_rows(self, scores: Scores) -> dict[str, Tensor]:
         """bound: log(number of valid candidates) - InfoNCE loss.
 
         Its mean is the bound on mutual information in nats where there is one positive (Poole et al. 2019, eq. 10).
         """
-        loss = from_statistics(statistics(*scores))
-        return {"bound": scores.valid.sum(1).clamp(min=1).to(loss.dtype).log() - loss}
-
-
-def tiled_statistics(found: Tiles, candidates: Candidates, hardness: float) -> Statistics:
-    """As `statistics`, of scores that are not held."""
-    query, vectors, offset = found.query, found.vectors, found.offset
-    if found.layout is None:
-        plan = Plan(len(query), len(vectors), None)
-        return Statistics(*MaskedStatistics.apply(query, vectors, offset, plan, candidates))
-    plan, negatives = found.layout.plan, found.layout.negatives
-
-    def lse(scale: float) -> Tensor:
-        """Of `scale` times the scores."""
-        if scale == 1:
-            return lse_of_negatives(query, vectors, offset, plan, found.symmetric, found.blocks)
-        half = math.sqrt(scale) if found.symmetric else scale
-        scaled = half * query
-        others = vectors if not found.symmetric else scaled if vectors is query else half * vectors
-        return lse_of_negatives(scaled, others, offset, plan, found.symmetric, found.blocks)
-
-    if not hardness:
-        lse_neg = lse(1)
-    else:
-        lse_neg = lse(1 + hardness) - lse(hardness)
-        lse_neg = lse_neg + negatives.clamp(min=1).to(lse_neg.dtype).log()
-        lse_neg = torch.where(negatives > 0, lse_neg, torch.finfo(lse_neg.dtype).min)
-    lse_pos, mean_pos, positives = of_positives(found.positive_scores, found.positive_row, len(query))
-    return Statistics(lse_neg, lse_pos, mean_pos, positives, negatives)
+        loss = softmax_loss(*scores)
+        return {"bound": scores.valid.sum(dim=1).clamp(min=1).to(loss.dtype).log() - loss}

@@ -32,7 +32,9 @@ class ArcFace(nn.Module):
         self.m = _in_range("ArcFace", m, math.pi)
 
     def forward(self, cosine: Tensor) -> Tensor:
-        sine = (1 - cosine.square()).clamp(min=_EDGE).sqrt()
+        squared = 1 - cosine.square()
+        sine = squared.clamp(min=_EDGE).sqrt()
+        sine = sine + (squared.clamp(min=0).sqrt() - sine).detach()  # exact at the edge, with a finite gradient
         turned = cosine * math.cos(self.m) - sine * math.sin(self.m)
         return torch.where(cosine > -math.cos(self.m), turned, cosine - self.m * math.sin(self.m))
 

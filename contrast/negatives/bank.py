@@ -12,7 +12,7 @@ from contrast.candidates import Candidates
 from contrast.distributed import gather, rank, world_size
 from contrast.errors import InputError
 from contrast.losses.similarity import similarity, unit
-from contrast.negatives.source import Asked, Source
+from contrast.negatives.source import Queries, Source, as_rows
 from contrast.samplers import Sampler
 
 
@@ -20,14 +20,14 @@ class Bank(Source):
     """A row for each image, unit vectors, moved towards the image's embedding after every step it takes part in.
 
     size       N, number of images; ids are rows. dim  D
-    sampler    of the noise; None: the whole bank is scored, a softmax over all instances
-    draws      K noise rows, with replacement, shared by all queries of a step on all ranks; they carry log_q, and one
-               that is the query's own row stays noise, as NCE and the sampled softmax's exact pairing want it
-    proximity  draws from softmax(cosine / proximity) over the rows instead, K of its own for every query: hard
-               negatives with their exact log_q. It scores the whole bank, without gradient
+    sampler    draws the noise; None: the whole bank is scored, a softmax over all instances
+    draws      K noise rows, with replacement, shared by all queries of a step on all ranks. They carry log_q. A draw of
+               the query's own row stays among the noise, as NCE and the sampled softmax require
+    proximity  draws from softmax(cosine / proximity) over the rows instead, K rows for every query: hard negatives with
+               their exact log_q. This scores the whole bank, without gradient
     momentum   row <- unit(momentum row + (1 - momentum) embedding), the embedding the unit mean of the image's views
 
-    Replicated: every rank holds all N rows and writes all of a step's, so that they agree. Starts from random unit
+    Every rank holds all N rows and writes all rows of a step, so that the ranks agree. The rows start as random unit
     vectors.
     """
 
@@ -64,24 +64,24 @@ class Bank(Source):
         ids: Tensor,
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Asked:
-        """One direction for all P views; `key` and `groups` are not looked at."""
-        flat, ids = query.flatten(0, 1), ids.repeat(len(query))  # [P B, D], [P B]
+    ) -> Queries:
+        """One direction for all P views. `key` and `groups` are not used. InputError for ids that are no rows."""
+        flat, ids = query.flatten(0, 1), as_rows(ids, len(self.vectors)).repeat(len(query))  # [P B, D], [P B]
         if self.sampler is None and self.proximity is None:
             everything = torch.arange(len(self.vectors), device=ids.device)
             return [(flat, Candidates(self.vectors, ids, ids=everything))]
         if self.sampler is not None:
             drawn = self.sampler.draw((self.draws,), generator)  # [K]
             log_q = self.sampler.log_prob(drawn)
-            positives_log_q = self.sampler.log_prob(ids)  # [P B]
+            own_log_q = self.sampler.log_prob(ids)  # [P B]
         else:
-            drawn, log_q, positives_log_q = self._near(query, ids, generator)  # [P B, K], [P B, K], [P B]
+            drawn, log_q, own_log_q = self._near(query, ids, generator)  # [P B, K], [P B, K], [P B]
         candidates = Candidates(
             vectors=self.vectors[drawn],
             query_ids=ids,
             log_q=log_q + math.log(self.draws),
             positives=self.vectors[ids][:, None],  # [P B, 1, D]
-            positives_log_q=positives_log_q[:, None] + math.log(self.draws),
+            positives_log_q=own_log_q[:, None] + math.log(self.draws),
         )
         return [(flat, candidates)]
 
@@ -103,8 +103,8 @@ class Bank(Source):
     @torch.no_grad()
     def update(self, query: Tensor, key: Tensor | None, ids: Tensor, groups: Tensor | None = None) -> None:
         embedding = gather(unit(unit(query.to(self.vectors.dtype)).mean(dim=0)))  # [P, B, D] -> [W B, D]
-        ids = gather(ids)
-        # of an image that is there twice every rank writes the same embedding, the first
+        ids = gather(as_rows(ids, len(self.vectors)))
+        # if an image is in the batch twice, every rank writes the same embedding, the first one
         order = ids.argsort(stable=True)
         embedding = embedding[order[torch.searchsorted(ids[order], ids)]]
         self.vectors[ids] = unit(self.momentum * self.vectors[ids] + (1 - self.momentum) * embedding)

@@ -9,13 +9,15 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.distributed import gather, rank, world_size
 from contrast.errors import InputError
-from contrast.negatives.source import Asked, Source
+from contrast.ids import as_ids
+from contrast.negatives.source import Queries, Source
 
 
 class InBatch(Source):
     """All views of the whole batch are candidates, the other views of an image positive (Chen et al. 2020, eq. 1).
 
-    ring  with several ranks the vectors are passed round instead of gathered, so that no rank holds all of them
+    ring  with several ranks the vectors are ring around a ring instead of gathered, so that no rank holds all of them.
+          Positives must then be on the rank of their query, so ids must not be labels
     """
 
     def __init__(self, ring: bool = False) -> None:
@@ -29,29 +31,30 @@ class InBatch(Source):
         ids: Tensor,
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Asked:
-        """One direction: the queries are their own candidates, and `key` is not looked at.
+    ) -> Queries:
+        """One direction: the queries are their own candidates. `key` is not used.
 
-        Raises InputError where there is nothing to contrast: fewer than two views, or a batch of one image in all.
+        Raises InputError for fewer than two views, and for a batch of one image over all ranks: there are no negatives.
         """
         views, images, _ = query.shape
         if views < 2:
             raise InputError(f"in-batch negatives need at least 2 views of an image, got {views}")
         _at_least_two(images)
+        ids, groups = as_ids("ids", ids), None if groups is None else as_ids("groups", groups)
         flat = query.flatten(0, 1)  # [V, B, D] -> [V B, D]
         query_ids = ids.repeat(views)  # [V B]
         query_groups = None if groups is None else groups.repeat(views)
-        own = torch.arange(len(flat), device=ids.device)
-        passed = self.ring and world_size() > 1
+        index = torch.arange(len(flat), device=ids.device)
+        ring = self.ring and world_size() > 1
         candidates = Candidates(
-            vectors=flat if passed else gather(flat),  # [W V B, D]
+            vectors=flat if ring else gather(flat),  # [W V B, D]
             query_ids=query_ids,
-            ids=query_ids if passed else gather(query_ids),
-            self_index=own if passed else rank() * len(flat) + own,
-            excluded_groups=query_groups if passed or query_groups is None else gather(query_groups),
+            ids=query_ids if ring else gather(query_ids),
+            self_index=index if ring else rank() * len(flat) + index,
+            excluded_groups=query_groups if ring or query_groups is None else gather(query_groups),
             query_groups=query_groups,
             symmetric=True,
-            ring=passed,
+            ring=ring,
         )
         return [(flat, candidates)]
 
@@ -59,8 +62,9 @@ class InBatch(Source):
 class Paired(Source):
     """The candidates of query[p] are key[p] of the whole batch: MoCo v3, CLIP, SigLIP.
 
-    reverse  key[p] asks query[p] too: CLIP's second direction (Radford et al. 2021, figure 3)
-    ring     with several ranks the vectors are passed round instead of gathered, so that no rank holds all of them
+    reverse  the keys are queries, too, with query[p] of the whole batch as candidates: CLIP's second direction
+             (Radford et al. 2021, figure 3)
+    ring     as in `InBatch`
     """
 
     def __init__(self, reverse: bool = False, ring: bool = False) -> None:
@@ -74,23 +78,24 @@ class Paired(Source):
         ids: Tensor,
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Asked:
+    ) -> Queries:
         """A direction for each of the P pairs, twice as many with `reverse`. InputError for a batch of one image."""
         if key is None:
             raise InputError("paired negatives need a key encoder, or a second view")
         _at_least_two(len(ids))
-        passed = self.ring and world_size() > 1
-        all_ids = ids if passed else gather(ids)
-        all_groups = groups if passed or groups is None else gather(groups)
+        ids, groups = as_ids("ids", ids), None if groups is None else as_ids("groups", groups)
+        ring = self.ring and world_size() > 1
+        all_ids = ids if ring else gather(ids)
+        all_groups = groups if ring or groups is None else gather(groups)
 
-        def direction(asking: Tensor, answering: Tensor) -> tuple[Tensor, Candidates]:
-            vectors = answering if passed else gather(answering)
-            return asking, Candidates(
-                vectors, ids, all_ids, excluded_groups=all_groups, query_groups=groups, ring=passed
+        def direction(queries: Tensor, keys: Tensor) -> tuple[Tensor, Candidates]:
+            vectors = keys if ring else gather(keys)
+            return queries, Candidates(
+                vectors, ids, all_ids, excluded_groups=all_groups, query_groups=groups, ring=ring
             )
 
-        asked = [direction(q, k) for q, k in zip(query, key, strict=True)]
-        return asked + [direction(k, q) for q, k in zip(query, key, strict=True) if self.reverse]
+        forth = [direction(q, k) for q, k in zip(query, key, strict=True)]
+        return forth + [direction(k, q) for q, k in zip(query, key, strict=True) if self.reverse]
 
 
 def _at_least_two(images: int) -> None:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from contrast.candidates import ABSENT, Candidates
 from contrast.distributed import gather
 from contrast.errors import InputError
+from contrast.ids import as_ids
 from contrast.losses.similarity import similarity
 from contrast.negatives.in_batch import Paired
-from contrast.negatives.source import Asked, Source
+from contrast.negatives.source import Queries, Source
 
-_NOBODY = ABSENT + 1  # the id of a row that is nobody's positive
+_NO_POSITIVE = ABSENT + 1  # the id of a row that is no query's positive
 
 
 class Rows(nn.Module):
@@ -39,29 +40,31 @@ class Rows(nn.Module):
         """Write vectors [N, D] with ids [N] over the oldest rows; of more than K only the last K remain."""
         size = len(self.ids)
         vectors, ids = vectors[-size:], ids[-size:]
-        at = (self.head + torch.arange(len(ids), device=self.ids.device)) % size  # wraps round the end
+        at = (self.head + torch.arange(len(ids), device=self.ids.device)) % size  # wraps around
         self.vectors[at] = vectors.to(self.vectors.dtype)
         self.ids[at] = ids
         self.head.copy_((self.head + len(ids)) % size)
 
     def push_all_ranks(self, key: Tensor, ids: Tensor) -> None:
         """The keys [P, B, D] of every rank, pair after pair in the order of the whole batch."""
-        ids = gather(ids)
+        ids = gather(as_ids("ids", ids))
         for each in key:
             self.push(gather(each), ids)
 
 
 class Queue(Source):
-    """A query's own key is its answer, the rows of the queue are its negatives (He et al. 2020, algorithm 1).
+    """A query's own key is its positive, and the rows of the queue are its negatives (He et al. 2020, algorithm 1).
 
-    size       K; any batch fits: it wraps round the end, and of a batch larger than K the last K keys stay
+    size       K. Batches of any size are accepted: writes wrap around, and only the last K keys of a larger batch are
+               kept
     dim        D
     in_batch   the other keys of the batch are negatives too
-    positives  rows of the query's id are positives (with labels as ids: MoCo with SupCon). False: they are older views
-               of the query's own image, or of its group, and do not count
+    positives  rows with the query's id are positives (with labels as ids: MoCo with SupCon). False: they are older
+               views of the query's image, or of its group, and are left out
 
-    The queue starts empty: rows not filled do not count, and while there are none in_batch alone gives negatives; a
-    query without negatives has the loss 0. Keys enter it after the optimiser's step, in the order of the whole batch.
+    The queue starts empty, and rows that are not filled yet do not count. Until the first keys arrive, only `in_batch`
+    provides negatives, and a query without negatives has the loss 0. Keys enter the queue after the optimiser's step,
+    in the order of the whole batch.
     """
 
     def __init__(self, size: int, dim: int, in_batch: bool = False, positives: bool = False) -> None:
@@ -82,21 +85,22 @@ class Queue(Source):
         ids: Tensor,
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Asked:
+    ) -> Queries:
         """A direction for each of the P pairs."""
         if key is None:
             raise InputError("a queue needs keys: a key encoder (key=momentum) or a second view")
         if self.positives and groups is not None:
             raise InputError("positives=True does not go with same_label=ignored: rows hold groups then, no ids")
+        ids, groups = as_ids("ids", ids), None if groups is None else as_ids("groups", groups)
         query_groups = ids if groups is None else groups
-        # training goes on to write into the buffers, but only after backward
+        # `update` writes into these buffers, but only after the backward pass
         vectors, row_groups = self.rows.vectors, self.rows.ids
-        asked = []
+        directions = []
         for q, k in zip(query, key, strict=True):
             if self.in_batch:
                 shared = torch.cat([gather(k).to(vectors.dtype), vectors])  # [W B + K, D]
                 batch_ids = gather(ids)
-                row_ids = row_groups if self.positives else torch.where(row_groups == ABSENT, ABSENT, _NOBODY)
+                row_ids = row_groups if self.positives else torch.where(row_groups == ABSENT, ABSENT, _NO_POSITIVE)
                 candidates = Candidates(
                     shared,
                     ids,
@@ -113,8 +117,8 @@ class Queue(Source):
                     query_groups=query_groups,
                     positives=k[:, None],  # [B, 1, D]
                 )
-            asked.append((q, candidates))
-        return asked
+            directions.append((q, candidates))
+        return directions
 
     def update(self, query: Tensor, key: Tensor | None, ids: Tensor, groups: Tensor | None = None) -> None:
         assert key is not None
@@ -140,7 +144,7 @@ class Nearest(Source):
         ids: Tensor,
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Asked:
+    ) -> Queries:
         """A direction for each of the P pairs."""
         if key is None:
             raise InputError("nearest neighbours need keys: a key encoder or a second view")

@@ -4,18 +4,21 @@ import torch
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
+from contrast.errors import InputError
+from contrast.ids import as_ids
 
-Asked = list[tuple[Tensor, Candidates]]  # queries [Q, D] with their candidates, once for each direction
+Queries = list[tuple[Tensor, Candidates]]  # queries [Q, D] with their candidates, once for each direction of the loss
 
 
 class Source(nn.Module):
-    """A source of negatives: from a batch's queries to who may answer them.
+    """A source of negatives: it turns a batch's queries into queries with candidates.
 
     P pairs of views, B images of this rank, D dimensions.
 
-    ids_are_rows    ids are numbers of rows: with same_label=positive every image needs a label
-    needs_labels  and the rows are classes: it needs same_label=positive
-    supports_groups     images of one group are left out of each other's negatives: same_label=ignored
+    ids_are_rows     `forward` indexes a table with `ids`, so every image must have one (a label, with
+                     same_label=positive)
+    needs_labels     the rows are classes, so ids must be labels: same_label=positive
+    supports_groups  images of one group can be left out of each other's negatives: same_label=ignored
     """
 
     ids_are_rows = False
@@ -29,16 +32,27 @@ class Source(nn.Module):
         ids: Tensor,
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Asked:
+    ) -> Queries:
         """Queries with their candidates.
 
         query      [P, B, D]
-        key        [P, B, D], key[p] is what answers query[p]; None: nothing was encoded for it
-        ids        [B] int64, what an image is: equal ids are positive
-        groups     [B] int64, images of one group are no negatives of each other; None: all others are
-        generator  on the CPU, in the same state on every rank: of what is drawn for this batch
+        key        [P, B, D], key[p] is the positive of query[p]; None: no key was encoded
+        ids        [B] whole numbers. Equal ids are positives of each other
+        groups     [B] whole numbers. Images of one group are no negatives of each other; None: all others are negatives
+        generator  on the CPU, in the same state on every rank: for whatever is drawn for this batch
         """
         raise NotImplementedError
 
     def update(self, query: Tensor, key: Tensor | None, ids: Tensor, groups: Tensor | None = None) -> None:
-        """Take in the batch, after the optimiser's step; arguments as for `forward`, without gradient."""
+        """Store what this source remembers of the batch. Called after the optimiser's step, without gradient."""
+
+
+def as_rows(ids: Tensor, size: int) -> Tensor:
+    """Ids that index a table of `size` rows, as int64. InputError if one is out of range: -1 would mean the last row.
+
+    On a GPU the range is not checked, because reading the ids would wait for the device.
+    """
+    ids = as_ids("ids", ids)
+    if ids.device.type == "cpu" and len(ids) and not (ids.min() >= 0 and ids.max() < size):
+        raise InputError(f"ids must be rows 0..{size - 1}, but lie between {int(ids.min())} and {int(ids.max())}")
+    return ids

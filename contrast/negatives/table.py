@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from contrast.candidates import Candidates
 from contrast.errors import InputError
-from contrast.negatives.source import Asked, Source
+from contrast.negatives.source import Queries, Source, as_rows
 from contrast.samplers import Poisson, Sampler
 
 
@@ -20,15 +20,15 @@ class Table(Source):
 
     size     N, number of classes; dim  D
     sampler  None: every class is a candidate. Otherwise one of the two exact pairings for a sampled softmax:
-             a `Sampler` with `draws` K: independent draws with replacement; a draw of the query's own class stays
+             a `Sampler` with `draws` K: independent draws with replacement. A draw of the query's own class stays
                  noise, and all scores, the positive's too, are corrected by log(K q)
              a `Poisson` sample: every class is in it on its own with a probability pi; the query's own class is left
                  out of the noise, and all scores, the positive's too, are corrected by log pi
-             Distinct draws of a fixed number with either correction are biased, so they are not offered.
+             A fixed number of distinct draws is biased with either correction, so it is not offered.
     draws    K, of a `Sampler`
     std      of the normal distribution that the vectors start from
-    sparse   the gradient is sparse: a step makes nothing of the table's size, and wants an optimiser that takes sparse
-             gradients (SGD, Adagrad, SparseAdam). It needs a sampler: of a whole table every row has a gradient
+    sparse   the gradient is sparse: a step allocates nothing of the table's size. The optimiser must support sparse
+             gradients (SGD, Adagrad, SparseAdam). This needs a sampler: in a whole table every row has a gradient
 
     The draws of a step are shared by all its queries, on all ranks.
     """
@@ -61,14 +61,14 @@ class Table(Source):
         ids: Tensor,
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Asked:
-        """One direction for all P views; `key` and `groups` are not looked at."""
-        flat, ids = query.flatten(0, 1), ids.repeat(len(query))  # [P B, D], [P B]
-        answers = self.rows(ids)[:, None]  # [P B, 1, D]
+    ) -> Queries:
+        """One direction for all P views. `key` and `groups` are not used. InputError for ids that are no classes."""
+        flat, ids = query.flatten(0, 1), as_rows(ids, len(self.vectors)).repeat(len(query))  # [P B, D], [P B]
+        positives = self.rows(ids)[:, None]  # [P B, 1, D]
         if self.sampler is None:
             everything = torch.arange(len(self.vectors), device=ids.device)
             candidates = Candidates(
-                self.vectors, ids, excluded_groups=everything, query_groups=ids, positives=answers, classes=everything
+                self.vectors, ids, excluded_groups=everything, query_groups=ids, positives=positives, classes=everything
             )
             return [(flat, candidates)]
         if isinstance(self.sampler, Poisson):
@@ -79,7 +79,7 @@ class Table(Source):
                 excluded_groups=drawn,
                 query_groups=ids,
                 log_q=self.sampler.log_inclusion(drawn),
-                positives=answers,
+                positives=positives,
                 positives_log_q=self.sampler.log_inclusion(ids)[:, None],
                 classes=drawn,
             )
@@ -89,7 +89,7 @@ class Table(Source):
                 vectors=self.rows(drawn),
                 query_ids=ids,
                 log_q=self.sampler.log_prob(drawn) + math.log(self.draws),
-                positives=answers,
+                positives=positives,
                 positives_log_q=self.sampler.log_prob(ids)[:, None] + math.log(self.draws),
                 classes=drawn,
             )
@@ -101,7 +101,7 @@ class Table(Source):
 
 
 class Targets(Source):
-    """No vectors at all, only the class of each query: for a head that holds its classes itself (adaptive softmax)."""
+    """No vectors, only the class of each query: for a head that holds its classes itself (adaptive softmax)."""
 
     ids_are_rows = needs_labels = True
 
@@ -112,6 +112,6 @@ class Targets(Source):
         ids: Tensor,
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Asked:
+    ) -> Queries:
         flat = query.flatten(0, 1)
         return [(flat, Candidates(flat.new_empty(0, flat.shape[1]), ids.repeat(len(query))))]

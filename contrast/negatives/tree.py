@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from contrast.candidates import ABSENT, Candidates
 from contrast.errors import InputError
 from contrast.losses.similarity import similarity
-from contrast.negatives.source import Asked, Source
+from contrast.negatives.source import Queries, Source, as_rows
 from contrast.samplers import HuffmanTree, huffman
 
 
@@ -37,8 +37,8 @@ class Tree(Source):
         if dim < 1:
             raise InputError(f"a tree needs vectors of at least 1 dimension, got {dim}")
         self.sparse = sparse
-        there = torch.arange(tree.path.shape[1]) < tree.length[:, None]  # [N, L]
-        self.register_buffer("path", torch.where(there, tree.path, -1).to(torch.int32))  # [N, L], -1 beyond its end
+        on_path = torch.arange(tree.path.shape[1]) < tree.length[:, None]  # [N, L]
+        self.register_buffer("path", torch.where(on_path, tree.path, -1).to(torch.int32))  # [N, L], -1 beyond its end
         self.register_buffer("sign", 1 - 2 * tree.turn.to(torch.int8))  # [N, L], 1 or -1
         self.vectors = nn.Parameter(torch.zeros(len(tree.path) - 1, dim))
 
@@ -49,12 +49,12 @@ class Tree(Source):
         ids: Tensor,
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Asked:
-        """One direction for all P views; `key` and `groups` are not looked at."""
-        flat, ids = query.flatten(0, 1), ids.repeat(len(query))  # [P B, D], [P B]
+    ) -> Queries:
+        """One direction for all P views. `key` and `groups` are not used. InputError for ids that are no classes."""
+        flat, ids = query.flatten(0, 1), as_rows(ids, len(self.path)).repeat(len(query))  # [P B, D], [P B]
         path, sign = self.path[ids].long(), self.sign[ids]  # [P B, L]
-        there = path.clamp(min=0)  # beyond the end of a path node 0, which then counts for nothing
-        nodes = F.embedding(there, self.vectors, sparse=True) if self.sparse else self.vectors[there]  # [P B, L, D]
+        rows = path.clamp(min=0)  # beyond the end of a path this is node 0, which does not count there
+        nodes = F.embedding(rows, self.vectors, sparse=True) if self.sparse else self.vectors[rows]  # [P B, L, D]
         nodes = nodes * sign[:, :, None]
         positive = torch.zeros_like(ids)
         return [(flat, Candidates(nodes, positive, ids=torch.where(path >= 0, 0, ABSENT), classes=path))]

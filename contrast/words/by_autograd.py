@@ -89,6 +89,6 @@ def answered(head: nn.Module, asked: Questions, candidates: Candidates) -> tuple
         nodes = classes[classes >= 0]
         return nodes, torch.ones_like(nodes, dtype=torch.float32)
     # the noise of a pair is worth k words in NCE, in a softmax one
-    noise = (head.noise or len(classes)) if isinstance(head, NCE) else 1
+    noise = (head.num_noise or len(classes)) if isinstance(head, NCE) else 1
     weight = torch.full_like(classes, noise * pairs / max(1, len(classes)), dtype=torch.float32)
     return torch.cat([asked.answers, classes]), torch.cat([torch.ones_like(asked.share[:1]).expand(pairs), weight])

@@ -67,14 +67,14 @@ def best_scores(table: Table, head: Any, log_p: Tensor) -> Tensor:
     sampler, everything = table.sampler, torch.arange(len(log_p), device=table.vectors.device)
     best, log_m = log_p, torch.zeros_like(log_p)  # log_m [N]: what the correction takes away
     if isinstance(sampler, Sampler):
-        log_m = sampler.log_prob(everything).double().cpu() + math.log(head.noise or table.draws)
+        log_m = sampler.log_prob(everything).double().cpu() + math.log(head.num_noise or table.draws)
     else:
         log_others = torch.log1p(-log_p.exp())  # log(1 - p)
         best = log_p - log_others
         if isinstance(sampler, Poisson):
             log_m = sampler.log_inclusion(everything).double().cpu()
-        if head.noise is not None:
-            log_m = log_m + math.log(head.noise) - (log_m + log_others).logsumexp(dim=0)
+        if head.num_noise is not None:
+            log_m = log_m + math.log(head.num_noise) - (log_m + log_others).logsumexp(dim=0)
     if not head.correction:
         best = best - log_m
         for never in torch.nonzero(best.isinf()).flatten().tolist()[:1]:

@@ -17,9 +17,8 @@ from contrast.data.text.corpus import Corpus
 from contrast.data.text.spans import Span
 from contrast.errors import InputError
 from contrast.heads import NCE, AdaptiveSoftmax
-from contrast.heads.bias import FixedBias
-from contrast.heads.temperature import Fixed
-from contrast.heads.tiles import floored
+from contrast.heads.scalars import Fixed, FixedBias
+from contrast.losses.similarity import LOWEST_LOG_Q
 from contrast.negatives import Table
 from contrast.rng import generator
 from contrast.samplers import Sampler
@@ -167,7 +166,7 @@ class WordVectors(TextModel):
     def step(self, text: Blocks, drawn: Tensor, tally: Tensor, rate: float) -> None:
         """An update written out, with the draws [N, M]."""
         step = closed_form.skip_gram if self.method == "skipgram" else closed_form.cbow
-        rule = Rule(self.head.noise or self.negatives.draws, self.word_offset(), self.limit, tally)
+        rule = Rule(self.head.num_noise or self.negatives.draws, self.word_offset(), self.limit, tally)
         step(self.encoder.weight, self.negatives.vectors, text, drawn, rate, rule)
 
     def step_by_autograd(self, text: Blocks, draws: torch.Generator, tally: Tensor, rate: float) -> None:
@@ -190,8 +189,8 @@ class WordVectors(TextModel):
         """What the head adds to the score of each word: bias - log(k q) in NCE, [V]; None: nothing."""
         if self.offset is None and self.head.correction:
             everything, draws = torch.arange(len(self.negatives.vectors), device=self.device), self.negatives.draws
-            log_q = floored(self.negatives.sampler.log_prob(everything) + math.log(draws))  # as in the head
-            self.offset = self.head.bias() - log_q - math.log((self.head.noise or draws) / draws)
+            log_q = (self.negatives.sampler.log_prob(everything) + math.log(draws)).clamp(min=LOWEST_LOG_Q)
+            self.offset = self.head.bias() - log_q - math.log((self.head.num_noise or draws) / draws)
         if self.offset is None and float(self.head.bias()) != 0:
             self.offset = self.head.bias().expand(len(self.negatives.vectors))
         return self.offset

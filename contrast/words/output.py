@@ -12,7 +12,7 @@ def check_pair(negatives: Any, head: Any) -> None:
     plain = isinstance(head, NCE) and type(head.bias) is FixedBias and float(head.bias()) == 0
     fits = {
         Table: isinstance(head, InfoNCE | NCE) and head.margin is None,
-        Tree: plain and head.noise is None and head.margin is None,
+        Tree: plain and head.num_noise is None and head.margin is None,
         Targets: isinstance(head, AdaptiveSoftmax),
     }
     ok = next((fits[kind] for kind in fits if isinstance(negatives, kind)), False)

@@ -1,237 +1,301 @@
-"""Sums over the negatives of every query, tile by tile in torch: memory linear in queries and candidates.
+"""Sums over the negatives of every query, tile by tile in torch: the matrix of scores is never held as a whole.
 
-B queries, C candidates, D dimensions. Scores are s = q . c + offset, the queries already divided by the temperature.
-Forward keeps one number for each query; backward computes the tiles again.
+B queries, C candidates, P positives of each query's own, D dimensions, M listed positive pairs. A score is
+scale * similarity(query, candidate) + offset(candidate).
+
+The forward pass keeps one number for each query. The backward pass computes the tiles again, unless the scores are so
+few that keeping them is cheaper. Pairs that are no negatives are listed in `contrast.losses.plan` and left out.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from contrast.losses.tiled.once import once_differentiable
-from contrast.losses.tiled.plan import Plan
+from contrast.candidates import Candidates
+from contrast.distributed import gather
+from contrast.errors import InputError
+from contrast.losses.plan import PairLists, Scoring, Tiles
+from contrast.losses.similarity import LOWEST_LOG_Q, with_margin
+from contrast.losses.tiled.gradients import (
+    LOG2_E,
+    Options,
+    add_pair_gradients,
+    differentiable,
+    gradients,
+    of_lse,
+    of_softplus,
+    pieces,
+    through_unit,
+)
 
-Slope = Callable[[Tensor, slice, slice], Tensor]  # (scores of a tile, rows, columns) -> d loss / d scores
-LOG2_E = 1 / math.log(2)
-SPREAD = 120.0  # exp of half of it, and a sum of many such, are normal float32 numbers, and so are their inverses
+MAX_KEPT = 2**22  # scores of which the backward pass finds the exponentials again: 16 MiB in float32
+MAX_SPREAD = 120.0  # exp of half of it, and a sum of many such, are normal float32 numbers, and so are their inverses
 
 
-def tiles(
-    query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan, upper: bool = False
+class Sums(NamedTuple):
+    """What `NegativeSums` returns, and the sums around a ring.
+
+    negatives     [B], log-sum-exp of the negatives' scores (the dtype's lowest number where there are none), or the sum
+                  of their softplus
+    columns       [C], the same for every candidate, or None
+    similarities  [M], of the listed positives
+    own           [B, P], similarities of each query's own positives, or None
+    """
+
+    negatives: Tensor
+    columns: Tensor | None
+    similarities: Tensor
+    own: Tensor | None
+
+
+def list_sums(
+    query: Tensor,
+    candidates: Candidates,
+    scoring: Scoring,
+    lists: PairLists,
+    factor: float = 1.0,
+    bias: Tensor | None = None,
+    logistic: bool = False,
+    columns: bool = False,
+) -> Sums:
+    """The sums of `factor` times the scores, plus the bias; around a ring those over the candidates of all ranks."""
+    vectors, scale = candidates.vectors, factor / scoring.temperature
+    if query.shape[-1] != vectors.shape[-1]:
+        raise InputError(f"queries have {query.shape[-1]} dimensions, candidates {vectors.shape[-1]}")
+    if lists.ring is not None:
+        return Sums(*lists.ring.sums(query, vectors, scoring.cosine, scale, bias, logistic))
+    offset = bias if bias is None else bias.expand(len(vectors))
+    if scoring.correction and candidates.log_q is not None:
+        log_q = factor * candidates.log_q.clamp(min=LOWEST_LOG_Q)
+        offset = -log_q if offset is None else offset - log_q
+    if lists.absent is not None:
+        offset = scale.new_zeros(len(vectors)) if offset is None else offset
+        offset = offset.masked_fill(lists.absent, -torch.inf)
+    symmetric = candidates.symmetric and offset is None and not logistic
+    options = Options(lists, scoring.cosine, logistic, symmetric and vectors is not query, columns)
+    others = None if symmetric and vectors is query else vectors
+    return Sums(*NegativeSums.apply(query, others, candidates.positives, scale, offset, options))
+
+
+def positive_scores(
+    sums: Sums, query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists
+) -> tuple[Tensor, Tensor | None]:
+    """Scores of the listed positives [M] and of each query's own [B, P]: margin(similarity) / temperature - log_q."""
+    listed, own = sums.similarities, sums.own
+    row, column = lists.positive
+    if scoring.margin is not None:
+        pairs = (query, query) if scoring.cosine else (query[row], candidates.vectors[column])  # for their lengths
+        listed = with_margin(scoring.margin, scoring.cosine, listed, *pairs)
+        if own is not None and candidates.positives is not None:
+            own = with_margin(scoring.margin, scoring.cosine, own, query[:, None], candidates.positives)
+    listed = listed / scoring.temperature
+    if scoring.correction and candidates.log_q is not None:
+        listed = listed - candidates.log_q.clamp(min=LOWEST_LOG_Q)[column]
+    if own is not None:
+        own = own / scoring.temperature
+        if scoring.correction and candidates.positives_log_q is not None:
+            own = own - candidates.positives_log_q.clamp(min=LOWEST_LOG_Q)
+    return listed, own
+
+
+class NegativeSums(torch.autograd.Function):
+    """`Sums` of query [B, D], vectors [C, D], positives [B, P, D] or None, scale [], offset [C] or None, and `Options`.
+
+    vectors=None: the queries are the candidates, and each tile above the diagonal serves its rows and its columns.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        vectors: Tensor | None,
+        positives: Tensor | None,
+        scale: Tensor,
+        offset: Tensor | None,
+        options: Options,
+    ) -> tuple[Tensor | None, ...]:
+        lists, cosine, upper = options.lists, options.cosine, vectors is None
+        tiles = lists.tiles
+        dtype = torch.promote_types(query.dtype, torch.float32 if vectors is None else vectors.dtype)
+        dtype = torch.promote_types(dtype, torch.float32)
+        q, q_norm = _unit(query, dtype, cosine)
+        v, v_norm = (q, q_norm) if vectors is None else _unit(vectors, dtype, cosine)
+        shift = common_shift(q, v, scale.item(), offset, cosine)
+        few = tiles.queries * tiles.candidates <= MAX_KEPT
+        kept: list[Tensor] | None = None
+        if few and shift is not None and not options.logistic and any(ctx.needs_input_grad):
+            kept = []
+        columns = q.new_zeros(len(v)) if options.columns else None
+        if options.logistic:
+            negatives = row_sums(q * scale, v, moved_offset(offset, None, 1.0, dtype), tiles, softplus)
+        else:
+            scaled, moved = q * (scale * LOG2_E), moved_offset(offset, shift, LOG2_E, dtype)
+            if shift is None:
+                negatives = online_lse(scaled, v, moved, tiles, columns)
+            else:
+                negatives = as_lse(row_sums(scaled, v, moved, tiles, torch.exp2_, upper, columns, kept), shift)
+                columns = None if columns is None else as_lse(columns, shift)
+        similarities = pair_products(q, v, lists)
+        own = p = p_norm = None
+        if positives is not None:
+            p, p_norm = _unit(positives, dtype, cosine)
+            own = (p * q[:, None]).sum(dim=2)  # [B, P, D] x [B, 1, D] -> [B, P]
+        ctx.save_for_backward(
+            query, vectors, positives, scale, offset, q, q_norm, v, v_norm, p, p_norm, negatives, columns, *(kept or [])
+        )
+        ctx.has_kept, ctx.shift, ctx.options = kept is not None, shift, options
+        ctx.set_materialize_grads(False)
+        return negatives, columns, similarities, own
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        query, vectors, positives, scale, offset, q, q_norm, v, v_norm, p, p_norm, lse, column_lse, *kept = (
+            ctx.saved_tensors
+        )
+        options, shift, upper = ctx.options, ctx.shift, vectors is None
+        if torch.is_grad_enabled():  # create_graph=True: the gradients will be differentiated again
+            return differentiable(options, (query, vectors, positives, scale, offset), grads)
+        grad, column_grad, of_similarities, of_own = grads
+        grad = q.new_zeros(len(q)) if grad is None else grad
+        if options.logistic:
+            scaled, moved, slope = q * scale, moved_offset(offset, None, 1.0, q.dtype), of_softplus(grad)
+        else:
+            scaled, moved = q * (scale * LOG2_E), moved_offset(offset, shift, LOG2_E, q.dtype)
+            if options.ranked:
+                column_grad, column_lse = gather(grad), gather(lse)
+            elif upper:
+                column_grad, column_lse = grad, lse
+            slope = of_lse(grad, lse, column_grad, column_lse, shift, kept=ctx.has_kept)
+        tiles, wanted = options.lists.tiles, (ctx.needs_input_grad[1] and not options.ranked, ctx.needs_input_grad[4])
+        parts: Iterable[tuple[slice, slice, Tensor]]
+        if ctx.has_kept:
+            parts = ((rows, columns, tile) for (rows, columns, _), tile in zip(tiles.parts(upper), kept, strict=True))
+        else:
+            parts = tile_scores(scaled, v, moved, tiles, upper)
+        of_q, of_v, of_offset = gradients(parts, q, v, slope, wanted, upper)
+        along = (of_q * q).sum()  # d loss / d scale times what the negatives send back
+        of_scale = along / 2 if upper or options.ranked else along
+        of_q *= scale
+        if of_v is not None:
+            of_v *= scale
+        elif ctx.needs_input_grad[1]:
+            of_v = torch.zeros_like(v)  # of the positives alone
+        if of_similarities is not None:
+            add_pair_gradients(of_similarities, q, v, options.lists, of_q, of_q if upper else of_v)
+        of_positives = None
+        if of_own is not None:
+            of_q += (of_own[:, :, None] * p).sum(dim=1)  # [B, P, 1] x [B, P, D] -> [B, D]
+            if ctx.needs_input_grad[2]:
+                of_positives = through_unit(of_own[:, :, None] * q[:, None], p, p_norm).to(positives.dtype)
+        return (
+            through_unit(of_q, q, q_norm).to(query.dtype),
+            None if of_v is None else through_unit(of_v, v, v_norm).to(vectors.dtype),
+            of_positives,
+            of_scale.to(scale.dtype),
+            None if of_offset is None else of_offset.to(offset.dtype),
+            None,
+        )
+
+
+def tile_scores(
+    query: Tensor, vectors: Tensor, offset: Tensor | None, tiles: Tiles, upper: bool = False, reuse: bool = True
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, scores) of tile after tile; what does not count is -inf. The scores are overwritten by the next.
+    """(rows, columns, query . vector + offset) of one tile after another; what is excluded is -inf.
 
     upper  only the tiles on and above the diagonal, which are square
+    reuse  the scores of a tile are overwritten by those of the next
     """
-    buffer = query.new_empty(plan.rows * plan.columns)
-    for i in range(0, plan.queries, plan.rows):
-        rows = slice(i, min(i + plan.rows, plan.queries))
-        for j in range(i if upper else 0, plan.candidates, plan.columns):
-            columns = slice(j, min(j + plan.columns, plan.candidates))
-            shape = rows.stop - i, columns.stop - j
-            scores = buffer[: shape[0] * shape[1]].view(shape)
-            torch.mm(query[rows], vectors[columns].T, out=scores)  # [b, D] x [c, D] -> [b, c]
-            if offset is not None:
-                scores += offset[columns]
-            out = plan.left_out(i, j)
-            if out is not None:
-                scores[out] = -torch.inf
-            yield rows, columns, scores
+    buffer = query.new_empty(tiles.rows * tiles.columns) if reuse else None
+    for rows, columns, excluded in tiles.parts(upper):
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        scores = query.new_empty(shape) if buffer is None else buffer[: shape[0] * shape[1]].view(shape)
+        torch.mm(query[rows], vectors[columns].T, out=scores)  # [b, D] x [c, D] -> [b, c]; autocast spares `out`
+        if offset is not None:
+            scores += offset[columns]
+        if excluded is not None:
+            scores.view(-1).index_fill_(0, excluded, -torch.inf)
+        yield rows, columns, scores
 
 
 def row_sums(
     query: Tensor,
     vectors: Tensor,
     offset: Tensor | None,
-    plan: Plan,
+    tiles: Tiles,
     value: Callable[[Tensor], Tensor],
     upper: bool = False,
+    column_sums: Tensor | None = None,
+    kept: list[Tensor] | None = None,
 ) -> Tensor:
-    """Sum over the columns of value(scores), [B]."""
-    total = query.new_zeros(plan.queries)
-    for rows, columns, scores in tiles(query, vectors, offset, plan, upper):
+    """Sum over the columns of value(scores), [B]. `value` may overwrite the scores.
+
+    column_sums  [C], to which the sums over the rows are added; kept: to which the values of each tile are appended
+    """
+    total = query.new_zeros(tiles.queries)
+    for rows, columns, scores in tile_scores(query, vectors, offset, tiles, upper, reuse=kept is None):
         part = value(scores)
         total[rows] += part.sum(dim=1)
         if upper and columns.start > rows.start:
             total[columns] += part.sum(dim=0)
+        if column_sums is not None:
+            column_sums[columns] += part.sum(dim=0)
+        if kept is not None:
+            kept.append(part)
     return total
 
 
-def block_lse(query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan, shift: float | None) -> Tensor:
-    """Log-sum-exp over the columns, [B], with a common shift (`common_shift`) or, without one, a running maximum."""
-    if shift is None:
-        lse = online_lse(query, vectors, offset, plan)
-    else:
-        lse = row_sums(query, vectors, offset, plan, lambda s: shifted_exp(s, shift)).log() + shift
-    return lse.clamp(min=torch.finfo(lse.dtype).min)
+def online_lse(
+    query: Tensor, vectors: Tensor, offset: Tensor | None, tiles: Tiles, column_lse: Tensor | None = None
+) -> Tensor:
+    """Log-sum-exp of scores that are given in units of log 2, with a running maximum (Milakov and Gimelshein 2018).
 
-
-def online_lse(query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan) -> Tensor:
-    """Log-sum-exp over the columns with a running maximum, [B] (Milakov and Gimelshein 2018)."""
+    query [B, D], vectors [C, D] -> [B]; column_lse [C] zeros: filled with the log-sum-exp of every column
+    """
     lowest = torch.finfo(query.dtype).min
-    highest, total = query.new_full((plan.queries,), lowest), query.new_zeros(plan.queries)
-    for rows, _, scores in tiles(query, vectors, offset, plan):
+    highest, total = query.new_full((tiles.queries,), lowest), query.new_zeros(tiles.queries)
+    of_columns = query.new_full((tiles.candidates,), lowest)
+    for rows, columns, scores in tile_scores(query, vectors, offset, tiles):
+        if column_lse is not None:
+            fold(scores.T.clone(), of_columns[columns], column_lse[columns])
         fold(scores, highest[rows], total[rows])
-    return highest + total.log()
+    if column_lse is not None:
+        column_lse.copy_(((of_columns + column_lse.log2()) / LOG2_E).clamp(min=lowest))
+    return ((highest + total.log2()) / LOG2_E).clamp(min=lowest)
 
 
 def fold(scores: Tensor, highest: Tensor, total: Tensor) -> None:
-    """Takes a tile's scores [b, c], which are overwritten, into a running maximum [b] and a sum of exp less it [b]."""
+    """Adds a tile's scores [b, c], which are overwritten, to a running maximum [b] and a sum of exp2 less it [b]."""
     new = torch.maximum(highest, scores.amax(dim=1))
-    part = shifted_exp(scores, new[:, None]).sum(dim=1)
-    total.mul_((highest - new).exp()).add_(part)
+    part = scores.sub_(new[:, None]).exp2_().sum(dim=1)
+    total.mul_((highest - new).exp2()).add_(part)
     highest.copy_(new)
 
 
-def gradients(
-    query: Tensor,
-    vectors: Tensor,
-    offset: Tensor | None,
-    plan: Plan,
-    slope: Slope,
-    wanted: tuple[bool, bool, bool],
-    upper: bool = False,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of queries, vectors and offset where d loss / d scores is slope(scores, rows, columns).
-
-    upper  queries and vectors are the same, and the slope symmetric: the first gradient is that of both roles
-    """
-    of_query = torch.zeros_like(query) if wanted[0] else None
-    of_vectors = torch.zeros_like(vectors) if wanted[1] and not upper else None
-    of_offset = query.new_zeros(plan.candidates) if wanted[2] else None
-    for rows, columns, scores in tiles(query, vectors, offset, plan, upper):
-        slopes = slope(scores, rows, columns)  # [b, c]
-        if of_query is not None:
-            of_query[rows].addmm_(slopes, vectors[columns])
-            if upper and columns.start > rows.start:
-                of_query[columns].addmm_(slopes.T, query[rows])
-        if of_vectors is not None:
-            of_vectors[columns].addmm_(slopes.T, query[rows])
-        if of_offset is not None:
-            of_offset[columns] += slopes.sum(dim=0)
-    return of_query, of_vectors, of_offset
+def as_lse(total: Tensor, shift: float) -> Tensor:
+    return (total.log() + shift).clamp(min=torch.finfo(total.dtype).min)
 
 
-class Lse(torch.autograd.Function):
-    """Log-sum-exp over the negatives of every query, [B]; the dtype's lowest number where there are none.
+def common_shift(query: Tensor, vectors: Tensor, scale: float, offset: Tensor | None, cosine: bool) -> float | None:
+    """The middle of all possible scores, by the vectors' lengths, if they span at most MAX_SPREAD; None otherwise.
 
-    One shift serves all scores while they lie within SPREAD of each other, which their lengths tell: always for cosines
-    at a temperature of 1/60 or more. Otherwise a running maximum.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan) -> Tensor:
-        lse = block_lse(query, vectors, offset, plan, common_shift(query, vectors, offset))
-        ctx.save_for_backward(query, vectors, offset, lse)
-        ctx.plan = plan
-        return lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        query, vectors, offset, lse = ctx.saved_tensors
-        slope = of_lse(grad, lse)
-        return *gradients(query, vectors, offset, ctx.plan, slope, ctx.needs_input_grad[:3]), None
-
-
-class SymmetricLse(torch.autograd.Function):
-    """As `Lse`, where the vectors are the queries themselves: each tile above the diagonal serves rows and columns."""
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, shift: float, plan: Plan) -> Tensor:
-        total = row_sums(vectors, vectors, None, plan, lambda s: shifted_exp(s, shift), upper=True)
-        lse = (total.log() + shift).clamp(min=torch.finfo(total.dtype).min)
-        ctx.save_for_backward(vectors, lse)
-        ctx.shift, ctx.plan = shift, plan
-        return lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        vectors, lse = ctx.saved_tensors
-        slope = both_roles(grad, lse, grad, lse, ctx.shift)
-        found, _, _ = gradients(vectors, vectors, None, ctx.plan, slope, (True, False, False), upper=True)
-        return found, None, None
-
-
-class SoftplusSum(torch.autograd.Function):
-    """Sum of softplus(s) over the negatives of every query, [B]."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan) -> Tensor:
-        ctx.save_for_backward(query, vectors, offset)
-        ctx.plan = plan
-        return row_sums(query, vectors, offset, plan, softplus)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        query, vectors, offset = ctx.saved_tensors
-        slope = of_softplus(grad)
-        return *gradients(query, vectors, offset, ctx.plan, slope, ctx.needs_input_grad[:3]), None
-
-
-def of_lse(grad: Tensor, lse: Tensor) -> Slope:
-    """g_i exp(s_ij - lse_i)."""
-    return lambda scores, rows, columns: shifted_exp(scores, lse[rows, None]).mul_(grad[rows, None])
-
-
-def of_softplus(grad: Tensor) -> Slope:
-    """g_i sigmoid(s_ij)."""
-    return lambda scores, rows, columns: scores.sigmoid_().mul_(grad[rows, None])
-
-
-def both_roles(
-    row_grad: Tensor, row_lse: Tensor, column_grad: Tensor, column_lse: Tensor, shift: float | None
-) -> Slope:
-    """g_i exp(s_ij - lse_i) + g_j exp(s_ij - lse_j); with a common shift by one exp, exp(s_ij - shift) (a_i + a_j)."""
-    if shift is None:
-        of_row, of_column = of_lse(row_grad, row_lse), column_grad
-        return lambda scores, rows, columns: (
-            shifted_exp(scores.clone(), column_lse[columns])
-            .mul_(of_column[columns])
-            .add_(of_row(scores, rows, columns))
-        )
-    of_rows, of_columns = _share(row_grad, row_lse, shift), _share(column_grad, column_lse, shift)
-
-    def slope(scores: Tensor, rows: slice, columns: slice) -> Tensor:
-        return shifted_exp(scores, shift).mul_(of_rows[rows, None] + of_columns[columns])
-
-    return slope
-
-
-def _share(grad: Tensor, lse: Tensor, shift: float) -> Tensor:
-    """g exp(shift - lse); 0 for a query without negatives, whose lse is the lowest number."""
-    return torch.where(lse > torch.finfo(lse.dtype).min, grad * (shift - lse).exp(), 0)
-
-
-def common_shift(query: Tensor, vectors: Tensor, offset: Tensor | None) -> float | None:
-    """The middle of all scores that there can be, by the vectors' lengths, if they span at most SPREAD; None otherwise.
-
-    Without an offset it is 0: nothing has to be subtracted.
+    Without an offset it is 0, and nothing has to be subtracted: always for cosines at a temperature of 1/60 or more.
     """
     if not len(query) or not len(vectors):
         return 0.0
-    bound = torch.linalg.vector_norm(query, dim=1).max() * torch.linalg.vector_norm(vectors, dim=1).max()
+    bound = scale
+    if not cosine:
+        lengths = [torch.linalg.vector_norm(x, dim=1).max() for x in (query, vectors)]
+        bound = scale * float(lengths[0] * lengths[1])
     low, high = -bound, bound
     if offset is not None:
-        there = offset > -torch.inf  # -inf: a column that does not count
-        if not bool(there.any()):
+        present = offset > -torch.inf  # -inf: a candidate that does not count
+        if not bool(present.any()):
             return 0.0
-        low = low + torch.where(there, offset, torch.inf).amin()
-        high = high + offset.amax()
-    low, high = low.item(), high.item()
-    return (low + high) / 2 if high - low <= SPREAD else None
-
-
-def shifted_exp(scores: Tensor, shift: Tensor | float) -> Tensor:
-    """exp(scores - shift), in place; as a power of two, which torch finds three times as fast on a CPU."""
-    if isinstance(shift, Tensor) or shift:
-        scores = scores.sub_(shift)
-    return scores.mul_(LOG2_E).exp2_()
+        low += float(torch.where(present, offset, torch.inf).amin())
+        high += float(offset.amax())
+    return (low + high) / 2 if high - low <= MAX_SPREAD else None
 
 
 def softplus(scores: Tensor) -> Tensor:
@@ -239,7 +303,32 @@ def softplus(scores: Tensor) -> Tensor:
 
     With u = exp(-|s|) and y = 1 + u as rounded, log(1 + u) = log(y) + (u - (y - 1)) / y.
     """
-    small = shifted_exp(scores.abs().neg_(), 0.0)  # u
+    small = scores.abs().mul_(-LOG2_E).exp2_()  # u
     one_more = small + 1  # y
     small.sub_(one_more - 1).div_(one_more)
     return scores.clamp_(min=0).add_(one_more.log_()).add_(small)
+
+
+def pair_products(query: Tensor, vectors: Tensor, lists: PairLists) -> Tensor:
+    """q_row . v_column of every listed positive pair, [M], without ever holding [M, D]."""
+    row, column = lists.positive
+    products = query.new_empty(len(row))
+    for part in pieces(len(row)):
+        q = query[part] if lists.one_positive else query.index_select(0, row[part])
+        products[part] = (q * vectors.index_select(0, column[part])).sum(dim=1)  # [m, D] -> [m]
+    return products
+
+
+def moved_offset(offset: Tensor | None, shift: float | None, factor: float, dtype: torch.dtype) -> Tensor | None:
+    """(offset - shift) * factor: a common shift is subtracted here. Without an offset it is 0."""
+    return None if offset is None else (offset.detach().to(dtype) - (shift or 0.0)) * factor
+
+
+def _unit(vectors: Tensor, dtype: torch.dtype, cosine: bool) -> tuple[Tensor, Tensor | None]:
+    """As `contrast.losses.similarity.unit`, and the lengths [..., 1], of which that of a zero vector is 1."""
+    vectors = vectors.detach().to(dtype)
+    if not cosine:
+        return vectors, None
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    length.masked_fill_(length == 0, 1)
+    return vectors / length, length

@@ -1,67 +1,92 @@
-"""The statistics where positives are many (SupCon with few classes): masks made for each tile from the rules on ids.
+"""The same sums where positives are many (SupCon with few classes): each tile makes its masks from the rules on ids.
 
 B queries, C candidates, D dimensions. Scores are s = q . c + offset.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from contrast.candidates import Candidates
-from contrast.losses.tiled.cpu import fold, shifted_exp, softplus, tiles
-from contrast.losses.tiled.once import once_differentiable
-from contrast.losses.tiled.plan import Plan
+from contrast.errors import InputError
+from contrast.losses.plan import Scoring, Tiles
+from contrast.losses.similarity import LOWEST_LOG_Q, same_precision, unit
+from contrast.losses.tiled.cpu import fold, softplus, tile_scores
+from contrast.losses.tiled.gradients import LOG2_E, gradients
 
-Masked = tuple[slice, slice, Tensor, Tensor, Tensor]
+MaskedTile = tuple[slice, slice, Tensor, Tensor, Tensor]  # rows, columns, scores, positive, negative
+MaskedSlope = Callable[[Tensor, slice, Tensor, Tensor], Tensor]  # (scores, rows, positive, negative) -> slopes
 
 
-def masked_tiles(
-    query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan, rules: Candidates
-) -> Iterator[Masked]:
-    """(rows, columns, scores, positive, negative) of tile after tile."""
-    for rows, columns, scores in tiles(query, vectors, offset, plan):
-        positive, valid = rules.tile(rows, columns).masks()
+def masked_statistics(query: Tensor, candidates: Candidates, scoring: Scoring) -> tuple[Tensor, ...]:
+    """The first five of `contrast.losses.softmax.Statistics`, of the shared candidates."""
+    return MaskedStatistics.apply(*_prepared(query, candidates, scoring), candidates)
+
+
+def masked_logistic(query: Tensor, candidates: Candidates, scoring: Scoring, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of softplus(s + bias) over the negatives and softplus(-s - bias) over the positives, [B]; positives [B]."""
+    query, vectors, offset = _prepared(query, candidates, scoring)
+    bias = bias.to(query.dtype).expand(len(vectors))
+    return MaskedLogistic.apply(query, vectors, bias if offset is None else offset + bias, candidates)
+
+
+def _prepared(query: Tensor, candidates: Candidates, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries and vectors whose products are the scores, and what is added to them."""
+    with torch.autocast(query.device.type, enabled=False):
+        query, vectors = same_precision(query, candidates.vectors)
+        if scoring.cosine:
+            query, vectors = unit(query), unit(vectors)
+        offset = None
+        if scoring.correction and candidates.log_q is not None:
+            offset = -candidates.log_q.clamp(min=LOWEST_LOG_Q).to(query.dtype)
+        return query / scoring.temperature, vectors, offset
+
+
+def _masked_tiles(
+    query: Tensor, vectors: Tensor, offset: Tensor | None, candidates: Candidates
+) -> Iterator[MaskedTile]:
+    for rows, columns, scores in tile_scores(query, vectors, offset, Tiles(len(query), len(vectors), None)):
+        positive, valid = candidates.tile(rows, columns).masks()
         yield rows, columns, scores, positive, valid & ~positive
 
 
 class MaskedStatistics(torch.autograd.Function):
-    """(lse_neg, lse_pos, mean_pos, positives, negatives), each [B], with running maxima."""
+    """(lse_neg, lse_pos, mean_pos, num_positives, num_negatives), each [B], with running maxima."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan, rules: Candidates
+        ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, candidates: Candidates
     ) -> tuple[Tensor, ...]:
-        lowest = torch.finfo(query.dtype).min
-        highest = [query.new_full((plan.queries,), lowest) for _ in range(2)]  # of negatives, of positives
-        total = [query.new_zeros(plan.queries) for _ in range(2)]
-        count = [torch.zeros(plan.queries, dtype=torch.long, device=query.device) for _ in range(2)]
-        sum_pos = query.new_zeros(plan.queries)
-        for rows, _, scores, positive, negative in masked_tiles(query, vectors, offset, plan, rules):
+        lowest, queries = torch.finfo(query.dtype).min, len(query)
+        highest = [query.new_full((queries,), lowest) for _ in range(2)]  # of negatives, of positives
+        total = [query.new_zeros(queries) for _ in range(2)]
+        count = [torch.zeros(queries, dtype=torch.long, device=query.device) for _ in range(2)]
+        sum_pos = query.new_zeros(queries)
+        for rows, _, scores, positive, negative in _masked_tiles(query, vectors, offset, candidates):
             for which, mask in enumerate((negative, positive)):
-                fold(scores.masked_fill(~mask, -torch.inf), highest[which][rows], total[which][rows])
+                fold((scores * LOG2_E).masked_fill_(~mask, -torch.inf), highest[which][rows], total[which][rows])
                 count[which][rows] += mask.sum(dim=1)
             sum_pos[rows] += scores.masked_fill_(~positive, 0).sum(dim=1)
-        lse = [(high + sums.log()).clamp(min=lowest) for high, sums in zip(highest, total, strict=True)]
+        lse = [((high + sums.log2()) / LOG2_E).clamp(min=lowest) for high, sums in zip(highest, total, strict=True)]
         ctx.save_for_backward(query, vectors, offset, *lse, count[1])
-        ctx.plan, ctx.rules = plan, rules
+        ctx.candidates = candidates
         ctx.mark_non_differentiable(*count)
         return lse[0], lse[1], sum_pos / count[1].clamp(min=1), count[1], count[0]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_neg: Tensor, of_pos: Tensor, of_mean: Tensor, *_: Any) -> tuple[Any, ...]:
-        query, vectors, offset, lse_neg, lse_pos, positives = ctx.saved_tensors
-        of_mean = of_mean / positives.clamp(min=1)
+    def backward(ctx: Any, of_neg: Tensor, of_pos: Tensor, of_mean: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        query, vectors, offset, lse_neg, lse_pos, num_positives = ctx.saved_tensors
+        of_mean = of_mean / num_positives.clamp(min=1)
 
         def slope(scores: Tensor, rows: slice, positive: Tensor, negative: Tensor) -> Tensor:
             lse = torch.where(positive, lse_pos[rows, None], lse_neg[rows, None])
             factor = torch.where(positive, of_pos[rows, None], of_neg[rows, None])
-            share = shifted_exp(scores, lse).masked_fill_(~(positive | negative), 0).mul_(factor)
+            share = scores.sub_(lse).mul_(LOG2_E).exp2_().masked_fill_(~(positive | negative), 0).mul_(factor)
             return share.add_(torch.where(positive, of_mean[rows, None], 0))
 
-        return *_gradients(ctx, query, vectors, offset, slope), None, None
+        return *_gradients(ctx, query, vectors, offset, slope), None
 
 
 class MaskedLogistic(torch.autograd.Function):
@@ -69,42 +94,35 @@ class MaskedLogistic(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, plan: Plan, rules: Candidates
+        ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, candidates: Candidates
     ) -> tuple[Tensor, Tensor]:
-        total = query.new_zeros(plan.queries)
-        positives = torch.zeros(plan.queries, dtype=torch.long, device=query.device)
-        for rows, _, scores, positive, negative in masked_tiles(query, vectors, offset, plan, rules):
+        total = query.new_zeros(len(query))
+        num_positives = torch.zeros(len(query), dtype=torch.long, device=query.device)
+        for rows, _, scores, positive, negative in _masked_tiles(query, vectors, offset, candidates):
             each = softplus(torch.where(positive, -scores, scores)).masked_fill(~(positive | negative), 0)
             total[rows] += each.sum(dim=1)
-            positives[rows] += positive.sum(dim=1)
+            num_positives[rows] += positive.sum(dim=1)
         ctx.save_for_backward(query, vectors, offset)
-        ctx.plan, ctx.rules = plan, rules
-        ctx.mark_non_differentiable(positives)
-        return total, positives
+        ctx.candidates = candidates
+        ctx.mark_non_differentiable(num_positives)
+        return total, num_positives
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         query, vectors, offset = ctx.saved_tensors
 
         def slope(scores: Tensor, rows: slice, positive: Tensor, negative: Tensor) -> Tensor:
             each = torch.where(positive, -torch.sigmoid(-scores), torch.sigmoid(scores))
             return grad[rows, None] * each.masked_fill(~(positive | negative), 0)
 
-        return *_gradients(ctx, query, vectors, offset, slope), None, None
+        return *_gradients(ctx, query, vectors, offset, slope), None
 
 
-def _gradients(ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, slope: Any) -> tuple[Any, ...]:
-    wanted = ctx.needs_input_grad[:3]
-    of_query = torch.zeros_like(query) if wanted[0] else None
-    of_vectors = torch.zeros_like(vectors) if wanted[1] else None
-    of_offset = None if offset is None or not wanted[2] else torch.zeros_like(offset)
-    for rows, columns, scores, positive, negative in masked_tiles(query, vectors, offset, ctx.plan, ctx.rules):
-        slopes = slope(scores, rows, positive, negative)  # [b, c]
-        if of_query is not None:
-            of_query[rows].addmm_(slopes, vectors[columns])
-        if of_vectors is not None:
-            of_vectors[columns].addmm_(slopes.T, query[rows])
-        if of_offset is not None:
-            of_offset[columns] += slopes.sum(dim=0)
-    return of_query, of_vectors, of_offset
+def _gradients(
+    ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, slope: MaskedSlope
+) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise InputError("tiles with masks have no second derivative: tiled=false computes it from the whole matrix")
+    tiles = _masked_tiles(query, vectors, offset, ctx.candidates)
+    parts = ((rows, columns, slope(scores, rows, *masks)) for rows, columns, scores, *masks in tiles)
+    return gradients(parts, query, vectors, lambda slopes, rows, columns: slopes, ctx.needs_input_grad[1:3])

@@ -1,7 +1,7 @@
-"""The log-sum-exp over candidates of several ranks: gathered, where queries are the candidates, or passed in a ring.
+"""Candidates that are passed around a ring of ranks, so that no rank ever holds all of them.
 
 B queries of this rank, W ranks, C candidates of a rank, D dimensions. Every rank ends with the whole gradient of its
-own rows, that of all ranks' losses.
+own rows: that of the losses of all ranks.
 """
 
 from dataclasses import replace
@@ -9,44 +9,48 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from contrast.candidates import Candidates
-from contrast.distributed import gather, rank, world_size
+from contrast.distributed import rank, sum_over_ranks, world_size
 from contrast.errors import InputError
-from contrast.losses.tiled.cpu import block_lse, both_roles, common_shift, gradients, of_lse, of_softplus, row_sums
-from contrast.losses.tiled.pairs import exceptions, positive_pairs
-from contrast.losses.tiled.plan import Plan
+from contrast.losses.plan import PairLists, Tiles, excluded_pairs, positive_pairs
+from contrast.losses.similarity import same_precision, unit
+from contrast.losses.tiled.cpu import as_lse, common_shift, moved_offset, online_lse, row_sums, softplus, tile_scores
+from contrast.losses.tiled.gradients import LOG2_E, gradients, of_lse, of_softplus
 
 
-class RankedLse(torch.autograd.Function):
-    """As `SymmetricLse`, the vectors those of all ranks: every rank computes its own rows against all columns.
+def ring_lists(candidates: Candidates, lists: PairLists) -> PairLists:
+    """The lists of this rank's part, with the tiles of all parts and the negatives of all ranks.
 
-    Backward gathers one lse and one gradient for each query, no gradients of vectors: by symmetry a rank can compute
-    what the other ranks' losses send back to its rows.
+    Raises InputError, on every rank, where any query has a positive on another rank: a ring does not find it there.
     """
+    queries, count = len(candidates.query_ids), len(candidates)
+    ids, groups = candidates.ids, candidates.excluded_groups
+    all_tiles, num_negatives, elsewhere = [lists.tiles], lists.num_negatives, torch.zeros_like(candidates.query_ids[:1])
+    for _ in range(1, world_size()):
+        moved = iter(pass_on([each for each in (ids, groups) if each is not None]))
+        ids = None if ids is None else next(moved)
+        groups = None if groups is None else next(moved)
+        part = replace(candidates, ids=ids, excluded_groups=groups, self_index=None)
+        positive = positive_pairs(part, queries * count)
+        assert positive is not None
+        excluded = excluded_pairs(part, positive, queries * count)
+        assert excluded is not None
+        elsewhere += len(positive.row)
+        num_negatives = num_negatives + count - torch.bincount(excluded.row, minlength=queries)
+        all_tiles.append(Tiles(queries, count, excluded))
+    total = int(sum_over_ranks(elsewhere))
+    if total:
+        raise InputError(
+            f"{total} positives are on other ranks than their query, where a ring does not find them: ring=false "
+            "gathers the candidates"
+        )
+    return lists._replace(num_negatives=num_negatives, ring=RingTiles(lists, all_tiles, candidates.symmetric))
 
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, vectors: Tensor, shift: float | None, plan: Plan) -> Tensor:
-        """query [B, D] of this rank; vectors [W B, D], those of all ranks in order, without gradient."""
-        lse = block_lse(query, vectors, None, plan, shift)
-        ctx.save_for_backward(query, vectors, lse)
-        ctx.shift, ctx.plan = shift, plan
-        return lse
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        query, vectors, lse = ctx.saved_tensors
-        slope = both_roles(grad, lse, gather(grad), gather(lse), ctx.shift)
-        found, _, _ = gradients(query, vectors, None, ctx.plan, slope, (True, False, False))
-        return found, None, None, None
-
-
-def ring(tensors: list[Tensor]) -> list[Tensor]:
-    """This rank's tensors go to the next rank, those of the rank before come in; shapes are the same everywhere."""
+def pass_on(tensors: list[Tensor]) -> list[Tensor]:
+    """Sends this rank's tensors to the next rank and returns those of the rank before; shapes are equal everywhere."""
     after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
     sent = [tensor.contiguous() for tensor in tensors]
     received = [torch.empty_like(tensor) for tensor in sent]
@@ -57,85 +61,91 @@ def ring(tensors: list[Tensor]) -> list[Tensor]:
     return received
 
 
-class Blocks:
-    """The candidates of one rank after another as this rank's queries see them; `rules` are those of this rank alone.
+class RingTiles:
+    """A `contrast.losses.plan.Ring`: the tiles of one rank after another, this rank's first."""
 
-    Positives have to be on the rank of their query: InputError otherwise.
+    def __init__(self, lists: PairLists, all_tiles: list[Tiles], symmetric: bool) -> None:
+        self.lists, self.all_tiles, self.symmetric = lists, all_tiles, symmetric
+
+    def sums(
+        self, query: Tensor, vectors: Tensor, cosine: bool, scale: Tensor, bias: Tensor | None, logistic: bool
+    ) -> tuple[Tensor, None, Tensor, None]:
+        same = vectors is query
+        query, vectors = same_precision(query, vectors)
+        if cosine:
+            query = unit(query)
+            vectors = query if same else unit(vectors)
+        row, column = self.lists.positive
+        similarities = (query[row] * vectors[column]).sum(dim=1)  # [M]
+        symmetric = self.symmetric and bias is None and not logistic
+        if symmetric:
+            query = query * scale.sqrt()
+            vectors = query if same else vectors * scale.sqrt()
+        else:
+            query = query * scale
+        negatives = RingSums.apply(query, vectors, bias, self.all_tiles, symmetric, logistic)
+        return negatives, None, similarities, None
+
+
+class RingSums(torch.autograd.Function):
+    """Log-sum-exp (or, logistic, the sum of softplus) over the negatives of all ranks, [B].
+
+    query [B, D], whose products with the vectors are the scores; vectors [C, D] of this rank; bias: one number or None.
     """
-
-    def __init__(self, rules: Candidates) -> None:
-        self.plans: list[Plan] = []
-        self.negatives = torch.zeros_like(rules.query_ids)  # [B] of all ranks
-        ids, groups = rules.ids, rules.excluded_groups
-        for step in range(world_size()):
-            own = rules if step == 0 else replace(rules, ids=ids, excluded_groups=groups, self_index=None)
-            self.plans.append(self._plan(own, step))
-            moved = iter(ring([each for each in (ids, groups) if each is not None]))
-            ids = None if ids is None else next(moved)
-            groups = None if groups is None else next(moved)
-
-    def _plan(self, rules: Candidates, step: int) -> Plan:
-        most = len(rules) * len(rules.query_ids)
-        positive = positive_pairs(rules, most)
-        assert positive is not None
-        if step and len(positive.row):
-            raise InputError(
-                f"{len(positive.row)} positives are on other ranks than their query, where a ring does not find them: "
-                "ring=false gathers the candidates"
-            )
-        others = exceptions(rules, positive, most)
-        assert others is not None
-        self.negatives += len(rules) - torch.bincount(others.row, minlength=len(rules.query_ids))
-        return Plan(len(rules.query_ids), len(rules), others)
-
-
-class RingSum(torch.autograd.Function):
-    """Log-sum-exp (or, logistic, the sum of softplus) over the negatives of all ranks, [B], vectors passed round."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, vectors: Tensor, offset: Tensor | None, blocks: Blocks, symmetric: bool, logistic: bool
+        ctx: Any,
+        query: Tensor,
+        vectors: Tensor,
+        bias: Tensor | None,
+        all_tiles: list[Tiles],
+        symmetric: bool,
+        logistic: bool,
     ) -> Tensor:
-        """query [B, D]; vectors [C, D] and offset (one number for all, or None) of this rank."""
         total, moving = None, vectors
-        for plan in blocks.plans:
+        for tiles in all_tiles:
+            offset = None if bias is None else bias.to(query.dtype).expand(len(moving))
             if logistic:
-                part = row_sums(query, moving, _spread(offset, moving), plan, F.softplus)
+                part = row_sums(query, moving, offset, tiles, softplus)
                 total = part if total is None else total + part
             else:
-                each = _spread(offset, moving)
-                part = block_lse(query, moving, each, plan, common_shift(query, moving, each))
+                shift = common_shift(query, moving, 1.0, offset, cosine=False)
+                scaled, offset = query * LOG2_E, moved_offset(offset, shift, LOG2_E, query.dtype)
+                if shift is None:
+                    part = online_lse(scaled, moving, offset, tiles)
+                else:
+                    part = as_lse(row_sums(scaled, moving, offset, tiles, torch.exp2_), shift)
                 total = part if total is None else torch.logaddexp(total, part)
-            (moving,) = ring([moving])
+            (moving,) = pass_on([moving])
         assert total is not None
-        ctx.save_for_backward(query, vectors, offset, total)
-        ctx.blocks, ctx.symmetric, ctx.logistic = blocks, symmetric, logistic
+        ctx.save_for_backward(query, vectors, bias, total)
+        ctx.all_tiles, ctx.symmetric, ctx.logistic = all_tiles, symmetric, logistic
         return total
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        query, vectors, offset, lse = ctx.saved_tensors
-        of_query, of_offset = torch.zeros_like(query), None if offset is None else torch.zeros_like(offset)
-        # both roles: the columns' lse and gradient travel with them; else what has been found of their gradient does
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise InputError("sums around a ring have no second derivative: ring=false and tiled=false compute one")
+        query, vectors, bias, lse = ctx.saved_tensors
+        of_query, of_bias = torch.zeros_like(query), None if bias is None else torch.zeros_like(bias)
+        # symmetric: the columns' gradient and log-sum-exp travel with them. Otherwise their gradient so far does
         moving = [vectors, grad, lse] if ctx.symmetric else [vectors, torch.zeros_like(vectors)]
-        for plan in ctx.blocks.plans:
-            if ctx.symmetric:
-                slope = both_roles(grad, lse, moving[1], moving[2], None)
+        for tiles in ctx.all_tiles:
+            offset = None if bias is None else bias.to(query.dtype).expand(len(moving[0]))
+            if ctx.logistic:
+                scaled, slope = query, of_softplus(grad)
             else:
-                slope = of_softplus(grad) if ctx.logistic else of_lse(grad, lse)
-            wanted = (True, not ctx.symmetric, offset is not None)
-            asked, answered, moved = gradients(query, moving[0], _spread(offset, moving[0]), plan, slope, wanted)
-            assert asked is not None
-            of_query += asked
-            if answered is not None:
-                moving[1] = moving[1] + answered
-            if of_offset is not None and moved is not None:
-                of_offset += moved.sum()
-            moving = ring(moving)
-        of_vectors = None if ctx.symmetric else moving[1]
-        return of_query, of_vectors, of_offset, None, None, None
-
-
-def _spread(offset: Tensor | None, vectors: Tensor) -> Tensor | None:
-    return None if offset is None else offset.expand(len(vectors))
+                of_columns, columns = (moving[1], moving[2]) if ctx.symmetric else (None, None)
+                scaled, slope = query * LOG2_E, of_lse(grad, lse, of_columns, columns, shift=None)
+                offset = None if offset is None else offset * LOG2_E
+            parts = tile_scores(scaled, moving[0], offset, tiles)
+            wanted = (not ctx.symmetric, bias is not None)
+            part, of_part, of_offset = gradients(parts, query, moving[0], slope, wanted)
+            of_query += part
+            if of_part is not None:
+                moving[1] = moving[1] + of_part
+            if of_bias is not None and of_offset is not None:
+                of_bias += of_offset.sum()
+            moving = pass_on(moving)
+        return of_query, None if ctx.symmetric else moving[1], of_bias, None, None, None

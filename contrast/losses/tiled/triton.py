@@ -19,10 +19,24 @@ from torch import Tensor
 
 from contrast.candidates import ABSENT, Candidates
 from contrast.distributed import gather
-from contrast.losses.tiled.once import once_differentiable
+from contrast.errors import InputError
 
 LOWEST = torch.finfo(torch.float32).min
 LN2 = math.log(2)
+
+
+def can_run(query: Tensor, candidates: Candidates, has_margin: bool) -> bool:
+    """Whether the kernels can: not with a margin on shared candidates, and not with rules [B, C]."""
+    vectors, rules = candidates.vectors, (candidates.ids, candidates.excluded_groups, candidates.log_q)
+    return (
+        usable(query)
+        and usable(vectors)
+        and len(query) > 0
+        and vectors.ndim == 2
+        and len(vectors) > 0
+        and all(rule is None or rule.ndim == 1 for rule in rules)
+        and not (has_margin and candidates.ids is not None)
+    )
 
 
 def usable(tensor: Tensor) -> bool:
@@ -50,8 +64,8 @@ class Side(NamedTuple):
     stats: Tensor | None = None  # [6, N] float32, of queries, for `gradient`: as `triton_gradients` takes them
 
 
-class Asked(NamedTuple):
-    """What both losses are told.
+class KernelArgs(NamedTuple):
+    """What both losses are computed from.
 
     query   [B, D] float32, bfloat16 or float16
     vectors [C, D] of the same type; None: the queries, with `both`
@@ -75,21 +89,21 @@ class Asked(NamedTuple):
 class SoftmaxStatistics(torch.autograd.Function):
     """(lse_neg, lse_pos, mean_pos, positives, negatives), each [B], as `contrast.losses.softmax.Statistics`.
 
-    Applied to `Asked`, spread out, and the hardness of `contrast.losses.softmax.statistics`.
+    Applied to `KernelArgs`, spread out, and the hardness of `contrast.losses.softmax.statistics`.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        asked, hardness = Asked(*arguments[:-1]), arguments[-1]
-        told, there = _statistics(asked, hardness, logistic=False)
+        args, hardness = KernelArgs(*arguments[:-1]), arguments[-1]
+        told, there = _statistics(args, hardness, logistic=False)
         highest, total, total_hard, count_pos, highest_pos, total_pos, sum_pos, neither = told.unbind(1)  # [parts, B]
         positives = count_pos.sum(0).long()  # [B]
         negatives = there - positives - neither.sum(0).long()
         lse_raised = torch.where(negatives > 0, _lse(highest, total, 1 + hardness), 0)
         lse_hard = torch.where(negatives > 0, _lse(highest, total_hard, hardness), 0)
         lse_pos = torch.where(positives > 0, _lse(highest_pos, total_pos), 0)
-        ctx.save_for_backward(*asked[:4], lse_raised, lse_hard, lse_pos, positives)
-        ctx.rest, ctx.hardness = asked[4:], hardness
+        ctx.save_for_backward(*args[:4], lse_raised, lse_hard, lse_pos, positives)
+        ctx.rest, ctx.hardness = args[4:], hardness
         ctx.mark_non_differentiable(positives, negatives)
         lse_neg = lse_raised - lse_hard + negatives.clamp(min=1).log2() if hardness else lse_raised
         return (
@@ -101,36 +115,36 @@ class SoftmaxStatistics(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_neg: Tensor, of_pos: Tensor, of_mean: Tensor, *_: Any) -> tuple[Any, ...]:
+        _check_first_derivative()
         *inputs, lse_raised, lse_hard, lse_pos, positives = ctx.saved_tensors
         stats = torch.stack([lse_raised, lse_hard, lse_pos, of_neg, of_pos, of_mean / positives.clamp(min=1)])
-        found = _gradients(ctx, Asked(*inputs, *ctx.rest), stats, ctx.hardness, logistic=False)
+        found = _gradients(ctx, KernelArgs(*inputs, *ctx.rest), stats, ctx.hardness, logistic=False)
         return *found, None, None, None, None
 
 
 class LogisticSums(torch.autograd.Function):
     """Sum of softplus(s) over the negatives and softplus(-s) over the positives of every query, [B]; positives [B].
 
-    Applied to `Asked`, spread out.
+    Applied to `KernelArgs`, spread out.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        asked = Asked(*arguments)
-        told, _ = _statistics(asked, 0.0, logistic=True)
+        args = KernelArgs(*arguments)
+        told, _ = _statistics(args, 0.0, logistic=True)
         positives = told[:, 3].sum(0).long()
-        ctx.save_for_backward(*asked[:4])
-        ctx.rest = asked[4:]
+        ctx.save_for_backward(*args[:4])
+        ctx.rest = args[4:]
         ctx.mark_non_differentiable(positives)
         return told[:, 1].sum(0), positives
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        _check_first_derivative()
         stats = grad.new_zeros(6, len(grad))
         stats[3] = grad
-        return *_gradients(ctx, Asked(*ctx.saved_tensors, *ctx.rest), stats, 0.0, logistic=True), None, None, None
+        return *_gradients(ctx, KernelArgs(*ctx.saved_tensors, *ctx.rest), stats, 0.0, logistic=True), None, None, None
 
 
 def gradient(
@@ -178,11 +192,11 @@ def shared_by(rows: int, columns: int, device: torch.device) -> int:
     return max(1, min(room // blocks, columns // 1024))
 
 
-def _statistics(asked: Asked, hardness: float, logistic: bool) -> tuple[Tensor, Tensor]:
+def _statistics(args: KernelArgs, hardness: float, logistic: bool) -> tuple[Tensor, Tensor]:
     """What `triton_statistics` tells, [parts, 8, B], and the number of candidates that are there."""
     from contrast.losses.tiled.kernels.statistics import statistics
 
-    asking, answering = _sides(asked)
+    asking, answering = _sides(args)
     (rows, dimensions), columns = asking.vectors.shape, len(answering.vectors)
     assert answering.offset is not None
     parts = shared_by(rows, columns, asking.vectors.device)
@@ -198,7 +212,7 @@ def _statistics(asked: Asked, hardness: float, logistic: bool) -> tuple[Tensor, 
 
 
 def _gradients(
-    ctx: Any, inputs: Asked, stats: Tensor, hardness: float, logistic: bool
+    ctx: Any, inputs: KernelArgs, stats: Tensor, hardness: float, logistic: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of query, vectors, scale and offset."""
     query, vectors, scale, cosine = inputs.query, inputs.vectors, inputs.scale, inputs.cosine
@@ -238,9 +252,9 @@ def _through_scale(total: Tensor, side: Side, factor: Tensor, cosine: bool) -> t
     return total, scores
 
 
-def _sides(asked: Asked) -> tuple[Side, Side]:
+def _sides(args: KernelArgs) -> tuple[Side, Side]:
     """Queries and candidates; the same for queries that are their own candidates."""
-    query, vectors, scale, offset, cosine, rules, both = asked
+    query, vectors, scale, offset, cosine, rules, both = args
     grouped = rules.excluded_groups is not None
     ids, groups = (None if rules.ids is None else rules.query_ids, rules.query_groups if grouped else None)
     there = query.new_zeros(len(rules), dtype=torch.float32) if offset is None else offset.float()
@@ -307,3 +321,8 @@ def _precision() -> str:
     except RuntimeError:  # told by the newer of PyTorch's two settings, beside the older
         fast = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if fast else "ieee"
+
+
+def _check_first_derivative() -> None:
+    if torch.is_grad_enabled():  # create_graph=True
+        raise InputError("the fused kernels have no second derivative: tiled=false computes it from the whole matrix")

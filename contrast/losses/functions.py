@@ -1,0 +1,349 @@
+"""The losses as plain functions, for a training loop of your own.
+
+    from contrast.functional import nt_xent
+    loss = nt_xent(projector(encoder(one)), projector(encoder(other)), temperature=0.2)
+    loss.backward()
+
+N pairs, B queries, K negatives or noise draws, D dimensions, W ranks, T temperature, s similarity.
+
+Vectors are compared by their cosine, or by their dot product with `normalize=False`, in float32 whatever autocast says
+(float64 stays). T is a number or a scalar tensor, which gets a gradient. A tensor on a GPU is not checked, because
+reading it would wait for the device. `reduction="mean"` is the mean over the queries that have a positive, `"none"` one
+loss per query, 0 without a positive.
+
+Scores are computed tile by tile where that is faster, and are then never held as a whole: 65,536 views need less than
+1 GiB. `torch.compile(..., fullgraph=True)` traces the functions, as one matrix of scores.
+
+`gather=True` takes the candidates of all ranks, with an exact gradient. The mean is then this rank's share of the mean
+over the queries of all ranks, times W, because DDP divides the gradients by W: so two ranks train as one would. Every
+rank has to call the function, with the same number of rows.
+
+Raises InputError for shapes that do not fit, a temperature that is not positive, and a batch without negatives.
+"""
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from contrast.candidates import Candidates
+from contrast.distributed import gather as gather_rows
+from contrast.distributed import mean_counted, rank, world_size
+from contrast.errors import InputError
+from contrast.ids import as_ids
+from contrast.losses.logistic import logistic_loss, logistic_losses
+from contrast.losses.plan import PairLists, Scoring, pair_lists
+from contrast.losses.scores import Scores
+from contrast.losses.similarity import LOWEST_LOG_Q, at_least_float32
+from contrast.losses.softmax import loss_of, softmax_loss, statistics, two_way_losses
+
+Reduction = Literal["mean", "none"]
+
+
+def nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.1,
+    reduction: Reduction = "mean",
+    normalize: bool = True,
+    gather: bool = False,
+) -> Tensor:
+    """NT-Xent (Chen et al. 2020, eq. 1): the other view of an image against all views of the batch.
+
+    z1, z2 [N, D]: row i of both is image i. "none": [2N], z1's rows first. With z = (z1, z2), j the other view of i,
+
+        loss_i = -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ).
+    """
+    z, candidates, lists = _views(z1, z2, None, gather)
+    stats = statistics(z, candidates, _scoring(temperature, normalize), lists=lists)
+    return _reduced(loss_of(stats), None, reduction, gather)
+
+
+def dcl(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.1,
+    reduction: Reduction = "mean",
+    normalize: bool = True,
+    gather: bool = False,
+) -> Tensor:
+    """Decoupled contrastive loss (Yeh et al. 2022, eq. 6): NT-Xent without the positive in the denominator.
+
+    Shapes as for `nt_xent`. With z = (z1, z2), j the other view of i,
+
+        loss_i = -s_ij / T + log sum_{k != i, j} exp(s_ik / T).
+    """
+    z, candidates, lists = _views(z1, z2, None, gather)
+    stats = statistics(z, candidates, _scoring(temperature, normalize), lists=lists)
+    return _reduced(loss_of(stats, decoupled=True), None, reduction, gather)
+
+
+def sup_con(
+    z1: Tensor,
+    z2: Tensor | None,
+    labels: Tensor,
+    temperature: float | Tensor = 0.1,
+    reduction: Reduction = "mean",
+    normalize: bool = True,
+    gather: bool = False,
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, eq. 2): all other views with a view's label are its positives.
+
+    z1, z2 [N, D], labels [N] of whole numbers. z2=None: one view of each image; an image that is alone with its label
+    does not count. "none": [2N], z1's rows first, or [N]. With z = (z1, z2), P(i) the other views with i's label,
+
+        loss_i = -1 / |P(i)| sum_{p in P(i)} log( exp(s_ip / T) / sum_{k != i} exp(s_ik / T) ).
+    """
+    labels = as_ids("labels", labels).to(z1.device)
+    if labels.shape != z1.shape[:1]:
+        raise InputError(f"sup_con needs a label for each of {len(z1)} rows, got labels of shape {list(labels.shape)}")
+    z, candidates, _ = _views(z1, z2, labels, gather)
+    stats = statistics(z, candidates, _scoring(temperature, normalize))
+    return _reduced(loss_of(stats), stats.num_positives > 0, reduction, gather)
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    reduction: Reduction = "mean",
+    normalize: bool = True,
+    gather: bool = False,
+) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018, eq. 4; with a queue He et al. 2020, eq. 1): a query's key against negatives.
+
+    query, key [B, D]; negatives [K, D], shared by all queries, or [B, K, D], each query's own. None: the other keys of
+    the batch. "none": [B]. `gather` takes the keys, or the shared negatives, of all ranks.
+
+        loss_i = -log( exp(s(q_i, k_i) / T) / (exp(s(q_i, k_i) / T) + sum_j exp(s(q_i, n_j) / T)) )
+    """
+    _check_pairs("query", query, "key", key, least=2 if negatives is None and not gather else 1)
+    if negatives is None:
+        candidates, lists = _paired(query, key, gather)
+    else:
+        b, d = query.shape
+        if not (negatives.ndim in (2, 3) and negatives.shape[-1] == d and negatives.shape[:-2] in ((), (b,))):
+            raise InputError(f"negatives of {b} queries are [K, {d}] or [{b}, K, {d}], got {list(negatives.shape)}")
+        if not negatives.shape[-2]:
+            raise InputError(f"info_nce of {b} queries needs at least 1 negative, got {list(negatives.shape)}")
+        if gather and negatives.ndim == 3:
+            raise InputError(
+                f"gather=True shares negatives [K, {d}] among all ranks, not each query's own [{b}, K, {d}]"
+            )
+        shared = gather_rows(negatives) if gather else negatives
+        candidates, lists = Candidates(shared, torch.arange(b, device=query.device), positives=key[:, None]), None
+    stats = statistics(query, candidates, _scoring(temperature, normalize), lists=lists)
+    return _reduced(loss_of(stats), None, reduction, gather)
+
+
+def clip_loss(
+    image: Tensor,
+    text: Tensor,
+    temperature: float | Tensor = 0.07,
+    reduction: Reduction = "mean",
+    normalize: bool = True,
+    gather: bool = False,
+) -> Tensor:
+    """CLIP's symmetric loss (Radford et al. 2021, figure 3): mean of InfoNCE from image to text and from text to image.
+
+    image, text [N, D]. "none": [N], of a pair the mean of its two directions.
+
+        loss_i = -1/2 log( exp(s_ii / T) / sum_k exp(s_ik / T) ) - 1/2 log( exp(s_ii / T) / sum_k exp(s_ki / T) )
+    """
+    _check_pairs("image", image, "text", text, least=1 if gather else 2)
+    scoring = _scoring(temperature, normalize)
+    candidates, lists = _paired(image, text, gather)
+    if lists is not None:
+        to_text, to_image = two_way_losses(image, candidates, scoring, lists)
+    else:
+        to_text = loss_of(statistics(image, candidates, scoring))
+        to_image = loss_of(statistics(text, _paired(text, image, gather)[0], scoring))
+    return _reduced((to_text + to_image) / 2, None, reduction, gather)
+
+
+def siglip_loss(
+    image: Tensor,
+    text: Tensor,
+    temperature: float | Tensor,
+    bias: float | Tensor,
+    reduction: Reduction = "mean",
+    normalize: bool = True,
+    gather: bool = False,
+) -> Tensor:
+    """SigLIP's sigmoid loss (Zhai et al. 2023, algorithm 1): is this image and text a pair? For all N^2 of them.
+
+    image, text [N, D]; T = 1 / t of the paper, where it starts at 0.1 and the bias at -10. "none": [N], of an image.
+    With y_ij = 1 for i = j and -1 otherwise,
+
+        loss_i = -sum_j log sigmoid(y_ij (s_ij / T + bias)).
+    """
+    _check_pairs("image", image, "text", text, least=1 if gather else 2)
+    bias = torch.as_tensor(bias, dtype=None if isinstance(bias, Tensor) else torch.float64, device=image.device)
+    if bias.numel() != 1:
+        raise InputError(f"the bias must be a scalar, got shape {list(bias.shape)}")
+    candidates, lists = _paired(image, text, gather)
+    losses, _ = logistic_losses(image, candidates, _scoring(temperature, normalize), bias.reshape(()), lists=lists)
+    return _reduced(losses, None, reduction, gather)
+
+
+def nce(
+    data_scores: Tensor,
+    noise_scores: Tensor,
+    data_log_q: float | Tensor,
+    noise_log_q: float | Tensor,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Noise-contrastive estimation (Gutmann and Hyvarinen 2010, eq. 3; Mnih and Teh 2012, eq. 9): data or noise?
+
+    data_scores   [B], unnormalised log probabilities of the data; any log Z already subtracted
+    noise_scores  [B, K], of K draws from q for each, or [K], the same for all
+    data_log_q    [B] or a scalar: log(K q(data)), the log expected COUNT among the draws, not log q
+    noise_log_q   log(K q(noise)), of a shape that broadcasts to that of noise_scores
+    "none": [B].
+
+        loss_i = -log sigmoid(s_i - log K q(i)) - sum_j log sigmoid(log K q(n_j) - s_j)
+
+    A draw that equals the datum stays among the noise. The optimum is s = log p, normalised by itself.
+    """
+    scores = _data_and_noise(data_scores, noise_scores, data_log_q, noise_log_q)
+    return _reduced(logistic_loss(*scores), None, reduction)
+
+
+def negative_sampling(data_scores: Tensor, noise_scores: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Negative sampling (Mikolov et al. 2013, eq. 4): `nce` without the correction, so no model of probabilities.
+
+    data_scores [B]; noise_scores [B, K] or [K]. "none": [B]. The optimum is s = log(p / (K q)).
+
+        loss_i = -log sigmoid(s_i) - sum_j log sigmoid(-s_j)
+    """
+    scores = _data_and_noise(data_scores, noise_scores, 0.0, 0.0)
+    return _reduced(logistic_loss(*scores), None, reduction)
+
+
+def sampled_softmax(
+    data_scores: Tensor,
+    noise_scores: Tensor,
+    data_log_q: float | Tensor,
+    noise_log_q: float | Tensor,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Sampled softmax (Bengio and Senecal 2008; Jean et al. 2015; ranking NCE, Ma and Collins 2018): data among noise.
+
+    Arguments as for `nce`; a constant added to all log_q changes nothing. "none": [B]. With c = s - log_q,
+
+        loss_i = -log( exp(c_i) / (exp(c_i) + sum_j exp(c_j)) ).
+
+    Two pairings have their optimum at s = log p + constant: independent draws with replacement, a draw that equals the
+    datum kept, log_q = log(K q); and draws of every class on its own with probability pi, the datum's class left out,
+    log_q = log pi. In both the datum's score is corrected too.
+    """
+    scores = _data_and_noise(data_scores, noise_scores, data_log_q, noise_log_q)
+    return _reduced(softmax_loss(*scores), None, reduction)
+
+
+def _data_and_noise(data: Tensor, noise: Tensor, data_log_q: float | Tensor, noise_log_q: float | Tensor) -> Scores:
+    """Corrected scores of the data, in the first column, and of the noise: [B, 1 + K]."""
+    if data.ndim != 1 or noise.ndim not in (1, 2) or noise.shape[:-1] not in ((), data.shape) or not noise.numel():
+        raise InputError(
+            f"scores of the data are [B], of their noise [B, K] or [K], got {list(data.shape)} and {list(noise.shape)}"
+        )
+    data, noise = at_least_float32(data), at_least_float32(noise)
+    data = data - _fitting("data_log_q", data_log_q, data)  # [B]
+    noise = noise - _fitting("noise_log_q", noise_log_q, noise)  # [B, K] or [K]
+    values = torch.cat([data[:, None], noise.expand(len(data), -1)], dim=1)
+    positive = torch.zeros_like(values, dtype=torch.bool)
+    positive[:, 0] = True
+    return Scores(values, positive, torch.ones_like(positive))
+
+
+def _fitting(name: str, log_q: float | Tensor, scores: Tensor) -> Tensor:
+    log_q = torch.as_tensor(log_q, dtype=scores.dtype, device=scores.device)
+    sizes = zip(reversed(log_q.shape), reversed(scores.shape), strict=False)
+    if log_q.ndim > scores.ndim or any(one not in (1, other) for one, other in sizes):
+        raise InputError(f"{name} of shape {list(log_q.shape)} does not fit scores of shape {list(scores.shape)}")
+    return log_q.clamp(min=LOWEST_LOG_Q)
+
+
+def _scoring(temperature: float | Tensor, normalize: bool) -> Scoring:
+    if not isinstance(temperature, Tensor):
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature must be a positive number, got {temperature!r}")
+        return Scoring(torch.tensor(temperature, dtype=torch.float64), normalize)  # a scalar: scores stay float32
+    if temperature.numel() != 1:
+        raise InputError(f"temperature must be a scalar, got shape {list(temperature.shape)}")
+    if not torch.compiler.is_compiling() and temperature.device.type == "cpu" and not 0 < temperature.item() < math.inf:
+        raise InputError(f"temperature must be a positive number, got {temperature.item()}")
+    return Scoring(temperature.reshape(()), normalize)
+
+
+def _views(
+    z1: Tensor, z2: Tensor | None, labels: Tensor | None, gather: bool
+) -> tuple[Tensor, Candidates, PairLists | None]:
+    """All views against all, [2N] or [2 W N], or [N] without a second view; the lists of pairs where they are known."""
+    _check_pairs("z1", z1, "z2", z1 if z2 is None else z2, least=1 if gather else 2)
+    z = at_least_float32(z1) if z2 is None else torch.cat([at_least_float32(z1), at_least_float32(z2)])  # [2N, D]
+    if labels is None and not gather:
+        candidates, lists = _known_rules(2, len(z1), z.device)
+        return z, replace(candidates, vectors=z), lists
+    if labels is None:
+        labels = rank() * len(z1) + torch.arange(len(z1), device=z.device)
+    ids, self_index = labels.repeat(len(z) // len(z1)), torch.arange(len(z), device=z.device)
+    if gather:
+        vectors, all_ids = gather_rows(z), gather_rows(ids)
+        candidates = Candidates(vectors, ids, all_ids, self_index=rank() * len(z) + self_index, symmetric=True)
+    else:
+        candidates = Candidates(z, ids, ids, self_index=self_index, symmetric=True)
+    return z, candidates, None
+
+
+def _paired(query: Tensor, key: Tensor, gather: bool) -> tuple[Candidates, PairLists | None]:
+    """Queries against the keys of the whole batch, key i the positive of query i; the lists of pairs where known."""
+    if not gather or world_size() == 1:
+        candidates, lists = _known_rules(1, len(query), query.device)
+        return replace(candidates, vectors=key), lists
+    ids = rank() * len(query) + torch.arange(len(query), device=query.device)
+    return Candidates(gather_rows(key), ids, gather_rows(ids)), None
+
+
+def _known_rules(views: int, n: int, device: torch.device) -> tuple[Candidates, PairLists | None]:
+    """Rules of `views` views of n images among themselves (2), or of n pairs (1), without vectors, and their lists.
+
+    On a CPU they are kept from call to call. torch.compile traces them instead, and needs no lists.
+    """
+    if torch.compiler.is_compiling() or device.type != "cpu":
+        return _rules(views, n, device), None
+    return _kept_rules(views, n)
+
+
+@lru_cache(maxsize=16)
+def _kept_rules(views: int, n: int) -> tuple[Candidates, PairLists | None]:
+    rules = _rules(views, n, torch.device("cpu"))
+    return rules, pair_lists(rules)
+
+
+def _rules(views: int, n: int, device: torch.device) -> Candidates:
+    ids = torch.arange(n, device=device).repeat(views)
+    own = torch.arange(len(ids), device=device) if views == 2 else None
+    return Candidates(torch.empty(len(ids), 0, device=device), ids, ids, self_index=own, symmetric=views == 2)
+
+
+def _check_pairs(one: str, a: Tensor, other: str, b: Tensor, least: int = 2) -> None:
+    if a.ndim != 2 or a.shape != b.shape:
+        raise InputError(f"{one} and {other} are [N, D] both, got {list(a.shape)} and {list(b.shape)}")
+    if len(a) < least:
+        raise InputError(f"a batch of {len(a)} has no negatives: {one} and {other} need at least {least} rows")
+
+
+def _reduced(losses: Tensor, counted: Tensor | None, reduction: Reduction, gather: bool = False) -> Tensor:
+    """counted [B]: which queries count; None: all do."""
+    if reduction == "none":
+        return losses
+    if reduction != "mean":
+        raise InputError(f"reduction is mean or none, not {reduction!r}")
+    if gather:
+        return mean_counted(losses, torch.ones_like(losses, dtype=torch.bool) if counted is None else counted)
+    return losses.mean() if counted is None else losses.sum() / counted.sum().clamp(min=1)

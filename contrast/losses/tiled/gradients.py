@@ -1,0 +1,185 @@
+"""The backward pass of the tiled sums: slopes of the scores, and what they send back to queries and candidates.
+
+B queries, C candidates, P positives of each query's own, D dimensions, M listed positive pairs.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contrast.errors import InputError
+from contrast.losses.plan import PairLists
+from contrast.losses.similarity import similarity
+
+Slope = Callable[[Tensor, slice, slice], Tensor]  # (a tile, its rows, its columns) -> d loss / d scores of the tile
+LOG2_E = 1 / math.log(2)
+PAIRS_AT_ONCE = 8192  # pairs whose vectors are looked up in one piece: 4 MiB at 128 dimensions
+
+
+class Options(NamedTuple):
+    """What `NegativeSums` computes.
+
+    lists     the pairs, and the tiles
+    cosine    similarities are cosines; False: dot products
+    logistic  sums of softplus(score); False: log-sum-exp of the scores
+    ranked    the vectors are the queries of all ranks: each rank computes its own rows, and the gradient of both roles
+    columns   the log-sum-exp over the queries of every candidate, too: the second direction of CLIP
+    """
+
+    lists: PairLists
+    cosine: bool
+    logistic: bool = False
+    ranked: bool = False
+    columns: bool = False
+
+
+def gradients(
+    parts: Iterable[tuple[slice, slice, Tensor]],
+    query: Tensor,
+    vectors: Tensor,
+    slope: Slope,
+    wanted: tuple[bool, bool],
+    upper: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Sums of slope times vector for every query, of slope times query for every vector, and of slopes for the offset.
+
+    parts   (rows, columns, tile) of all tiles, in the form that `slope` takes
+    wanted  whether the second and the third are
+    upper   queries and vectors are the same, and the slope symmetric: the first sum is that of both roles
+    """
+    of_query = torch.zeros_like(query)
+    of_vectors = torch.zeros_like(vectors) if wanted[0] and not upper else None
+    of_offset = query.new_zeros(len(vectors)) if wanted[1] else None
+    for rows, columns, tile in parts:
+        slopes = slope(tile, rows, columns)  # [b, c]
+        of_query[rows].addmm_(slopes, vectors[columns])
+        if upper and columns.start > rows.start:
+            of_query[columns].addmm_(slopes.T, query[rows])
+        if of_vectors is not None:
+            of_vectors[columns].addmm_(slopes.T, query[rows])
+        if of_offset is not None:
+            of_offset[columns] += slopes.sum(dim=0)
+    return of_query, of_vectors, of_offset
+
+
+def of_softplus(grad: Tensor) -> Slope:
+    """g_i sigmoid(s_ij)."""
+    return lambda scores, rows, columns: scores.sigmoid_().mul_(grad[rows, None])
+
+
+def of_lse(
+    grad: Tensor,
+    lse: Tensor,
+    column_grad: Tensor | None,
+    column_lse: Tensor | None,
+    shift: float | None,
+    kept: bool = False,
+) -> Slope:
+    """g_i exp(s_ij - lse_i), plus h_j exp(s_ij - m_j) where the columns have a gradient h and a log-sum-exp m.
+
+    Scores are in units of log 2. With a common shift, which they are already less, one exponential does for both:
+    exp(s_ij - shift) (a_i + b_j). kept: the tiles hold that exponential already.
+    """
+    if shift is None:
+        lowest = torch.finfo(lse.dtype).min  # what a query without negatives has: times log2(e) it would be -inf
+        row_lse = (lse * LOG2_E).clamp(min=lowest)
+        of_columns = None if column_lse is None else (column_lse * LOG2_E).clamp(min=lowest)
+
+        def both(scores: Tensor, rows: slice, columns: slice) -> Tensor:
+            column_part = None
+            if column_grad is not None and of_columns is not None:
+                column_part = (scores - of_columns[columns]).exp2_().mul_(column_grad[columns])
+            row_part = scores.sub_(row_lse[rows, None]).exp2_().mul_(grad[rows, None])
+            return row_part if column_part is None else row_part.add_(column_part)
+
+        return both
+    of_rows = _share(grad, lse, shift)
+    of_columns = None if column_grad is None or column_lse is None else _share(column_grad, column_lse, shift)
+
+    def slope(tile: Tensor, rows: slice, columns: slice) -> Tensor:
+        factor = of_rows[rows, None] if of_columns is None else of_rows[rows, None] + of_columns[columns]
+        return tile * factor if kept else tile.exp2_().mul_(factor)
+
+    return slope
+
+
+def _share(grad: Tensor, lse: Tensor, shift: float) -> Tensor:
+    """g exp(shift - lse); 0 for a query without negatives, whose lse is the dtype's lowest number."""
+    return torch.where(lse > torch.finfo(lse.dtype).min, grad * (shift - lse).exp(), 0)
+
+
+def add_pair_gradients(
+    grad: Tensor, query: Tensor, vectors: Tensor, lists: PairLists, of_query: Tensor, of_vectors: Tensor | None
+) -> None:
+    """Adds the gradients of `pair_products` to `of_query` [B, D] and `of_vectors` [C, D]."""
+    row, column = lists.positive
+    for part in pieces(len(row)):
+        factor = grad[part, None]  # [m, 1]
+        if lists.one_positive:
+            of_query[part].addcmul_(factor, vectors.index_select(0, column[part]))
+        else:
+            of_query.index_add_(0, row[part], vectors.index_select(0, column[part]).mul_(factor))
+        if of_vectors is not None:
+            q = query[part] if lists.one_positive else query.index_select(0, row[part])
+            of_vectors.index_add_(0, column[part], q * factor)
+
+
+def pieces(pairs: int) -> Iterator[slice]:
+    return (slice(start, min(start + PAIRS_AT_ONCE, pairs)) for start in range(0, pairs, PAIRS_AT_ONCE))
+
+
+def through_unit(grad: Tensor, unit_vectors: Tensor, length: Tensor | None) -> Tensor:
+    """From the gradient of unit vectors [..., D] that of the vectors: at a right angle to them, over their length."""
+    if length is None:
+        return grad
+    along = (grad * unit_vectors).sum(dim=-1, keepdim=True)
+    return torch.addcmul(grad, along, unit_vectors, value=-1).div_(length)
+
+
+def differentiable(
+    options: Options, inputs: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The same gradients by autograd, from the whole matrix: these can be differentiated again."""
+    if options.ranked:
+        raise InputError("the gathered tiles have no second derivative: tiled=false computes it from the whole matrix")
+    # aliases, because queries and vectors may be one tensor, of which each has a gradient of its own here
+    inputs = tuple(None if x is None else x.view_as(x) for x in inputs)
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    outputs = zip(_as_matrix(options, *inputs), grads, strict=True)
+    out, of_out = zip(*((x, g) for x, g in outputs if x is not None and g is not None), strict=True)
+    result = iter(torch.autograd.grad(out, wanted, of_out, create_graph=True, allow_unused=True))
+    return *(next(result) if x is not None and x.requires_grad else None for x in inputs), None
+
+
+def _as_matrix(
+    options: Options,
+    query: Tensor | None,
+    vectors: Tensor | None,
+    positives: Tensor | None,
+    scale: Tensor | None,
+    offset: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """What `NegativeSums` returns, as plain differentiable operations on the whole matrix."""
+    assert query is not None
+    assert scale is not None
+    lists, others = options.lists, query if vectors is None else vectors
+    values = similarity(query, others, options.cosine)  # [B, C]
+    scores = values * scale if offset is None else values * scale + offset
+    valid = torch.ones_like(values, dtype=torch.bool)
+    for rows, columns, excluded in lists.tiles.parts():
+        if excluded is not None:
+            width = columns.stop - columns.start
+            valid[rows.start + excluded // width, columns.start + excluded % width] = False
+    own = None if positives is None else similarity(query, positives, options.cosine)
+    lowest = torch.finfo(values.dtype).min
+    if options.logistic:
+        scores = torch.where(scores.isneginf(), lowest, scores)
+        negatives, column_lse = F.softplus(scores).masked_fill(~valid, 0).sum(dim=1), None
+    else:
+        scores = scores.masked_fill(~valid, lowest).clamp(min=lowest)
+        negatives, column_lse = scores.logsumexp(dim=1), scores.logsumexp(dim=0) if options.columns else None
+    return negatives, column_lse, values[lists.positive.row, lists.positive.column], own
