@@ -10,7 +10,7 @@ PACKAGE = Path(contrast.__file__).parent
 # from the ground up; what stands on one line may import only what stands on lines above it, and itself
 FLOORS = [
     ["errors", "rng"],
-    ["atomic", "candidates", "distributed", "facts", "grad_cache"],
+    ["atomic", "candidates", "distributed", "facts", "grad_cache", "ids"],
     ["losses"],
     ["heads", "samplers", "encoders", "data", "views", "optim"],
     ["negatives", "keys", "functional"],
