@@ -80,9 +80,7 @@ def cached(folder: str | Path, key: str, make: Callable[[], dict[str, Tensor]]) 
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         if str(folder) not in _warned:
             _warned.add(str(folder))
-            warnings.warn(
-                f"cannot write to the cache in {folder} ({_one_line(error)}): going on without", stacklevel=2
-            )
+            warnings.warn(f"cannot write to the cache in {folder} ({_one_line(error)}): going on without", stacklevel=2)
         return tensors
 
 
