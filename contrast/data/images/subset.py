@@ -69,7 +69,7 @@ def stratified(labels: Tensor, most: int, seed: int) -> Tensor:
         raise InputError(f"a sample needs at least 1 row, not {most}")
     rng = np.random.default_rng(seed)
     shuffled = [rng.permutation(rows) for _, rows in _rows_by_class(labels)]
-    # Row i of a class of n rows has the key i / n. ceil(t n) of these are below t, so the lowest keys are an equal share
+    # Row i of a class of n has the key i / n; ceil(t n) of these are below t, so the lowest keys are an equal share
     keys = np.concatenate([np.arange(len(rows)) / len(rows) for rows in shuffled])
     order = np.lexsort((rng.random(len(keys)), keys))  # equal keys in random order
     return _ascending([np.concatenate(shuffled)[order[:most]]])
