@@ -4,6 +4,7 @@ B images of the global batch (over all ranks), W ranks, N images.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ class Batches:
 
     Each pass is the next epoch, or the rest of one that was left early. `state_dict()` is the position after the last
     batch handed out; loaded into another object it makes the next pass continue there.
+
+    Where a file cannot be read, its row is an UnreadableImage; but in a shuffled order with on_error="skip", the next
+    image takes its place (ImageFiles).
 
     Raises InputError if B is not a multiple of W, or shuffled batches are larger than the data set.
     """
@@ -54,6 +58,8 @@ class Batches:
             raise InputError("the data set is empty")
         if shuffle and len(images) < batch_size:
             raise InputError(f"a data set of {len(images)} images does not fill one batch of {batch_size}")
+        if isinstance(images, ImageFiles) and not shuffle:
+            images = replace(images, on_error="raise")  # no image is measured in the place and by the label of another
         self.device = None if device is None else torch.device(device)
         if isinstance(images, Images) and self.device is not None:
             images = images.to(self.device)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from contrast.atomic import replacing
-from contrast.data.images.cache import default_folder, digest
+from contrast.data.store import cache_folder, digest
 from contrast.data.text.corpus import Corpus, corpus
 from contrast.errors import InputError
 
@@ -33,18 +33,8 @@ PACKAGES = {  # as imported: as installed; in this order, until there are enough
     "matplotlib": "matplotlib",
     "torch": "torch",
 }
-_FORMAT = "1"
-_PASSED_OVER = {
-    "test",
-    "tests",
-    "testing",
-    "site-packages",
-    "dist-packages",
-    "_vendor",
-    "encodings",
-    "lib2to3",
-    "idlelib",
-}
+_FORMAT = 2
+_SKIPPED = {"test", "tests", "testing", "site-packages", "dist-packages", "_vendor", "encodings", "lib2to3", "idlelib"}
 _WORD = re.compile(r"[^\W\d_]+")
 _DOCTEST = re.compile(r"^\s*(>>>|\.\.\.).*$", re.MULTILINE)
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -68,8 +58,7 @@ def docstrings(
     """
     if most < 2:
         raise InputError(f"a corpus of at least 2 words is needed, the shortest line, not most={most}")
-    root = default_folder() if cache is None else Path(cache).expanduser()
-    file = root / "docstrings" / f"{digest([_FORMAT, str(most), *_versions()])}.txt"
+    file = cache_folder(cache) / "docstrings" / f"{digest(_FORMAT, most, *_versions())}.txt"
     if not file.exists():
         try:
             with replacing(file) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as opened:
@@ -99,7 +88,7 @@ def _lines(most: int) -> Iterator[str]:
 def _documentation() -> Iterator[str]:
     for root in _roots():
         for file in sorted(root.rglob("*.py")):
-            if _PASSED_OVER.isdisjoint(file.relative_to(root).parts):
+            if _SKIPPED.isdisjoint(file.relative_to(root).parts):
                 yield from _of(_tree(file))
 
 
