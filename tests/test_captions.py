@@ -16,8 +16,7 @@ import contrast.data.images.reading
 from contrast.data.images.captions import captions
 from contrast.data.images.digits import TEMPLATES, WORDS, digits, digits_words
 from contrast.data.images.image_set import Batch, ImageFiles, Images, Splits
-from contrast.data.images.pretraining import PretrainData
-from contrast.data.loader import Batches
+from contrast.data.loader import Batches, PretrainData
 from contrast.data.text.tokenizer import WordTokenizer
 from contrast.errors import InputError
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contrast.data.store import digest
 from contrast.data.images.image_set import ImageFiles, Images
+from contrast.data.store import digest
 from contrast.errors import InputError
 
 

@@ -40,13 +40,16 @@ class _Source(NamedTuple):
 
 
 _DIGITS = tuple("0123456789")
+_STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 _SOURCES = {
     "cifar10": _Source(datasets.CIFAR10, "cifar-10-batches-py"),
     "cifar100": _Source(datasets.CIFAR100, "cifar-100-python"),
     "mnist": _Source(datasets.MNIST, "MNIST/raw", _DIGITS, channels=1),
     "fashion_mnist": _Source(datasets.FashionMNIST, "FashionMNIST/raw", channels=1),
     "svhn": _Source(datasets.SVHN, "train_32x32.mat", _DIGITS, train={"split": "train"}, test={"split": "test"}),
-    "stl10": _Source(datasets.STL10, "stl10_binary", train={"split": "train+unlabeled"}, test={"split": "test"}),
+    "stl10": _Source(
+        datasets.STL10, "stl10_binary", _STL10, train={"split": "train+unlabeled"}, test={"split": "test"}
+    ),
 }
 
 
