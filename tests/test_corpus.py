@@ -289,13 +289,6 @@ def test_values_out_of_range(tmp_path: Path):
 # --- words
 
 
-@pytest.mark.parametrize(
-    "text", ["plain words 12 a_b", "Capital", "a.b", "a\tb \r", "é a", "", "a\x0bb", "a\x00b", "a\x7fb"]
-)
-def test_plain_text_has_a_quicker_way_to_the_same_tokens(text: str):
-    assert contrast.data.text.corpus._words(text) == tokens(text)
-
-
 def test_text_that_is_split_already(tmp_path: Path):
     path = written(tmp_path / "a.txt", "The <unk> U.S. don't", "the <unk> <unk>", "The")
     found = corpus(path, min_count=1, tokenizer="spaces")

@@ -3,7 +3,6 @@
 V words, T places of the array.
 """
 
-import json
 import math
 import os
 import random
@@ -32,7 +31,6 @@ MAX_COUNTED_WORDS = 5_000_000  # distinct words counted at once, some 500 MB
 _FORMAT = 2  # part of every key: to change when the same files are to give other ids
 _END = "\n"  # stands for the end of a line among its words; no word holds it
 _DROPPED = -2
-_PLAIN = b"abcdefghijklmnopqrstuvwxyz0123456789_ \t\r"
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,30 +252,11 @@ class _IdWriter:
 def _splitter(tokenizer: str | None) -> tuple[Callable[[str], list[str]], str]:
     """How a line becomes words, and a text that differs where this does."""
     if tokenizer is None:
-        return _words, "tokens"
+        return tokens, "tokens"
     if tokenizer == "spaces":
         return str.split, "spaces"
-    pieces = _Pieces(tokenizer)
-    return pieces.split, pieces.known_as()
-
-
-def _words(text: str) -> list[str]:
-    """`tokens(text)`, in a third of the time where there are only small letters, digits and spaces."""
-    if text.isascii() and not text.encode().translate(None, _PLAIN):
-        return text.split()
-    return tokens(text)
-
-
-class _Pieces(HFTokenizer):
-    """The tokens of a tokenizer of transformers as words, without its special tokens."""
-
-    def split(self, text: str) -> list[str]:
-        return self._tokenizer.tokenize(text, verbose=False)
-
-    def known_as(self) -> str:
-        inner = getattr(self._tokenizer, "backend_tokenizer", None)
-        rules = json.dumps(sorted(self._tokenizer.get_vocab().items())) if inner is None else inner.to_str()
-        return f"{type(self._tokenizer).__name__} {digest([rules])}"
+    pieces = HFTokenizer(tokenizer)
+    return pieces.split, pieces.digest()
 
 
 def _name(path: Text | Sequence[Text], files: Sequence[Path]) -> str:
