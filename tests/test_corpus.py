@@ -280,7 +280,7 @@ def test_values_out_of_range(tmp_path: Path):
     with pytest.raises(InputError, match="not 'ignore'"):
         corpus(path, unknown="ignore")
     for share in (1.0, -0.1, math.nan):
-        with pytest.raises(InputError, match="held out must lie in"):
+        with pytest.raises(InputError, match="held out must be in"):
             corpus(path, held_out=share)
     with pytest.raises(InputError, match=r"held_out=0.001 beside 2 lines holds out no word"):
         corpus(path, min_count=1, held_out=0.001)

@@ -14,6 +14,7 @@ from contrast.data.images.folder import folder
 from contrast.data.images.image_set import ImageFiles, Images, Splits
 from contrast.data.loader import Batches
 from contrast.errors import InputError
+from contrast.evaluation.features import features
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +231,17 @@ def test_corrupt_image_over_the_memory_limit(root: Path, workers: int):
         assert torch.cat([batch.index for batch in batches]).tolist() == [0, 1, 2]
         assert torch.equal(torch.cat([batch.pixels for batch in batches]), expected.pixels)
         assert images.labels.tolist() == expected.labels.tolist() == [0, 0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_no_image_is_evaluated_under_the_label_of_another(root: Path):
+    (root / "test/ant/r.png").write_bytes(b"what?")
+    images = folder(root, image_size=4, on_error="skip", memory_limit_gb=0.0).test
+    assert isinstance(images, ImageFiles)
+    measured = features(lambda pixels: pixels.flatten(1).float(), images)
+    expected = memory(folder(root, image_size=4, on_error="skip").test)
+    assert images.labels.tolist() == expected.labels.tolist() == [1]
+    assert torch.equal(measured, expected.pixels.flatten(1).float())
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,11 +1,13 @@
 """Images in memory: statistics, selection, digits, and stratified subsets."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from contrast.data.images.digits import digits
-from contrast.data.images.image_set import Images, Splits
+from contrast.data.images.image_set import ImageFiles, Images, Splits
 from contrast.data.images.subset import hold_out, labelled_subset, stratified
 from contrast.errors import InputError
 
@@ -66,6 +68,23 @@ def test_pretrain_joins_the_unlabelled_images():
 def test_images_refuse_what_does_not_fit(pixels: torch.Tensor, labels: torch.Tensor, message: str):
     with pytest.raises(InputError, match=message):
         Images(pixels, labels, ("only",))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float32])
+def test_labels_and_token_ids_of_any_type_become_int64(dtype: torch.dtype):
+    pixels, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([1, 0, 1])
+    text = torch.tensor([[2, 0], [3, 1], [1, 1]])
+    for values in (labels.to(dtype), labels.to(dtype).numpy()):
+        images = Images(pixels, values, ("a", "b"), text.to(dtype))  # type: ignore[arg-type]
+        files = ImageFiles(Path(), np.array(["x", "y", "z"]), values, ("a", "b"), 2, text=text.to(dtype))
+        for found in (images, files):
+            assert found.labels.dtype == torch.int64
+            assert torch.equal(found.labels, labels)
+            assert found.text is not None
+            assert found.text.dtype == torch.int64
+            assert torch.equal(found.text, text)
+    with pytest.raises(InputError, match=r"labels must be whole numbers, but 1 of 3 are not: 0\.5"):
+        Images(pixels, torch.tensor([0, 0.5, 1]), ("a", "b"))
 
 
 def test_digits_split_is_fixed_and_stratified():

@@ -28,7 +28,7 @@ class _Row(NamedTuple):
 
     name: str  # path of the image relative to the root
     caption: str
-    label: str  # "" where there is none
+    label: str  # "" if it has none
     image: str  # path without links: rows of one image have the same
 
 
@@ -53,10 +53,10 @@ def captions(
 ) -> Splits:
     """The images and captions of `file`: .csv, .tsv or .parquet, with names of columns in the first row.
 
-    An image with several captions stands in several rows, and in as many of the data set.
+    An image with several captions has a row for each, in the table and in the data set.
 
     root             what the paths of images are relative to; None: the folder of `file`
-    label_column     of class names, empty where there is none; without it every label is -1
+    label_column     of class names, empty for an unlabelled row; without such a column every label is -1
     test_file        a second table, for `test`, which may share no image with the first; None: `test_fraction` of
                      the images of `file`, at least one, drawn by `seed`, with all of their rows. 0: no test set
     tokenizer        a Tokenizer; the name of one of transformers; or None: the words of the training captions that
@@ -67,12 +67,12 @@ def captions(
     memory_limit_gb  of the decoded pixels of all rows of a split; a larger one is decoded batch by batch (ImageFiles)
     image_size, channels, cache as in `folder`
 
-    Raises InputError for a table that cannot be read or lacks a column, the rows above, images that stand in both
+    Raises InputError for a table that cannot be read or lacks a column, the rows above, images that are in both
     tables, test classes without a training row, and values out of range.
     """
     reading, file = Reading(image_size, channels, on_error, memory_limit_gb, cache), Path(file).expanduser()
     if not 0 <= test_fraction < 1:
-        raise InputError(f"test_fraction must lie in [0, 1), not {test_fraction}")
+        raise InputError(f"test_fraction must be in [0, 1), not {test_fraction}")
     columns = [image_column, caption_column, *([] if label_column is None else [label_column])]
 
     def base(path: Path) -> Path:

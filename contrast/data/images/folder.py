@@ -43,7 +43,7 @@ def folder(
 
 
 def _listings(root: Path) -> tuple[Listing, Listing | None]:
-    """The training images and, where there are any, the test images below `root`; InputError as in `folder`."""
+    """The training images below `root` and its test images, if it has any; InputError as in `folder`."""
     if not root.is_dir():
         raise InputError(f"{root} is not a folder" if root.exists() else f"data folder {root} does not exist")
     held_out = next((root / split for split in ("test", "val") if (root / split).is_dir()), None)

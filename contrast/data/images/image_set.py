@@ -58,7 +58,7 @@ class _Rows:
             raise InputError(f"{images} images need labels of shape [{images}], not {list(labels.shape)}")
         lowest, highest = (int(labels.min()), int(labels.max())) if images else (UNLABELLED, UNLABELLED)
         if lowest < UNLABELLED or highest >= len(self.classes):
-            raise InputError(f"labels must lie in -1..{len(self.classes) - 1}, but lie in {lowest}..{highest}")
+            raise InputError(f"labels must be in -1..{len(self.classes) - 1}, but are in {lowest}..{highest}")
         if self.text is None:
             return
         text = as_ids("token ids", self.text)
@@ -195,9 +195,9 @@ class ImageFiles(_Rows):
 class Splits:
     """What every data set loader returns.
 
-    `train` may be wholly unlabelled (all labels -1: a flat folder); `test` is None where there is none. With captions
-    `tokenizer` is what made their ids: its `size` and the L of `train.text` are what a text encoder is built for, it
-    encodes new texts, and its `facts()` are plain values for a checkpoint.
+    `train` may be wholly unlabelled (all labels -1: a flat folder); `test` is None if the data set has none. With
+    captions, `tokenizer` made their ids: a text encoder is built for its `size` and the L of `train.text`, it encodes
+    new texts, and its `facts()` are plain values for a checkpoint.
 
     Raises InputError if training and test images are in memory and differ in height or width.
     """

@@ -29,7 +29,7 @@ class Listing(NamedTuple):
     """The rows of one split, in order."""
 
     root: Path
-    names: list[str]  # [N] files relative to root, with "/"; an image with several captions stands in several rows
+    names: list[str]  # [N] files relative to root, with "/"; an image with several captions occurs several times
     labels: Tensor  # [N] int64
     classes: tuple[str, ...]
     text: Tensor | None = None  # [N, L] int64 token ids
@@ -131,15 +131,15 @@ class Reading:
         for name in names:
             with suppress(UnreadableImage):
                 return decode(root / name, self.channels).shape[1:]
-        return 0, 0  # `_decode` will say that none can be read
+        return 0, 0  # `_decode` raises the error
 
     def _fingerprint(self, root: Path, names: list[str]) -> list[object]:
-        """What tells without opening a file that nothing has changed."""
+        """Sizes and times of the files: it changes if a file does, and no file has to be opened for it."""
 
         def stat(name: str) -> list[int]:
-            with suppress(OSError):  # a broken link, say: `decode` will name it
-                found = os.stat(root / name)
-                return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+            with suppress(OSError):  # a broken link, for example, which `decode` reports
+                status = os.stat(root / name)
+                return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             return []
 
         return [_FORMAT, str(root.resolve()), self.image_size, self.channels, [[name, *stat(name)] for name in names]]

@@ -22,7 +22,7 @@ def labelled_subset(
     if (fraction is None) == (per_class is None):
         raise InputError(f"give one of fraction and per_class, not fraction={fraction}, per_class={per_class}")
     if fraction is not None and not 0 < fraction <= 1:
-        raise InputError(f"a label fraction must lie in (0, 1], not {fraction}")
+        raise InputError(f"a label fraction must be in (0, 1], not {fraction}")
     if per_class is not None and per_class < 1:
         raise InputError(f"at least one label per class is needed, not per_class={per_class}")
     rng = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ def hold_out(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Te
     Raises InputError if the fraction is not between 0 and 1, a class has a single image, or no row is labelled.
     """
     if not 0 < fraction < 1:
-        raise InputError(f"the fraction held out must lie between 0 and 1, not {fraction}")
+        raise InputError(f"the fraction held out must be between 0 and 1, not {fraction}")
     rng = np.random.default_rng(seed)
     fit, held = [], []
     for label, rows in _rows_by_class(labels):

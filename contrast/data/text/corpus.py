@@ -38,13 +38,13 @@ class Corpus:
     """Encoded text. The tensors of ids are mapped from files: they take no memory until they are read.
 
     ids          [T] int32: the words of a line by their ids, then BORDER (-1), then the next line. No line is empty.
-                 Two places of a span ids[a:b] lie in one line if the sum of (ids == BORDER) up to either is the same
-    words        [V] by falling count, equal counts by letter; the id of a word is its place
+                 Two positions are in one line if (ids == BORDER).cumsum(0) is the same at both
+    words        [V] by falling count, equal counts in alphabetical order; the id of a word is its index
     counts       [V] int64, of the words in the lines of `ids`
-    total_words  words that were read for `ids`, those that were dropped included: words per second count these
-    lines        in `ids`
+    total_words  words that were read for `ids`, including those that were dropped: "words per second" counts these
+    lines        number of lines in `ids`
     unknown      the id of <unk>; None if other words were dropped
-    held_out     int32, lines in the form of `ids` that are not in it; None if none are held out
+    held_out     int32, the lines that are held out and not in `ids`, in the same form; None: there are none
     """
 
     name: str
@@ -86,12 +86,12 @@ class _Lines(NamedTuple):
         phase, number, begun = random.Random(self.seed).random(), -1, False
         for block in blocks(self.files, desc):
             parts = []
-            for place, text in enumerate(block.texts):
+            for number_in_block, text in enumerate(block.texts):
                 words = self.split(text)
                 if words and not begun:
                     number, begun = number + 1, True
                 held = math.floor((number + 1) * self.held_out + phase) > math.floor(number * self.held_out + phase)
-                if begun and not (block.open and place == len(block.texts) - 1):
+                if begun and not (block.open and number_in_block == len(block.texts) - 1):
                     words.append(_END)
                     begun = False
                 if words:
@@ -117,18 +117,18 @@ def corpus(
     max_words  the most frequent that are in it; None: all
     unknown    "drop" leaves all other words out, so that their neighbours become neighbours (Mikolov et al. 2013,
                word2vec); "keep" makes them one more word, <unk>, with the count of them all
-    tokenizer  None: words and marks in small letters (`tokenizer.tokens`); "spaces": what stands between
-               spaces, as it is, for text that is split already; or a tokenizer of transformers, by name or folder
-    held_out   share of the lines that go to `Corpus.held_out`, evenly spread from a place that `seed` draws; they do
-               not count for the vocabulary
+    tokenizer  None: words and marks in small letters (`tokenizer.tokens`); "spaces": text that is tokenized already is
+               split at spaces only; or a tokenizer of transformers, by name or folder
+    held_out   share of the lines that go to `Corpus.held_out`, at equal distances from an offset that `seed` draws;
+               they do not count for the vocabulary
     cache      folder of encoded text, by default $CONTRAST_CACHE or ~/.cache/contrast; files are known by content
 
     Text is read twice, block by block: to count, where memory grows with the number of distinct words only, and to
     encode. When these exceed MAX_COUNTED_WORDS, those seen once so far are forgotten, the next time those seen twice,
     and so on (word2vec's ReduceVocab); a warning says so. Wrong UTF-8 is read as U+FFFD; a warning counts the lines.
 
-    Raises InputError for a path that is not there or cannot be read, text without words, a vocabulary without words,
-    a part held out that has no line, a cache that cannot be written, and values out of range.
+    Raises InputError for a path that does not exist or cannot be read, text without words, a vocabulary without words,
+    a held-out part without lines, a cache that cannot be written, and values out of range.
     """
     _check(min_count, max_words, unknown, held_out)
     files = text_files(path)
@@ -270,4 +270,4 @@ def _check(min_count: int, max_words: int | None, unknown: str, held_out: float)
     if unknown not in ("drop", "keep"):
         raise InputError(f"unknown words are to 'drop' or to 'keep', not '{unknown}'")
     if not 0 <= held_out < 1:
-        raise InputError(f"the share of lines held out must lie in [0, 1), not {held_out}")
+        raise InputError(f"the share of lines held out must be in [0, 1), not {held_out}")

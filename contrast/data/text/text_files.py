@@ -41,8 +41,8 @@ class Block(NamedTuple):
 def text_files(path: Text | Sequence[Text]) -> list[Path]:
     """The files that `path` names: a file, a folder (all files below, sorted), a glob (sorted), or a list of these.
 
-    Hidden files and folders (.name) of a folder are passed over. Raises InputError for a path that is not there, and
-    for a folder or a list with no file in it.
+    Hidden files and folders (.name) of a folder are passed over. Raises InputError for a path that does not exist,
+    and for a folder or a list with no file in it.
     """
     if not isinstance(path, str | os.PathLike):
         if not path:

@@ -42,13 +42,13 @@ class Tokenizer(Protocol):
 
     @property
     def size(self) -> int:
-        """Ids lie in 0..size - 1."""
+        """Ids are 0..size - 1."""
 
     def encode(self, texts: Sequence[str], length: int) -> Tensor:
         """Ids [N, L]; a text of more than L = length tokens is cut, and a warning says how many are."""
 
     def decode(self, ids: Tensor) -> list[str]:
-        """The N texts of ids [N, L], as far as the tokens tell them."""
+        """The N texts of ids [N, L], as far as the tokens determine them."""
 
     def facts(self) -> Facts:
         """Plain values, for a checkpoint, from which `tokenizer_of` makes it again."""
@@ -60,7 +60,7 @@ def tokenizer_of(facts: Facts) -> Tokenizer:
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-cased words and marks of punctuation in order, whatever the script; a Han character or kana is a word.
+    """Lower-cased words and punctuation marks in order, in any script; each Han character and kana is a word.
 
     Scripts without spaces other than these (Thai, Khmer) need an HFTokenizer.
     """
@@ -73,7 +73,7 @@ def tokens(text: str) -> list[str]:
 class WordTokenizer:
     """Ids of words: 0 padding, 1 any word that is not in the vocabulary, then the vocabulary in its order.
 
-    vocabulary  distinct words as `tokens` gives them; all that there is to save. InputError if one occurs twice.
+    vocabulary  distinct words as `tokens` gives them; the only state. InputError if a word occurs twice.
     """
 
     def __init__(self, vocabulary: Iterable[str]) -> None:
@@ -131,8 +131,8 @@ class HFTokenizer:
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
-            wanted = "transformers: pip install 'contrast[transformers]'"
-            raise InputError(f"the tokenizer '{name}' needs {wanted}") from error
+            install = "transformers: pip install 'contrast[transformers]'"
+            raise InputError(f"the tokenizer '{name}' needs {install}") from error
         self.name = name
         try:
             self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
