@@ -61,24 +61,23 @@ class Reading:
         root, cache = listing.root, cache_folder(self.cache)
         names = list(dict.fromkeys(listing.names))  # of distinct images
         known = digest(self._fingerprint(root, names))
-        size = torch.tensor([self.image_size or 0] * 2)  # height and width
+        size = [self.image_size or 0] * 2  # height and width
         if self.image_size is None:
-            size = cached(cache, f"sizes/{known}", lambda: {"size": torch.tensor(self._first_size(root, names))})[
-                "size"
-            ]
-        gigabytes = len(listing.names) * self.channels * int(size.prod()) / 1e9
+            entry = cached(cache, f"sizes/{known}", lambda: {"size": torch.tensor(self._first_size(root, names))})
+            size = entry["size"].tolist()
+        gigabytes = len(listing.names) * self.channels * size[0] * size[1] / 1e9
         in_memory, entry = gigabytes <= self.memory_limit_gb, {"unreadable": from_texts([])}
         if in_memory:
             content = partial(self._content, root, names)
             (key,) = to_texts(cached(cache, f"keys/{known}", lambda: {"key": from_texts([content()])})["key"])
-            entry = cached(cache, f"images/{key}", lambda: self._decode(root, names, size.tolist()))
+            entry = cached(cache, f"images/{key}", lambda: self._decode(root, names, size))
         elif self.image_size is None:
             raise InputError(
                 f"{len(listing.names)} images of {size[1]} x {size[0]} in {root} take {gigabytes:.3g} GB, over "
                 f"memory_limit_gb={self.memory_limit_gb:g}: give image_size, so that they can be read while training"
             )
         elif self.on_error == "skip":
-            entry = cached(cache, f"unreadable/{known}", lambda: self._decode(root, names, size.tolist(), keep=False))
+            entry = cached(cache, f"unreadable/{known}", lambda: self._decode(root, names, size, keep=False))
         unreadable = dict.fromkeys(to_texts(entry["unreadable"]))
         if unreadable:
             message = f"{len(unreadable)} of {len(names)} files in {root} cannot be read: {first_few(list(unreadable))}"
