@@ -48,8 +48,7 @@ from views import installed, processor
 
 from contrast.cli.pretrain import lookers, new_model
 from contrast.data.images.image_set import Images, Splits
-from contrast.data.images.pretraining import PretrainData
-from contrast.data.loader import Batches
+from contrast.data.loader import Batches, PretrainData
 from contrast.training.callbacks.throughput import Throughput
 from contrast.training.trainer import make_trainer
 

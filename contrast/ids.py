@@ -12,7 +12,7 @@ def as_ids(name: str, values: Tensor | ArrayLike) -> Tensor:
     """`values`, a tensor, numpy array or sequence of whole numbers of any shape, as an int64 tensor of that shape.
 
     Narrower integers are widened, because `candidates.ABSENT` and -1 must fit; floats are accepted if they are whole.
-    A tensor stays on its device, and an int64 tensor is returned as it is. `name` stands in the error message.
+    A tensor stays on its device, and an int64 tensor is returned as it is. The error message names the values `name`.
 
     Raises InputError for booleans, strings and other objects, and for NaN, infinite, fractional or too large numbers.
     """

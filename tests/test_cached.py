@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contrast.data.images.digits import digits_words
 from contrast.data.images.image_set import Images
-from contrast.data.images.pretraining import PretrainData
+from contrast.data.loader import PretrainData
 from contrast.encoders import predictor, text_transformer
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError

@@ -12,12 +12,11 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-import contrast.data.images.folder
+import contrast.data.images.reading
 from contrast.data.images.captions import captions
 from contrast.data.images.digits import TEMPLATES, WORDS, digits, digits_words
 from contrast.data.images.image_set import Batch, ImageFiles, Images, Splits
-from contrast.data.images.pretraining import PretrainData
-from contrast.data.loader import Batches
+from contrast.data.loader import Batches, PretrainData
 from contrast.data.text.tokenizer import WordTokenizer
 from contrast.errors import InputError
 
@@ -178,9 +177,9 @@ def test_over_the_memory_limit_is_the_same_data(root: Path):
 
 def test_an_image_is_decoded_once_however_many_captions_it_has(root: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Path] = []
-    real = contrast.data.images.folder.decode
+    real = contrast.data.images.reading.decode
     monkeypatch.setattr(
-        contrast.data.images.folder, "decode", lambda path, *rest: seen.append(path) or real(path, *rest)
+        contrast.data.images.reading, "decode", lambda path, *rest: seen.append(path) or real(path, *rest)
     )
     file = table(root / "table.csv", pairs(10))
     first = captions(file, image_size=4, test_fraction=0)
@@ -369,10 +368,10 @@ def test_pretrain_joins_captions_or_says_that_it_cannot():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (torch.zeros(3, 4), r"captions \[3, L\], not torch.float32 \[3, 4\]"),
+        (torch.full((3, 4), 0.5), "token ids must be whole numbers, but 12 of 12"),
         (torch.zeros(2, 4, dtype=torch.int64), r"\[2, 4\]"),
         (torch.zeros(3, dtype=torch.int64), r"\[3\]"),
-        (torch.tensor([[1], [-1], [0]]), "found -1"),
+        (torch.tensor([[1], [-1], [0]]), "one is -1"),
     ],
 )
 def test_captions_that_do_not_fit_are_refused(text: torch.Tensor, message: str):

@@ -14,6 +14,7 @@ from contrast.data.images.folder import folder
 from contrast.data.images.image_set import ImageFiles, Images, Splits
 from contrast.data.loader import Batches
 from contrast.errors import InputError
+from contrast.evaluation.features import features
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +169,7 @@ def test_missing_empty_and_mixed_folders(root: Path, tmp_path: Path):
     with pytest.raises(InputError, match="test/ but no train/"):
         folder(tmp_path / "half")
     picture(root / "train/stray.png")
-    with pytest.raises(InputError, match=r"1 images lie beside the class folders .*stray\.png"):
+    with pytest.raises(InputError, match=r"1 images of .* are in no class folder.*stray\.png"):
         folder(root)
 
 
@@ -222,10 +223,38 @@ def test_corrupt_image_over_the_memory_limit(root: Path, workers: int):
         list(Batches(large(root), 2, seed=0, workers=workers))
     assert "a.PNG" in str(caught.value)
     assert "\n" not in str(caught.value)
+    for _ in range(2):  # also when the cache knows
+        with pytest.warns(UserWarning, match=r"skipped: 1 of 4 files .* cannot be read: cat/a\.PNG"):
+            images = large(root, on_error="skip")
+        expected = memory(folder(root, on_error="skip", image_size=4).train)
+        batches = list(Batches(images, 2, seed=0, shuffle=False, workers=workers))
+        assert torch.cat([batch.index for batch in batches]).tolist() == [0, 1, 2]
+        assert torch.equal(torch.cat([batch.pixels for batch in batches]), expected.pixels)
+        assert images.labels.tolist() == expected.labels.tolist() == [0, 0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_no_image_is_evaluated_under_the_label_of_another(root: Path):
+    (root / "test/ant/r.png").write_bytes(b"what?")
+    images = folder(root, image_size=4, on_error="skip", memory_limit_gb=0.0).test
+    assert isinstance(images, ImageFiles)
+    measured = features(lambda pixels: pixels.flatten(1).float(), images)
+    expected = memory(folder(root, image_size=4, on_error="skip").test)
+    assert images.labels.tolist() == expected.labels.tolist() == [1]
+    assert torch.equal(measured, expected.pixels.flatten(1).float())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_is_damaged_while_training(root: Path, workers: int):
+    """Another image takes its place in a training batch, with its own label; in what is measured none does."""
     images = large(root, on_error="skip")
+    (root / "train/cat/a.PNG").write_bytes(b"what?")
+    with pytest.warns(UserWarning, match=r"a\.PNG.*: the next image takes its place in this batch"):
+        batch = images.take(torch.tensor([1, 2]))
+    assert (batch.index.tolist(), batch.labels.tolist()) == ([1, 3], [0, 1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        batches = list(Batches(images, 2, seed=0, shuffle=False, workers=workers))
-    assert torch.cat([b.index for b in batches]).tolist() == [0, 1, 3, 3]
-    with pytest.warns(UserWarning, match=r"a\.PNG"):
-        images.take(torch.tensor([2]))
+        shuffled = list(Batches(images, 4, seed=0, workers=workers))
+    assert sorted(shuffled[0].index.tolist()) == [0, 1, 3, 3]
+    with pytest.raises(UnreadableImage, match=r"a\.PNG"):
+        list(Batches(images, 2, seed=0, shuffle=False, workers=workers))

@@ -1,12 +1,14 @@
 """Images in memory: statistics, selection, digits, and stratified subsets."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from contrast.data.images.digits import digits
-from contrast.data.images.image_set import Images, Splits
-from contrast.data.images.subset import hold_out, labelled_subset
+from contrast.data.images.image_set import ImageFiles, Images, Splits
+from contrast.data.images.subset import hold_out, labelled_subset, stratified
 from contrast.errors import InputError
 
 
@@ -66,6 +68,23 @@ def test_pretrain_joins_the_unlabelled_images():
 def test_images_refuse_what_does_not_fit(pixels: torch.Tensor, labels: torch.Tensor, message: str):
     with pytest.raises(InputError, match=message):
         Images(pixels, labels, ("only",))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float32])
+def test_labels_and_token_ids_of_any_type_become_int64(dtype: torch.dtype):
+    pixels, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([1, 0, 1])
+    text = torch.tensor([[2, 0], [3, 1], [1, 1]])
+    for values in (labels.to(dtype), labels.to(dtype).numpy()):
+        images = Images(pixels, values, ("a", "b"), text.to(dtype))  # type: ignore[arg-type]
+        files = ImageFiles(Path(), np.array(["x", "y", "z"]), values, ("a", "b"), 2, text=text.to(dtype))
+        for found in (images, files):
+            assert found.labels.dtype == torch.int64
+            assert torch.equal(found.labels, labels)
+            assert found.text is not None
+            assert found.text.dtype == torch.int64
+            assert torch.equal(found.text, text)
+    with pytest.raises(InputError, match=r"labels must be whole numbers, but 1 of 3 are not: 0\.5"):
+        Images(pixels, torch.tensor([0, 0.5, 1]), ("a", "b"))
 
 
 def test_digits_split_is_fixed_and_stratified():
@@ -143,3 +162,42 @@ def test_hold_out_errors():
     with pytest.raises(InputError, match="none of 4"):
         hold_out(torch.full((4,), -1), 0.5)
     assert [rows.tolist() for rows in hold_out(torch.tensor([0, -1, 0]), 0.9)] in ([[0], [2]], [[2], [0]])
+
+
+@pytest.mark.parametrize("most", [3, 10, 40, 83, 500])
+def test_a_sample_has_every_class_in_its_share_even_if_rows_are_sorted(most: int):
+    for labels in (LABELS, LABELS.sort().values, LABELS.int(), LABELS.sort(descending=True).values.float()):
+        rows = stratified(labels, most, seed=1)
+        assert rows.dtype == torch.int64
+        assert rows.tolist() == sorted(set(rows.tolist()))
+        taken = min(most, 83)
+        counts = torch.bincount(labels[rows].long(), minlength=3).tolist()  # there are no negative labels among them
+        assert sum(counts) == taken
+        for count, size in zip(counts, (50, 30, 3), strict=True):
+            assert count >= 1
+            assert abs(count - taken * size / 83) <= 1.5
+        assert torch.equal(rows, stratified(labels, most, seed=1))
+        if 3 < most < 83:
+            assert not torch.equal(rows, stratified(labels, most, seed=2))
+
+
+def test_a_sample_of_fewer_rows_than_classes_draws_the_classes():
+    labels = torch.arange(10)
+    seen = {tuple(stratified(labels, 2, seed).tolist()) for seed in range(30)}
+    assert all(len(rows) == 2 for rows in seen)
+    assert {row for rows in seen for row in rows} == set(range(10))
+
+
+def test_sample_errors():
+    with pytest.raises(InputError, match="not 0"):
+        stratified(LABELS, 0, seed=0)
+    with pytest.raises(InputError, match="none of 4"):
+        stratified(torch.full((4,), -1), 2, seed=0)
+
+
+def test_subsets_take_labels_of_any_integer_type():
+    for dtype in (torch.int32, torch.int16, torch.float32):
+        assert torch.equal(labelled_subset(LABELS.to(dtype), per_class=2), labelled_subset(LABELS, per_class=2))
+        assert torch.equal(hold_out(LABELS.to(dtype), 0.5)[0], hold_out(LABELS, 0.5)[0])
+    with pytest.raises(InputError, match=r"labels must be whole numbers.* 0\.5"):
+        labelled_subset(torch.tensor([0.5, 1.0]), per_class=1)

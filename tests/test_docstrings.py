@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import contrast.data.text.docstrings
-from contrast.data.text.corpus import Corpus
-from contrast.data.text.corpus_files import BORDER
+from contrast.data.text.corpus import BORDER, Corpus
 from contrast.data.text.docstrings import docstrings
 from contrast.errors import InputError
 

@@ -13,8 +13,7 @@ from conftest import Command, figures
 from torch import Tensor
 
 import contrast
-from contrast.data.text.corpus import Corpus
-from contrast.data.text.corpus_files import BORDER
+from contrast.data.text.corpus import BORDER, Corpus
 from contrast.data.text.spans import Span
 from contrast.encoders import GRU
 from contrast.errors import InputError

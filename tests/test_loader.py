@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from contrast.data.images.image_set import Batch, ImageFiles, Images
-from contrast.data.images.pretraining import PretrainData
-from contrast.data.loader import Batches
+from contrast.data.loader import Batches, PretrainData
 from contrast.errors import InputError
 
 

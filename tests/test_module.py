@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from contrast.data.images.image_set import Images
-from contrast.data.images.pretraining import PretrainData
+from contrast.data.loader import PretrainData
 from contrast.encoders import conv_net, mlp
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError

@@ -9,7 +9,7 @@ import torch
 from test_module import make, trainer
 
 from contrast.data.images.image_set import Batch, Images
-from contrast.data.images.pretraining import PretrainData
+from contrast.data.loader import PretrainData
 from contrast.errors import InputError
 from contrast.training.callbacks.online import OnlineKNN, OnlineLinear
 

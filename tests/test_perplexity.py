@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contrast.data.text.corpus_files import BORDER
+from contrast.data.text.corpus import BORDER
 from contrast.encoders import GRU
 from contrast.errors import InputError
 from contrast.evaluation.perplexity import normalised, over_text, perplexity, streams

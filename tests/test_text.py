@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from contrast.data.text.tokenizer import HFTokenizer, WordTokenizer, tokenizer_of, tokens
+from contrast.data.text.tokenizer import _TOKEN, HFTokenizer, WordTokenizer, tokenizer_of, tokens
 from contrast.errors import InputError
 
 TEXTS = ["A dog, a cat.", "a Dog runs", "the cat"]
@@ -134,3 +134,10 @@ def test_a_tokenizer_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match=r"transformers has no tokenizer '.*empty'") as caught:
         HFTokenizer(str(tmp_path / "empty"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["plain words 12 a_b", "Capital", "a.b", "a\tb \r", "é a", "", "a\x0bb", "a\x00b", "a\x7fb"]
+)
+def test_plain_text_has_a_quicker_way_to_the_same_tokens(text: str):
+    assert tokens(text) == _TOKEN.findall(text.lower())

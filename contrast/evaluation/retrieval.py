@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contrast.data.images.cache import digest
 from contrast.data.images.image_set import ImageFiles, Images
+from contrast.data.store import digest
 from contrast.errors import InputError
 
 
@@ -67,7 +67,7 @@ def image_ids(images: Images | ImageFiles) -> Tensor:
     if isinstance(images, ImageFiles):
         keys = images.names
     else:
-        keys = np.array([digest([image.numpy().tobytes()]) for image in images.pixels.cpu()])
+        keys = np.array([digest(image) for image in images.pixels.cpu()])
     return torch.from_numpy(np.unique(keys, return_inverse=True)[1].reshape(-1).astype(np.int64))
 
 

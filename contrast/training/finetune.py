@@ -15,8 +15,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from contrast.data.images.image_set import Batch, ImageFiles, Images
-from contrast.data.images.pretraining import PretrainData
 from contrast.data.images.subset import hold_out
+from contrast.data.loader import PretrainData
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Frozen
 from contrast.evaluation.features import features

@@ -9,8 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from contrast.data.images.image_set import Splits
-from contrast.data.images.pretraining import PretrainData
-from contrast.data.loader import Batches
+from contrast.data.loader import Batches, PretrainData
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Towers
 from contrast.evaluation.report import (

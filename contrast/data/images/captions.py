@@ -3,39 +3,33 @@
 Rows are counted from 1, below the header.
 """
 
+from __future__ import annotations
+
 import csv
 import os
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from contrast.data.images.cache import Cache
-from contrast.data.images.decode import names_few
-from contrast.data.images.folder import Listing, check_options, check_sides, load
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images, Splits
+from contrast.data.images.reading import Listing, Reading, first_few
 from contrast.data.text.tokenizer import HFTokenizer, Tokenizer, WordTokenizer
 from contrast.errors import InputError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-class Rows(NamedTuple):
-    """Rows of a table that have an image and a caption, in its order. P rows."""
+class _Row(NamedTuple):
+    """A row of a table that has an image and a caption."""
 
-    names: list[str]  # [P] paths of images relative to the root
-    captions: list[str]  # [P]
-    labels: list[str]  # [P], "" where there is none
-    images: list[str]  # [P] paths without links: rows of one image have the same
-
-    def at(self, places: Iterable[int]) -> "Rows":
-        places = list(places)
-        return Rows(*([column[place] for place in places] for column in self))
+    name: str  # path of the image relative to the root
+    caption: str
+    label: str  # "" if it has none
+    image: str  # path without links: rows of one image have the same
 
 
 def captions(
@@ -59,10 +53,10 @@ def captions(
 ) -> Splits:
     """The images and captions of `file`: .csv, .tsv or .parquet, with names of columns in the first row.
 
-    An image with several captions stands in several rows, and in as many of the data set.
+    An image with several captions has a row for each, in the table and in the data set.
 
     root             what the paths of images are relative to; None: the folder of `file`
-    label_column     of class names, empty where there is none; without it every label is -1
+    label_column     of class names, empty for an unlabelled row; without such a column every label is -1
     test_file        a second table, for `test`, which may share no image with the first; None: `test_fraction` of
                      the images of `file`, at least one, drawn by `seed`, with all of their rows. 0: no test set
     tokenizer        a Tokenizer; the name of one of transformers; or None: the words of the training captions that
@@ -73,144 +67,108 @@ def captions(
     memory_limit_gb  of the decoded pixels of all rows of a split; a larger one is decoded batch by batch (ImageFiles)
     image_size, channels, cache as in `folder`
 
-    Raises InputError for a table that cannot be read or lacks a column, the rows above, images that stand in both
+    Raises InputError for a table that cannot be read or lacks a column, the rows above, images that are in both
     tables, test classes without a training row, and values out of range.
     """
-    check_options(image_size, channels, on_error)
+    reading, file = Reading(image_size, channels, on_error, memory_limit_gb, cache), Path(file).expanduser()
     if not 0 <= test_fraction < 1:
-        raise InputError(f"test_fraction must lie in [0, 1), not {test_fraction}")
-    file = Path(file).expanduser()
+        raise InputError(f"test_fraction must be in [0, 1), not {test_fraction}")
     columns = [image_column, caption_column, *([] if label_column is None else [label_column])]
 
     def base(path: Path) -> Path:
         return path.parent if root is None else Path(root).expanduser()
 
-    def read(path: Path) -> Rows:
-        return complete(*read_table(path, columns), path, base(path), on_error)
+    def read(path: Path) -> list[_Row]:
+        return _complete(_read_table(path, columns), path, base(path), on_error)
 
-    train, test = read(file), None
-    classes = tuple(sorted({label for label in train.labels if label}))
-    test_path = file if test_file is None else Path(test_file).expanduser()
+    train, test, test_path = read(file), None, file
+    classes = tuple(sorted({row.label for row in train if row.label}))
     if test_file is not None:
+        test_path = Path(test_file).expanduser()
         test = read(test_path)
-        if both := sorted(set(train.images) & set(test.images)):
-            raise InputError(f"{len(both)} images are both in {file} and in {test_path}: {names_few(both)}")
-        if unknown := sorted({label for label in test.labels if label} - set(classes)):
-            raise InputError(f"{len(unknown)} classes of {test_path} are not in {file}: {names_few(unknown)}")
+        if both := sorted({row.image for row in train} & {row.image for row in test}):
+            raise InputError(f"{len(both)} images are both in {file} and in {test_path}: {first_few(both)}")
+        if unknown := sorted({row.label for row in test if row.label} - set(classes)):
+            raise InputError(f"{len(unknown)} classes of {test_path} are not in {file}: {first_few(unknown)}")
     elif test_fraction > 0:
-        held = held_out(train.images, test_fraction, seed, file)
-        train, test = train.at(np.flatnonzero(~held)), train.at(np.flatnonzero(held))
+        train, test = _split(train, test_fraction, seed, file)
     if isinstance(tokenizer, str):
         tokenizer = HFTokenizer(tokenizer)
     elif tokenizer is None:
-        tokenizer = WordTokenizer.fit(train.captions, min_count, max_words)
+        tokenizer = WordTokenizer.fit([row.caption for row in train], min_count, max_words)
+    number = {name: i for i, name in enumerate(classes)}
 
-    def images(rows: Rows, path: Path) -> Images | ImageFiles:
-        of = image_numbers(rows.images)  # [P]
-        names = [rows.names[place] for place in np.unique(of, return_index=True)[1]]  # of the distinct images
-        # each its own class, so that the labels of those that can be decoded tell which they are
-        listing = Listing(base(path), names, torch.arange(len(names)), tuple(names))
-        found = load(listing, image_size, channels, on_error, memory_limit_gb, Cache(cache), rows=len(of))
-        number = {name: i for i, name in enumerate(classes)}
-        labels = torch.tensor([number.get(label, UNLABELLED) for label in rows.labels], dtype=torch.int64)
-        return repeated(found, torch.from_numpy(of), labels, classes, tokenizer.encode(rows.captions, length))
+    def images(rows: list[_Row], path: Path) -> Images | ImageFiles:
+        first: dict[str, str] = {}  # an image under several names is read under the first of them
+        names = [first.setdefault(row.image, row.name) for row in rows]
+        labels = torch.tensor([number.get(row.label, UNLABELLED) for row in rows])
+        text = tokenizer.encode([row.caption for row in rows], length)
+        return reading.load(Listing(base(path), names, labels, classes, text))
 
-    splits = Splits(
+    return Splits(
         file.stem, images(train, file), None if test is None else images(test, test_path), tokenizer=tokenizer
     )
-    check_sides(splits, base(file))
-    return splits
 
 
-def read_table(file: Path, columns: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The columns of a table with images, captions and labels ("" without a third); InputError as in `captions`.
-
-    Fields of .csv and .tsv alike may be quoted by ", which is doubled within (RFC 4180), in UTF-8.
-    """
+def _read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
+    """The values of each of the columns. Fields of .csv and .tsv may be quoted as in RFC 4180; they are in UTF-8."""
     if not file.is_file():
         raise InputError(f"no such file of captions: {file}")
-    if file.suffix.lower() == ".parquet":
-        values = _parquet(file, columns)
-    elif file.suffix.lower() in _DELIMITERS:
-        values = _delimited(file, columns, _DELIMITERS[file.suffix.lower()])
-    else:
+    suffix = file.suffix.lower()
+    if suffix not in (".parquet", *_DELIMITERS):
         raise InputError(f"captions are read from .csv, .tsv and .parquet, not from {file.name}")
+    values = _parquet(file, columns) if suffix == ".parquet" else _delimited(file, columns, _DELIMITERS[suffix])
     if not values[0]:
         raise InputError(f"{file} has no rows")
-    return values[0], values[1], values[2] if len(columns) > 2 else [""] * len(values[0])
+    return values
 
 
-def complete(names: list[str], captions: list[str], labels: list[str], file: Path, root: Path, on_error: str) -> Rows:
+def _complete(values: list[list[str]], file: Path, root: Path, on_error: str) -> list[_Row]:
     """The rows that have a caption and an image; InputError names the others, or a warning if they may be skipped."""
-    there = {name: bool(name) and (root / name).is_file() for name in set(names)}
+    names, captions = values[:2]
+    labels = values[2] if len(values) > 2 else [""] * len(names)
+    images = {name: os.path.realpath(root / name) for name in set(names) if name and (root / name).is_file()}
     blank = [i for i, caption in enumerate(captions) if not caption]
-    missing = [i for i, name in enumerate(names) if not there[name]]
+    missing = [i for i, name in enumerate(names) if name not in images]
     for places, what in ((blank, "no caption"), (missing, f"an image that is not in {root}")):
         if places:
-            shown = names_few([f"row {i + 1} ({names[i]})" for i in places])
-            told = f"{len(places)} of {len(names)} rows of {file} have {what}: {shown}"
+            some = first_few([f"row {i + 1} ({names[i]})" for i in places])
+            message = f"{len(places)} of {len(names)} rows of {file} have {what}: {some}"
             if on_error == "raise":
-                raise InputError(f"{told}; data.on_error=skip goes on without them")
-            warnings.warn(f"skipped: {told}", stacklevel=4)
-    left_out = {*blank, *missing}
-    if len(left_out) == len(names):
+                raise InputError(f"{message}; data.on_error=skip leaves them out")
+            warnings.warn(f"skipped: {message}", stacklevel=4)
+    rows = zip(names, captions, labels, strict=True)
+    kept = [_Row(name, caption, label, images[name]) for name, caption, label in rows if caption and name in images]
+    if not kept:
         raise InputError(f"none of the {len(names)} rows of {file} has a caption and an image")
-    real = {name: os.path.realpath(root / name) for name, found in there.items() if found}
-    rows = Rows(names, captions, labels, [real.get(name, "") for name in names])
-    return rows.at(i for i in range(len(names)) if i not in left_out) if left_out else rows
+    return kept
 
 
-def image_numbers(images: Sequence[str]) -> np.ndarray:
-    """The number of each row's image, in the order in which they first occur, [P] int64."""
-    number: dict[str, int] = {}
-    return np.array([number.setdefault(image, len(number)) for image in images], dtype=np.int64)
-
-
-def held_out(images: Sequence[str], fraction: float, seed: int, file: Path) -> np.ndarray:
-    """Which rows [P] are for the test: all rows of `fraction` of the images, a function of the seed and their order."""
-    of = image_numbers(images)
-    count = int(of.max()) + 1
-    if count < 2:
+def _split(rows: list[_Row], fraction: float, seed: int, file: Path) -> tuple[list[_Row], list[_Row]]:
+    """The rows to train on and those to test on: all rows of `fraction` of the images, drawn by the seed."""
+    images = list(dict.fromkeys(row.image for row in rows))
+    if len(images) < 2:
         raise InputError(f"{file} has 1 image: none can be held out beside one to train on; give test_fraction=0")
-    most = min(max(1, round(fraction * count)), count - 1)
-    return np.isin(of, np.random.default_rng(seed).permutation(count)[:most])
-
-
-def repeated(
-    found: Images | ImageFiles, of: Tensor, labels: Tensor, classes: tuple[str, ...], text: Tensor
-) -> Images | ImageFiles:
-    """A data set of rows, `of` [P] the image of each; `found` holds the images once, their numbers as labels.
-
-    Rows whose image is not in `found`, as it could not be decoded, are left out.
-    """
-    if isinstance(found, ImageFiles):
-        return replace(found, names=found.names[of.numpy()], labels=labels, classes=classes, text=text)
-    place = torch.full((int(of.max()) + 1,), -1)
-    place[found.labels] = torch.arange(len(found))
-    at = place[of]  # [P] rows of `found`
-    kept = at >= 0
-    once = int(kept.sum()) == len(found)  # and in order: no copy, so that the pixels stay mapped from the cache
-    pixels = found.pixels if once else found.pixels[at[kept]]
-    return Images(pixels, labels[kept], classes, text[kept])
+    count = min(max(1, round(fraction * len(images))), len(images) - 1)
+    held_out = {images[i] for i in np.random.default_rng(seed).permutation(len(images))[:count]}
+    return [row for row in rows if row.image not in held_out], [row for row in rows if row.image in held_out]
 
 
 def _delimited(file: Path, columns: Sequence[str], delimiter: str) -> list[list[str]]:
-    values: list[list[str]] = [[] for _ in columns]
     reader = None
     try:
         with open(file, encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened, delimiter=delimiter, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            at = _places(file, header, columns)
-            for number, fields in enumerate((fields for fields in reader if fields), start=1):
-                if len(fields) != len(header):
-                    raise InputError(f"row {number} of {file} has {len(fields)} fields, the header {len(header)}")
-                for value, place in zip(values, at, strict=True):
-                    value.append(fields[place].strip())
+            _check_columns(file, header, columns)
+            rows = [row for row in reader if row]
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         line = "" if reader is None else f" line {reader.line_num}"
         raise InputError(f"{file}{line} cannot be read: {' '.join(str(error).split())}") from error
-    return values
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise InputError(f"row {number} of {file} has {len(row)} fields, the header {len(header)}")
+    return [[row[place].strip() for row in rows] for place in map(header.index, columns)]
 
 
 def _parquet(file: Path, columns: Sequence[str]) -> list[list[str]]:
@@ -220,7 +178,7 @@ def _parquet(file: Path, columns: Sequence[str]) -> list[list[str]]:
     except ImportError as error:
         raise InputError(f"{file.name} needs pyarrow: pip install 'contrast[parquet]'") from error
     try:
-        _places(file, parquet.read_schema(file).names, columns)
+        _check_columns(file, parquet.read_schema(file).names, columns)
         table = parquet.read_table(file, columns=list(columns))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
@@ -234,11 +192,8 @@ def _parquet(file: Path, columns: Sequence[str]) -> list[list[str]]:
     return values
 
 
-def _places(file: Path, header: Sequence[str], columns: Sequence[str]) -> list[int]:
-    missing = [name for name in columns if name not in header]
-    if missing:
+def _check_columns(file: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    if missing := [name for name in columns if name not in header]:
         raise InputError(f"{file} has no column {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
-    twice = [name for name in columns if list(header).count(name) > 1]
-    if twice:
+    if twice := [name for name in columns if list(header).count(name) > 1]:
         raise InputError(f"{file} has more than one column {', '.join(twice)}")
-    return [list(header).index(name) for name in columns]

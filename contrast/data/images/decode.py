@@ -1,6 +1,5 @@
 """Decoding one image file."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +26,19 @@ def decode(path: Path, channels: int = 3, image_size: int | None = None) -> np.n
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
             if image.mode in ("I", "F"):
-                raise UnreadableImage(f"{path}: 32-bit pixels have no agreed range; save the image with 8 bits")
+                raise ValueError("32-bit pixels have no agreed range; save the image with 8 bits")
             image = image.convert(_MODES[channels])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, UnreadableImage):
-            raise
-        raise UnreadableImage(f"{path} is not a readable image ({_one_line(error)})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(f"{path} is not a readable image ({reason})") from error
     if image_size is not None:
         image = _square(image, image_size)
     return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+
+
+def check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error must be raise or skip, not {on_error!r}")
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
@@ -45,18 +48,3 @@ def _square(image: Image.Image, size: int) -> Image.Image:
         image = image.resize((width, height), Image.Resampling.BILINEAR)  # Pillow widens the filter when it shrinks
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def check_on_error(on_error: str) -> None:
-    if on_error not in ("raise", "skip"):
-        raise InputError(f"on_error must be raise or skip, not {on_error!r}")
-
-
-def names_few(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are: "a.png, b.png, c.png and 5 more"."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

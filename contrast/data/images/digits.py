@@ -41,8 +41,8 @@ def digits() -> Splits:
 def digits_words() -> Splits:
     """`digits` with a caption each: its English word in one of TEMPLATES, as ids of words, [N, LENGTH].
 
-    Row i of the training set has template i modulo their number; as the rows are shuffled, the template tells nothing
-    of the digit. All test images have TEST_TEMPLATE, so that there are ten distinct texts to retrieve among.
+    Row i of the training set has template i modulo their number; as the rows are shuffled, the template is
+    independent of the digit. All test images have TEST_TEMPLATE, so that retrieval is among ten distinct texts.
     """
     splits = digits()
     train = [TEMPLATES[row % len(TEMPLATES)].format(WORDS[i]) for row, i in enumerate(splits.train.labels.tolist())]

@@ -1,4 +1,4 @@
-"""What a data set is to the rest: uint8 images, labels, class names, captions.
+"""What a data set is to the rest of the package: uint8 images, labels, names of classes, captions.
 
 N images, C channels, H x W pixels; L tokens of a caption.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from contrast.data.images.decode import UnreadableImage, check_on_error, decode
 from contrast.data.text.tokenizer import PADDING, Tokenizer
 from contrast.errors import InputError
+from contrast.ids import as_ids
 
 UNLABELLED = -1
 # of ImageNet's training set, in 0..1 (He et al., 2015, and every torchvision recipe since)
@@ -36,15 +37,47 @@ class Batch(NamedTuple):
     text: Tensor | None = None  # [B, L] int64 token ids, 0: padding; None without captions
 
     def part(self, rows: slice) -> Batch:
-        text = None if self.text is None else self.text[rows]
-        return Batch(self.pixels[rows], self.labels[rows], self.index[rows], text)
+        return Batch(self.pixels[rows], self.labels[rows], self.index[rows], _at(self.text, rows))
+
+
+class _Rows:
+    """What Images and ImageFiles share: every row has a label and, in a data set with captions, a caption."""
+
+    labels: Tensor
+    classes: tuple[str, ...]
+    text: Tensor | None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Make labels and token ids int64. Raise InputError unless there is one for each image, in its range."""
+        images, labels = len(self), as_ids("labels", self.labels)
+        object.__setattr__(self, "labels", labels)
+        if labels.shape != (images,):
+            raise InputError(f"{images} images need labels of shape [{images}], not {list(labels.shape)}")
+        lowest, highest = (int(labels.min()), int(labels.max())) if images else (UNLABELLED, UNLABELLED)
+        if lowest < UNLABELLED or highest >= len(self.classes):
+            raise InputError(f"labels must be in -1..{len(self.classes) - 1}, but are in {lowest}..{highest}")
+        if self.text is None:
+            return
+        text = as_ids("token ids", self.text)
+        object.__setattr__(self, "text", text)
+        if text.ndim != 2 or len(text) != images:
+            raise InputError(f"{images} images need captions of shape [{images}, L], not {list(text.shape)}")
+        if text.numel() and int(text.min()) < PADDING:
+            raise InputError(f"token ids must be {PADDING} (padding) or more, but one is {int(text.min())}")
+
+    def _batch(self, pixels: Tensor, rows: Tensor) -> Batch:
+        return Batch(pixels, self.labels[rows], rows, _at(self.text, rows))
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class Images(_Rows):
     """A data set in memory.
 
-    Raises InputError where the shapes or types do not fit, or a label names no class.
+    Labels and token ids may be whole numbers of any type (`ids.as_ids`); they are kept as int64. Raises InputError
+    where shapes or types do not fit, or a label is the number of no class.
     """
 
     pixels: Tensor  # [N, C, H, W] uint8
@@ -55,8 +88,7 @@ class Images:
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             raise InputError(f"images must be uint8 [N, C, H, W], not {self.pixels.dtype} {list(self.pixels.shape)}")
-        check_labels(self.labels, len(self.pixels), self.classes)
-        check_text(self.text, len(self.pixels))
+        self._check()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -76,7 +108,7 @@ class Images:
 
     def take(self, rows: Tensor) -> Batch:
         """The images at `rows` [B] int64."""
-        return Batch(self.pixels[rows], self.labels[rows], rows, _at(self.text, rows))
+        return self._batch(self.pixels[rows], rows)
 
     def to(self, device: torch.device | str) -> Images:
         """The data set with its tensors on `device`."""
@@ -102,16 +134,16 @@ class Images:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """A data set too large for memory: the surface of Images, but pixels are decoded when they are asked for.
+class ImageFiles(_Rows):
+    """A data set too large for memory: used like Images, but each batch is decoded from its files.
 
-    on_error="skip": in the place of a file that cannot be read stands the next one that can (with its label, row and
-    caption), with a warning; so a batch keeps its size on every rank. Labels are [N] int64, -1 where unlabelled.
+    A file that cannot be read is an UnreadableImage. With on_error="skip", the next readable image (with its own label,
+    row and caption) takes its place in the batch, with a warning: a batch keeps its size on every rank.
     """
 
     root: Path
     names: np.ndarray  # [N] of str, relative to root; an array, as workers would copy a list bit by bit
-    labels: Tensor
+    labels: Tensor  # [N] int64, -1 where unlabelled
     classes: tuple[str, ...]
     size: int  # pixels of either side
     channels: int = 3
@@ -120,54 +152,54 @@ class ImageFiles:
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
-        check_labels(self.labels, len(self.names), self.classes)
-        check_text(self.text, len(self.names))
+        self._check()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def select(self, rows: Tensor) -> ImageFiles:
         """The files at `rows` [M] int64, in that order."""
-        names, labels, text = self.names[rows.numpy()], self.labels[rows], _at(self.text, rows)
-        return replace(self, names=names, labels=labels, text=text)
+        return replace(self, names=self.names[rows.numpy()], labels=self.labels[rows], text=_at(self.text, rows))
 
     def take(self, rows: Tensor) -> Batch:
         """The images at `rows` [B] int64."""
-        found = [self._readable(row) for row in rows.tolist()]
-        rows = torch.tensor([row for row, _ in found], dtype=torch.int64)
-        pixels = torch.empty(len(found), self.channels, self.size, self.size, dtype=torch.uint8)
-        for slot, (_, image) in zip(pixels, found, strict=True):
+        decoded = [self._decode(row) for row in rows.tolist()]
+        pixels = torch.empty(len(decoded), self.channels, self.size, self.size, dtype=torch.uint8)
+        for slot, (_, image) in zip(pixels, decoded, strict=True):
             slot.numpy()[:] = image
-        return Batch(pixels, self.labels[rows], rows, _at(self.text, rows))
+        return self._batch(pixels, torch.tensor([row for row, _ in decoded], dtype=torch.int64))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """ImageNet's mean and standard deviation, each [C] float64 in 0..1 (their average for one channel).
 
-        Not those of these files: finding them would mean decoding every one.
+        Not those of these files: to measure them, every file would have to be decoded.
         """
         mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)
         std = torch.tensor(IMAGENET_STD, dtype=torch.float64)
         return (mean, std) if self.channels == 3 else (mean.mean().view(1), std.mean().view(1))
 
-    def _readable(self, row: int) -> tuple[int, np.ndarray]:
+    def _decode(self, row: int) -> tuple[int, np.ndarray]:
+        """The image at `row`, or the next one that may take its place; and its row."""
         for step in range(len(self)):
-            candidate = (row + step) % len(self)
+            place = (row + step) % len(self)
             try:
-                return candidate, decode(self.root / self.names[candidate], self.channels, self.size)
+                return place, decode(self.root / self.names[place], self.channels, self.size)
             except UnreadableImage as error:
                 if self.on_error == "raise":
-                    raise UnreadableImage(f"{error}; data.on_error=skip goes on without it") from error
-                warnings.warn(f"skipped: {error}; the next image stands in for it", stacklevel=2)
-        raise InputError(f"none of the {len(self)} images under {self.root} can be read")
+                    raise UnreadableImage(f"{error}; data.on_error=skip leaves such files out") from error
+                warnings.warn(f"{error}: the next image takes its place in this batch", stacklevel=2)
+        raise UnreadableImage(f"none of the {len(self)} images in {self.root} can be read")
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
     """What every data set loader returns.
 
-    `train` may be wholly unlabelled (all labels -1: a flat folder); `test` is None where there is none. With captions
-    `tokenizer` is what made their ids: its `size` and the L of `train.text` are what a text encoder is built for, it
-    encodes new texts, and its `facts()` are plain values for a checkpoint.
+    `train` may be wholly unlabelled (all labels -1: a flat folder); `test` is None if the data set has none. With
+    captions, `tokenizer` made their ids: a text encoder is built for its `size` and the L of `train.text`, it encodes
+    new texts, and its `facts()` are plain values for a checkpoint.
+
+    Raises InputError if training and test images are in memory and differ in height or width.
     """
 
     name: str
@@ -175,6 +207,15 @@ class Splits:
     test: Images | ImageFiles | None
     unlabelled: Images | ImageFiles | None = None
     tokenizer: Tokenizer | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train, Images) and isinstance(self.test, Images):
+            train, test = tuple(self.train.pixels.shape[2:]), tuple(self.test.pixels.shape[2:])
+            if train != test:
+                raise InputError(
+                    f"images of {self.name} differ in size: (height, width) is {train} to train and {test} to test; "
+                    "give data.image_size"
+                )
 
     @cached_property
     def pretrain(self) -> Images | ImageFiles:
@@ -187,34 +228,15 @@ class Splits:
         first, second = self.train, self.unlabelled
         if not (isinstance(first, Images) and isinstance(second, Images)):
             raise InputError(f"{self.name}: unlabelled images can be joined to the training images only in memory")
-        pixels, labels = torch.cat([first.pixels, second.pixels]), torch.cat([first.labels, second.labels])
         lengths = [None if part.text is None else part.text.shape[1] for part in (first, second)]
         if lengths[0] != lengths[1]:
             raise InputError(
                 f"{self.name}: captions of {lengths[0]} tokens (train) and {lengths[1]} (unlabelled) cannot be joined"
             )
-        both = None if first.text is None or second.text is None else torch.cat([first.text, second.text])
-        return Images(pixels, labels, first.classes, both)
+        pixels, labels = torch.cat([first.pixels, second.pixels]), torch.cat([first.labels, second.labels])
+        text = None if first.text is None or second.text is None else torch.cat([first.text, second.text])
+        return Images(pixels, labels, first.classes, text)
 
 
-def check_labels(labels: Tensor, images: int, classes: tuple[str, ...]) -> None:
-    """Raise InputError unless there is one int64 label per image, each -1 or the number of a class."""
-    if labels.dtype != torch.int64 or labels.shape != (images,):
-        raise InputError(f"{images} images need int64 labels [{images}], not {labels.dtype} {list(labels.shape)}")
-    lowest, highest = (int(labels.min()), int(labels.max())) if images else (UNLABELLED, UNLABELLED)
-    if lowest < UNLABELLED or highest >= len(classes):
-        raise InputError(f"labels must lie in -1..{len(classes) - 1}, found {lowest}..{highest}")
-
-
-def check_text(text: Tensor | None, images: int) -> None:
-    """Raise InputError unless there are no captions, or one row of int64 token ids of 0 or more per image."""
-    if text is None:
-        return
-    if text.dtype != torch.int64 or text.ndim != 2 or len(text) != images:
-        raise InputError(f"{images} images need int64 captions [{images}, L], not {text.dtype} {list(text.shape)}")
-    if text.numel() and int(text.min()) < PADDING:
-        raise InputError(f"token ids must be {PADDING} (padding) or more, found {int(text.min())}")
-
-
-def _at(text: Tensor | None, rows: Tensor) -> Tensor | None:
+def _at(text: Tensor | None, rows: Tensor | slice) -> Tensor | None:
     return None if text is None else text[rows]

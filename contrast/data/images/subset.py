@@ -1,10 +1,11 @@
-"""Stratified choices of rows: few labels to learn from, and a part held out of the training set."""
+"""Stratified choices of rows: few labels to learn from, a part held out of the training set, a sample to measure on."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from contrast.errors import InputError
+from contrast.ids import as_ids
 
 
 def labelled_subset(
@@ -13,7 +14,7 @@ def labelled_subset(
     """Rows [M] int64, ascending, of a random subset of `labels` [N] that has every class in it.
 
     Give one of `fraction` (of each class, rounded to the nearest, at least one image) and `per_class` (images of
-    each class). Rows labelled -1 are never chosen. The same seed gives the same rows.
+    each class). Rows with a negative label are never chosen. The same seed gives the same rows.
 
     Raises InputError if both or neither are given, a number is out of range, a class has too few images, or no
     row is labelled.
@@ -21,7 +22,7 @@ def labelled_subset(
     if (fraction is None) == (per_class is None):
         raise InputError(f"give one of fraction and per_class, not fraction={fraction}, per_class={per_class}")
     if fraction is not None and not 0 < fraction <= 1:
-        raise InputError(f"a label fraction must lie in (0, 1], not {fraction}")
+        raise InputError(f"a label fraction must be in (0, 1], not {fraction}")
     if per_class is not None and per_class < 1:
         raise InputError(f"at least one label per class is needed, not per_class={per_class}")
     rng = np.random.default_rng(seed)
@@ -38,12 +39,12 @@ def hold_out(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Te
     """Split the labelled rows of `labels` [N] into (rows to fit, rows held out), int64 and ascending.
 
     `fraction` of each class is held out, rounded to the nearest, with at least one image of it on either side.
-    Rows labelled -1 are in neither. The same seed gives the same rows.
+    Rows with a negative label are in neither. The same seed gives the same rows.
 
     Raises InputError if the fraction is not between 0 and 1, a class has a single image, or no row is labelled.
     """
     if not 0 < fraction < 1:
-        raise InputError(f"the fraction held out must lie between 0 and 1, not {fraction}")
+        raise InputError(f"the fraction held out must be between 0 and 1, not {fraction}")
     rng = np.random.default_rng(seed)
     fit, held = [], []
     for label, rows in _rows_by_class(labels):
@@ -56,14 +57,35 @@ def hold_out(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Te
     return _ascending(fit), _ascending(held)
 
 
+def stratified(labels: Tensor, most: int, seed: int) -> Tensor:
+    """Rows [M] int64, ascending, of a random sample of at most `most` of the labelled rows of `labels` [N].
+
+    However the rows are ordered, the same share of every class is drawn (rounded up or down), and at least one row of
+    each class if `most` allows it. Rows with a negative label are never chosen. The same seed gives the same rows.
+
+    Raises InputError if `most` is below 1 or no row is labelled.
+    """
+    if most < 1:
+        raise InputError(f"a sample needs at least 1 row, not {most}")
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(rows) for _, rows in _rows_by_class(labels)]
+    # Row i of a class of n has the key i / n; ceil(t n) of these are below t, so the lowest keys are an equal share
+    keys = np.concatenate([np.arange(len(rows)) / len(rows) for rows in shuffled])
+    order = np.lexsort((rng.random(len(keys)), keys))  # equal keys in random order
+    return _ascending([np.concatenate(shuffled)[order[:most]]])
+
+
 def _ascending(parts: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.sort(np.concatenate(parts)))
 
 
 def _rows_by_class(labels: Tensor) -> list[tuple[int, np.ndarray]]:
     """(label, its rows) of every class that has images; InputError if no row is labelled."""
-    values = labels.cpu().numpy()
-    groups = [(int(label), np.flatnonzero(values == label)) for label in np.unique(values[values >= 0])]
-    if not groups:
+    values = as_ids("labels", labels).cpu().numpy()
+    order = np.argsort(values, kind="stable")
+    classes, starts = np.unique(values[order], return_index=True)
+    groups = zip(classes.tolist(), np.split(order, starts[1:]), strict=True)
+    labelled = [(label, rows) for label, rows in groups if label >= 0]
+    if not labelled:
         raise InputError(f"none of {len(values)} images is labelled")
-    return groups
+    return labelled

@@ -3,35 +3,34 @@
 V words, T places of the array.
 """
 
-import json
 import math
 import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from contrast.data.images.cache import default_folder, digest
-from contrast.data.text.corpus_files import BORDER, IdWriter, building, load
+from contrast.data.store import cache_folder, cached, digest, from_texts, to_texts
 from contrast.data.text.text_files import Text, blocks, content, text_files
 from contrast.data.text.tokenizer import HFTokenizer, tokens
 from contrast.errors import InputError
 
+BORDER = -1  # closes a line among its ids
 UNKNOWN = "<unk>"
-MOST_WORDS = 5_000_000  # distinct words counted at once, some 500 MB
-_FORMAT = "1"  # part of every key: to change when the same files are to give other ids
+MAX_COUNTED_WORDS = 5_000_000  # distinct words counted at once, some 500 MB
+_FORMAT = 2  # part of every key: to change when the same files are to give other ids
 _END = "\n"  # stands for the end of a line among its words; no word holds it
 _DROPPED = -2
-_PLAIN = b"abcdefghijklmnopqrstuvwxyz0123456789_ \t\r"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +38,13 @@ class Corpus:
     """Encoded text. The tensors of ids are mapped from files: they take no memory until they are read.
 
     ids          [T] int32: the words of a line by their ids, then BORDER (-1), then the next line. No line is empty.
-                 Two places of a span ids[a:b] lie in one line if the sum of (ids == BORDER) up to either is the same
-    words        [V] by falling count, equal counts by letter; the id of a word is its place
+                 Two positions are in one line if (ids == BORDER).cumsum(0) is the same at both
+    words        [V] by falling count, equal counts in alphabetical order; the id of a word is its index
     counts       [V] int64, of the words in the lines of `ids`
-    total_words  words that were read for `ids`, those that were dropped included: words per second count these
-    lines        in `ids`
+    total_words  words that were read for `ids`, including those that were dropped: "words per second" counts these
+    lines        number of lines in `ids`
     unknown      the id of <unk>; None if other words were dropped
-    held_out     int32, lines in the form of `ids` that are not in it; None if none are held out
+    held_out     int32, the lines that are held out and not in `ids`, in the same form; None: there are none
     """
 
     name: str
@@ -63,7 +62,14 @@ class Corpus:
         return {word: i for i, word in enumerate(self.words)}
 
 
-class Lines(NamedTuple):
+class _Vocabulary(NamedTuple):
+    words: list[str]  # [V]
+    counts: list[int]  # [V]
+    total_words: int
+    unknown: int | None
+
+
+class _Lines(NamedTuple):
     """How files become lines of words, some of them held out."""
 
     files: list[Path]
@@ -79,18 +85,18 @@ class Lines(NamedTuple):
         """
         phase, number, begun = random.Random(self.seed).random(), -1, False
         for block in blocks(self.files, desc):
-            found = []
-            for place, text in enumerate(block.texts):
+            parts = []
+            for number_in_block, text in enumerate(block.texts):
                 words = self.split(text)
                 if words and not begun:
                     number, begun = number + 1, True
                 held = math.floor((number + 1) * self.held_out + phase) > math.floor(number * self.held_out + phase)
-                if begun and not (block.open and place == len(block.texts) - 1):
+                if begun and not (block.open and number_in_block == len(block.texts) - 1):
                     words.append(_END)
                     begun = False
                 if words:
-                    found.append((words, held))
-            yield found, block.broken
+                    parts.append((words, held))
+            yield parts, block.broken
 
 
 def corpus(
@@ -111,61 +117,67 @@ def corpus(
     max_words  the most frequent that are in it; None: all
     unknown    "drop" leaves all other words out, so that their neighbours become neighbours (Mikolov et al. 2013,
                word2vec); "keep" makes them one more word, <unk>, with the count of them all
-    tokenizer  None: words and marks in small letters (`tokenizer.tokens`); "spaces": what stands between
-               spaces, as it is, for text that is split already; or a tokenizer of transformers, by name or folder
-    held_out   share of the lines that go to `Corpus.held_out`, evenly spread from a place that `seed` draws; they do
-               not count for the vocabulary
+    tokenizer  None: words and marks in small letters (`tokenizer.tokens`); "spaces": text that is tokenized already is
+               split at spaces only; or a tokenizer of transformers, by name or folder
+    held_out   share of the lines that go to `Corpus.held_out`, at equal distances from an offset that `seed` draws;
+               they do not count for the vocabulary
     cache      folder of encoded text, by default $CONTRAST_CACHE or ~/.cache/contrast; files are known by content
 
     Text is read twice, block by block: to count, where memory grows with the number of distinct words only, and to
-    encode. When these exceed MOST_WORDS, those seen once so far are forgotten, the next time those seen twice, and so
-    on (word2vec's ReduceVocab); a warning says so. Wrong UTF-8 is read as U+FFFD; a warning counts the lines.
+    encode. When these exceed MAX_COUNTED_WORDS, those seen once so far are forgotten, the next time those seen twice,
+    and so on (word2vec's ReduceVocab); a warning says so. Wrong UTF-8 is read as U+FFFD; a warning counts the lines.
 
-    Raises InputError for a path that is not there or cannot be read, text without words, a vocabulary without words,
-    a part held out that has no line, a cache that cannot be written, and values out of range.
+    Raises InputError for a path that does not exist or cannot be read, text without words, a vocabulary without words,
+    a held-out part without lines, a cache that cannot be written, and values out of range.
     """
     _check(min_count, max_words, unknown, held_out)
     files = text_files(path)
-    split, known_as = _splitter(tokenizer)
-    lines = Lines(files, split, held_out, seed)
-    chosen = f"{float(held_out)} {seed}" if held_out else "all"
-    settings = [_FORMAT, known_as, str(min_count), str(max_words), unknown, chosen]
-    root = default_folder() if cache is None else Path(cache).expanduser()
-    folder = root / "corpora" / digest([*settings, *content(files)])
-    found = load(folder)
-    if found is None:
-        with building(folder) as place:
-            facts = _counted(lines, min_count, max_words, unknown)
-            facts["lines"] = _encode(lines, facts, place)
-            (place / "facts.json").write_text(json.dumps(facts))
-        found = load(folder)
-    if found is None:
-        raise InputError(f"the encoded corpus {folder} was removed or damaged as soon as it was written")
-    facts, ids, held = found
-    counts = torch.tensor(facts.pop("counts"), dtype=torch.int64)
-    words = tuple(facts.pop("words"))
-    return Corpus(name or _name(path, files), ids, words, counts, held_out=held, **facts)
+    split, split_name = _splitter(tokenizer)
+    lines = _Lines(files, split, held_out, seed)
+    chosen = [float(held_out), seed] if held_out else None
+    folder = cache_folder(cache)
+    key = digest(_FORMAT, split_name, min_count, max_words, unknown, chosen, content(files))
+
+    def make() -> dict[str, Tensor]:
+        vocabulary = _counted(lines, min_count, max_words, unknown)
+        folder.mkdir(parents=True, exist_ok=True)
+        return _encoded(lines, vocabulary, folder)
+
+    try:
+        entry = cached(folder, f"corpora/{key}", make)
+    except OSError as error:
+        raise InputError(f"cannot write the encoded corpus to {folder} ({error}): give cache=FOLDER") from error
+    total_words, count, unknown_id = entry["numbers"].tolist()
+    return Corpus(
+        name or _name(path, files),
+        entry["ids"],
+        tuple(to_texts(entry["words"])),
+        entry["counts"],
+        total_words,
+        count,
+        None if unknown_id < 0 else unknown_id,
+        entry["held_out"] if len(entry["held_out"]) else None,
+    )
 
 
-def _counted(lines: Lines, min_count: int, max_words: int | None, unknown: str) -> dict[str, Any]:
-    """Words and counts of the vocabulary, total_words and the id of <unk>."""
+def _counted(lines: _Lines, min_count: int, max_words: int | None, unknown: str) -> _Vocabulary:
     counts: Counter[str] = Counter()
     total = closed = broken = forgotten = 0
-    for found, wrong in lines.parts("counting words"):
-        kept = [words for words, held in found if not held]
+    for parts, wrong in lines.parts("counting words"):
+        kept = [words for words, held in parts if not held]
         counts.update(chain.from_iterable(kept))
         total += sum(map(len, kept)) - counts.pop(_END, 0)
-        closed += sum(words[-1] == _END for words, _ in found)
+        closed += sum(words[-1] == _END for words, _ in parts)
         broken += wrong
-        if len(counts) > MOST_WORDS:
+        if len(counts) > MAX_COUNTED_WORDS:
             forgotten += 1
             counts = Counter({word: count for word, count in counts.items() if count > forgotten})
     if broken:
         warnings.warn(f"{broken:,} of {closed:,} lines are not UTF-8: wrong bytes are read as U+FFFD", stacklevel=3)
     if forgotten:
         warnings.warn(
-            f"there are more than {MOST_WORDS:,} distinct words: those seen {forgotten} times or less so far were "
-            f"forgotten on the way, so counts may be up to {forgotten} too low",
+            f"there are more than {MAX_COUNTED_WORDS:,} distinct words: those seen {forgotten} times or less so far "
+            f"were forgotten on the way, so counts may be up to {forgotten} too low",
             stacklevel=3,
         )
     if not total:
@@ -182,57 +194,69 @@ def _counted(lines: Lines, min_count: int, max_words: int | None, unknown: str) 
         )
     if unknown == "keep":
         ranked = sorted([*ranked, (-total - sum(count for count, _ in ranked), UNKNOWN)])
-    words = [word for _, word in ranked]
-    return {
-        "words": words,
-        "counts": [-count for count, _ in ranked],
-        "total_words": total,
-        "unknown": words.index(UNKNOWN) if unknown == "keep" else None,
-    }
+    words, counted = [word for _, word in ranked], [-count for count, _ in ranked]
+    return _Vocabulary(words, counted, total, words.index(UNKNOWN) if unknown == "keep" else None)
 
 
-def _encode(lines: Lines, facts: Mapping[str, Any], place: Path) -> int:
-    """Writes ids.bin and held_out.bin; returns the lines of the first."""
-    number = {word: i for i, word in enumerate(facts["words"])} | {_END: BORDER}
-    other = _DROPPED if facts["unknown"] is None else facts["unknown"]
-    with IdWriter(place / "ids.bin") as kept, IdWriter(place / "held_out.bin") as aside:
-        for found, _ in lines.parts("encoding words"):
-            for writer, which in ((kept, False), (aside, True)):
-                words = chain.from_iterable(words for words, held in found if held == which)
+def _encoded(lines: _Lines, vocabulary: _Vocabulary, folder: Path) -> dict[str, Tensor]:
+    """The entry of the cache. Ids are mapped from temporary files in `folder`, because they may not fit in memory."""
+    number = {word: i for i, word in enumerate(vocabulary.words)} | {_END: BORDER}
+    other = _DROPPED if vocabulary.unknown is None else vocabulary.unknown
+    with TemporaryFile(dir=folder) as kept_file, TemporaryFile(dir=folder) as held_out_file:
+        writers = kept, held_out = _IdWriter(kept_file), _IdWriter(held_out_file)
+        for parts, _ in lines.parts("encoding words"):
+            for is_held_out, writer in enumerate(writers):
+                words = chain.from_iterable(words for words, held in parts if held == is_held_out)
                 ids = np.fromiter(map(number.get, words, repeat(other)), np.int32)
                 writer.write(ids[ids != _DROPPED])
-    if lines.held_out and not aside.lines:
-        raise InputError(f"held_out={lines.held_out} beside {kept.lines:,} lines holds out no word of the vocabulary")
-    return kept.lines
+        if lines.held_out and not held_out.lines:
+            raise InputError(
+                f"held_out={lines.held_out} beside {kept.lines:,} lines holds out no word of the vocabulary"
+            )
+        unknown = -1 if vocabulary.unknown is None else vocabulary.unknown
+        return {
+            "ids": kept.ids(),
+            "held_out": held_out.ids(),
+            "words": from_texts(vocabulary.words),
+            "counts": torch.tensor(vocabulary.counts, dtype=torch.int64),
+            "numbers": torch.tensor([vocabulary.total_words, kept.lines, unknown]),
+        }
+
+
+class _IdWriter:
+    """Writes ids block after block to a file; a border that no id precedes is left out, so no line is empty."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.lines = 0  # closed so far
+        self._file, self._closed = file, True
+
+    def write(self, ids: np.ndarray) -> None:
+        """ids [n] int32, with BORDER where a line ends."""
+        if len(ids) == 0:
+            return
+        border = ids == BORDER
+        before = np.concatenate([[self._closed], border[:-1]])
+        self._closed = bool(border[-1])
+        ids = ids[~(border & before)]
+        self.lines += int((ids == BORDER).sum())
+        self._file.write(ids.tobytes())
+
+    def ids(self) -> Tensor:
+        """All that was written, [n] int32, mapped from the file."""
+        self._file.flush()
+        if not self._file.tell():
+            return torch.empty(0, dtype=torch.int32)
+        return torch.from_numpy(np.memmap(self._file, np.int32))
 
 
 def _splitter(tokenizer: str | None) -> tuple[Callable[[str], list[str]], str]:
     """How a line becomes words, and a text that differs where this does."""
     if tokenizer is None:
-        return _words, "tokens"
+        return tokens, "tokens"
     if tokenizer == "spaces":
         return str.split, "spaces"
-    pieces = _Pieces(tokenizer)
-    return pieces.split, pieces.known_as()
-
-
-def _words(text: str) -> list[str]:
-    """`tokens(text)`, in a third of the time where there are only small letters, digits and spaces."""
-    if text.isascii() and not text.encode().translate(None, _PLAIN):
-        return text.split()
-    return tokens(text)
-
-
-class _Pieces(HFTokenizer):
-    """The tokens of a tokenizer of transformers as words, without its special tokens."""
-
-    def split(self, text: str) -> list[str]:
-        return self._tokenizer.tokenize(text, verbose=False)
-
-    def known_as(self) -> str:
-        inner = getattr(self._tokenizer, "backend_tokenizer", None)
-        rules = json.dumps(sorted(self._tokenizer.get_vocab().items())) if inner is None else inner.to_str()
-        return f"{type(self._tokenizer).__name__} {digest([rules])}"
+    pieces = HFTokenizer(tokenizer)
+    return pieces.split, pieces.digest()
 
 
 def _name(path: Text | Sequence[Text], files: Sequence[Path]) -> str:
@@ -246,4 +270,4 @@ def _check(min_count: int, max_words: int | None, unknown: str, held_out: float)
     if unknown not in ("drop", "keep"):
         raise InputError(f"unknown words are to 'drop' or to 'keep', not '{unknown}'")
     if not 0 <= held_out < 1:
-        raise InputError(f"the share of lines held out must lie in [0, 1), not {held_out}")
+        raise InputError(f"the share of lines held out must be in [0, 1), not {held_out}")

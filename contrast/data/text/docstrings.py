@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from contrast.atomic import replacing
-from contrast.data.images.cache import default_folder, digest
+from contrast.data.store import cache_folder, digest
 from contrast.data.text.corpus import Corpus, corpus
 from contrast.errors import InputError
 
@@ -33,18 +33,8 @@ PACKAGES = {  # as imported: as installed; in this order, until there are enough
     "matplotlib": "matplotlib",
     "torch": "torch",
 }
-_FORMAT = "1"
-_PASSED_OVER = {
-    "test",
-    "tests",
-    "testing",
-    "site-packages",
-    "dist-packages",
-    "_vendor",
-    "encodings",
-    "lib2to3",
-    "idlelib",
-}
+_FORMAT = 2
+_SKIPPED = {"test", "tests", "testing", "site-packages", "dist-packages", "_vendor", "encodings", "lib2to3", "idlelib"}
 _WORD = re.compile(r"[^\W\d_]+")
 _DOCTEST = re.compile(r"^\s*(>>>|\.\.\.).*$", re.MULTILINE)
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -61,15 +51,15 @@ def docstrings(
 ) -> Corpus:
     """A corpus of about `most` words: `help()` topics of Python, then docstrings of its library and of PACKAGES.
 
-    A line is a docstring, in small letters, without marks, digits and code of doctests, as text8 is English without
-    them; a docstring that stands in several places is read once. Files are parsed, never imported. What is read
-    depends on the versions installed: good for trying things out, not for figures to compare. The other arguments are
-    those of `corpus`. Raises InputError for `most` below 2, the words of the shortest line, and as `corpus` does.
+    Each line is a docstring in small letters, without punctuation, digits and the code of doctests, as in text8. A
+    docstring that occurs several times is read once. Files are parsed, never imported. The text depends on the versions
+    installed: use it to try things out, not to compare results. The other arguments are those of `corpus`.
+
+    Raises InputError for `most` below 2, because the shortest line has two words, and as `corpus` does.
     """
     if most < 2:
         raise InputError(f"a corpus of at least 2 words is needed, the shortest line, not most={most}")
-    root = default_folder() if cache is None else Path(cache).expanduser()
-    file = root / "docstrings" / f"{digest([_FORMAT, str(most), *_versions()])}.txt"
+    file = cache_folder(cache) / "docstrings" / f"{digest(_FORMAT, most, *_versions())}.txt"
     if not file.exists():
         try:
             with replacing(file) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as opened:
@@ -80,7 +70,7 @@ def docstrings(
 
 
 def _lines(most: int) -> Iterator[str]:
-    """Distinct lines of at least two words, until they have `most` words, or one less: no line is that short."""
+    """Distinct lines of at least two words, until they have `most` words, or one less, as no line has one word."""
     seen: set[str] = set()
     total = 0
     with tqdm(total=most, desc="docstrings", unit="word", unit_scale=True, delay=1, leave=False) as bar:
@@ -99,18 +89,18 @@ def _lines(most: int) -> Iterator[str]:
 def _documentation() -> Iterator[str]:
     for root in _roots():
         for file in sorted(root.rglob("*.py")):
-            if _PASSED_OVER.isdisjoint(file.relative_to(root).parts):
+            if _SKIPPED.isdisjoint(file.relative_to(root).parts):
                 yield from _of(_tree(file))
 
 
 def _tree(file: Path) -> ast.AST:
     collects = gc.isenabled()
-    gc.disable()  # a tree has no cycles, and to look for them in its many new objects takes longer than to parse
+    gc.disable()  # a tree has no cycles, and looking for cycles in its many new objects takes longer than parsing
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a source: "\d" in a string, and the like
+            warnings.simplefilter("ignore")  # about the source that is parsed, such as "\d" in a string
             return ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError):  # of another version of Python, say
+    except (SyntaxError, ValueError, OSError, RecursionError):  # written for another version of Python, for example
         return ast.Module([], [])
     finally:
         if collects:
@@ -129,9 +119,9 @@ def _of(node: ast.AST) -> Iterator[str]:
 def _roots() -> Iterator[Path]:
     yield Path(sysconfig.get_path("stdlib"))
     for name in PACKAGES:
-        found = importlib.util.find_spec(name)
-        if found is not None and found.origin is not None:
-            yield Path(found.origin).parent
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            yield Path(spec.origin).parent
 
 
 def _versions() -> Iterator[str]:

@@ -4,14 +4,13 @@ T places of a span.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from contrast.data.images.pretraining import ResumableData, limited
+from contrast.data.loader import Resumable, ResumableData
 from contrast.errors import InputError
 
 
@@ -21,8 +20,8 @@ class Span(NamedTuple):
     ids: Tensor  # [T] int64, -1 between lines
 
 
-class Spans:
-    """Iterate over an epoch of `ids` in spans; each pass is the next epoch, or the rest of one.
+class Spans(Resumable[Span]):
+    """Iterate over an epoch of `ids` in spans; a `Resumable`.
 
     ids    [N] int32, a corpus; -1 between lines
     size   T, places of a span; the last of an epoch may be shorter
@@ -31,30 +30,18 @@ class Spans:
     """
 
     def __init__(self, ids: Tensor, size: int, seed: int, limit: int | None = None) -> None:
+        super().__init__(seed, limit)
         if size < 1:
             raise InputError(f"a span has 1 place or more, got {size}")
-        self.ids, self.size, self.seed, self.limit = ids, size, seed, limit
-        self.epoch, self.position = 0, 0  # of the next span
+        self.ids, self.size = ids, size
 
     def __len__(self) -> int:
         """Spans of a whole epoch, whatever the limit: Lightning applies its own to this number."""
         return -(-len(self.ids) // self.size)
 
-    def __iter__(self) -> Iterator[Span]:
-        epoch = len(self) if self.limit is None else min(len(self), self.limit)
-        if self.position >= epoch:
-            self.epoch, self.position = self.epoch + 1, 0
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self))
-        for position in range(self.position, epoch):
-            start = int(order[position]) * self.size
-            self.position = position + 1
+    def read(self, epoch: int, positions: range) -> Iterator[Span]:
+        for start in self.permutation(epoch, len(self))[positions.start : positions.stop] * self.size:
             yield Span(self.ids[start : start + self.size].long())
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.position = state["epoch"], state["position"]
 
 
 class SpanData(ResumableData):
@@ -65,9 +52,7 @@ class SpanData(ResumableData):
         self.ids, self.size, self.seed = ids, size, seed
 
     def loader(self, trainer: pl.Trainer) -> Spans:
-        spans = Spans(self.ids, self.size, self.seed)
-        spans.limit = limited(trainer, len(spans))
-        return spans
+        return Spans(self.ids, self.size, self.seed)
 
     def transfer_batch_to_device(self, batch: Span, device: torch.device, dataloader_idx: int) -> Span:
         return Span(batch.ids.to(device))

@@ -1,14 +1,15 @@
 """Lines of text files, compressed or not, in blocks: memory stays small however many lines there are, or how long."""
 
 import bz2
+import codecs
 import glob
 import gzip
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -18,8 +19,13 @@ from tqdm import tqdm
 from contrast.errors import InputError
 
 BLOCK = 1 << 20  # bytes read at a time, after decompression
-_WHOLE = 16 * BLOCK  # a word longer than this is cut, between two characters
-_MARK = b"\xef\xbb\xbf"  # byte order mark of UTF-8
+_MAX_WORD = 16 * BLOCK  # characters; a longer word is cut
+_WRONG = "\udc80"  # stands for bytes that are not UTF-8 until their line is counted; no text in UTF-8 holds it
+_OPEN: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
+    ".xz": lzma.open,
+    ".gz": gzip.open,  # type: ignore[dict-item]
+    ".bz2": bz2.open,
+}
 
 Text = str | os.PathLike[str]
 
@@ -35,8 +41,8 @@ class Block(NamedTuple):
 def text_files(path: Text | Sequence[Text]) -> list[Path]:
     """The files that `path` names: a file, a folder (all files below, sorted), a glob (sorted), or a list of these.
 
-    Hidden files and folders (.name) of a folder are passed over. Raises InputError for a path that is not there, and
-    for a folder or a list with no file in it.
+    Hidden files and folders (.name) of a folder are passed over. Raises InputError for a path that does not exist,
+    and for a folder or a list with no file in it.
     """
     if not isinstance(path, str | os.PathLike):
         if not path:
@@ -58,8 +64,8 @@ def text_files(path: Text | Sequence[Text]) -> list[Path]:
 
 
 def content(files: Sequence[Path], progress: bool = True) -> list[str]:
-    """A digest of the bytes of each file as it lies on the disk, 32 hex digits."""
-    found = []
+    """A digest of the bytes of each file as they are on the disk, 32 hex digits."""
+    digests = []
     with _bar(files, "reading", progress) as bar:
         for file in files:
             state = blake2b(digest_size=16)
@@ -67,8 +73,8 @@ def content(files: Sequence[Path], progress: bool = True) -> list[str]:
                 while part := opened.read(BLOCK):
                     state.update(part)
                     bar.update(len(part))
-            found.append(state.hexdigest())
-    return found
+            digests.append(state.hexdigest())
+    return digests
 
 
 def blocks(files: Sequence[Path], desc: str, size: int = BLOCK, progress: bool = True) -> Iterator[Block]:
@@ -82,74 +88,49 @@ def blocks(files: Sequence[Path], desc: str, size: int = BLOCK, progress: bool =
     """
     with _bar(files, desc, progress) as bar:
         for file in files:
-            done, rest, first, carried = 0, b"", True, False
-            with _named(file), open(file, "rb") as opened, _decompressed(file, opened) as stream:
+            decoder = codecs.getincrementaldecoder("utf-8-sig")("contrast.mark_wrong")  # passes over a byte order mark
+            done, rest, counted = 0, "", False  # counted: the line that `rest` continues is among those not UTF-8
+            with _named(file), open(file, "rb") as opened, _OPEN.get(file.suffix, nullcontext)(opened) as stream:
                 while True:
                     read = stream.read(size)
                     bar.update(opened.tell() - done)
                     done = opened.tell()
-                    data = rest + (read.removeprefix(_MARK) if first else read)
-                    first = False
-                    end = _cut(data) if read else len(data)
-                    if b"\0" in data:
+                    text = rest + decoder.decode(read, final=not read)
+                    if "\0" in text:
                         raise InputError(f"{file} holds NUL bytes: it is not a text in UTF-8")
+                    end = _cut(text) if read else len(text)
                     if end:
-                        block, carried = _block(data[:end], ended=not read, carried=carried)
-                        yield block
-                    rest = data[end:]
+                        lines = text[:end].split("\n")
+                        wrong = [_WRONG in line for line in lines]
+                        broken = sum(wrong) - (counted and wrong[0])
+                        counted = wrong[-1] or (counted and len(lines) == 1)
+                        is_open = bool(read and lines[-1])
+                        if not lines[-1]:
+                            lines.pop()
+                        if any(wrong):
+                            lines = [line.replace(_WRONG, "\ufffd") for line in lines]
+                        yield Block(lines, is_open, broken)
+                    rest = text[end:]
                     if not read:
                         break
 
 
-def _cut(data: bytes) -> int:
+def _cut(text: str) -> int:
     """Where the last line ends; in a line without end where the last word begins, from the space before it on."""
-    if end := data.rfind(b"\n") + 1:
+    if end := text.rfind("\n") + 1:
         return end
-    space = max(data.rfind(b" "), data.rfind(b"\t"))
+    space = max(text.rfind(" "), text.rfind("\t"))
     if space > 0:
         return space
-    if len(data) < _WHOLE:
-        return 0
-    end = len(data) - 1
-    while end and data[end] & 0xC0 == 0x80:  # within a character
-        end -= 1
-    return end or len(data)
+    return len(text) - 1 if len(text) >= _MAX_WORD else 0  # something is left, so that a later block ends the line
 
 
-def _block(data: bytes, ended: bool, carried: bool) -> tuple[Block, bool]:
-    """The block, and whether the line that it leaves open is known not to be UTF-8; `carried`: the one it continues."""
-    wrong: list[int] = []  # places of such lines
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = data.decode(errors="replace")
-        wrong = [place for place, line in enumerate(data.split(b"\n")) if not _is_utf8(line)]
-    texts = text.split("\n")
-    last = len(texts) - 1
-    broken = len(wrong) - (carried and 0 in wrong)  # each line is counted once
-    carried = last in wrong or (carried and last == 0)
-    if not texts[-1]:
-        texts.pop()
-        ended = True
-    return Block(texts, not ended, broken), carried
+def _mark_wrong(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return _WRONG, error.end
 
 
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _decompressed(file: Path, opened: IO[bytes]) -> IO[bytes]:
-    if file.suffix == ".xz":
-        return lzma.open(opened)
-    if file.suffix == ".gz":
-        return gzip.open(opened)  # type: ignore[return-value]
-    if file.suffix == ".bz2":
-        return bz2.open(opened)
-    return opened
+codecs.register_error("contrast.mark_wrong", _mark_wrong)
 
 
 @contextmanager

@@ -3,21 +3,28 @@
 N texts, L tokens of each. Ids are int64, 0 is padding, on the right.
 """
 
+from __future__ import annotations
+
+import json
 import re
 import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from contrast.data.store import digest
 from contrast.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PADDING, UNKNOWN = 0, 1
 _FIRST = 2  # id of the first word
-_SHOWN = "<unk>"  # no token: it would be split in three
+_UNKNOWN_WORD = "<unk>"  # no token: it would be split in three
 
 # `re` takes no mark (category M) for a part of a word, but vowel signs and accents are
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c).startswith("M"))
@@ -25,6 +32,9 @@ _MARKS = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.categ
 _ALONE = "\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"
 _TOKEN = re.compile(rf"[{_ALONE}]|(?:[^\W{_ALONE}]|[{_MARKS}])+|[^\w\s]")
 _ASCII = re.compile(r"\w+|[^\w\s]")  # the same for text without any of these, in a quarter of the time
+_PLAIN = b"abcdefghijklmnopqrstuvwxyz0123456789_ \t\r"  # text of these is split at spaces, in a third of that time
+
+Facts = Mapping[str, str | list[str]]
 
 
 class Tokenizer(Protocol):
@@ -32,36 +42,38 @@ class Tokenizer(Protocol):
 
     @property
     def size(self) -> int:
-        """Ids lie in 0..size - 1."""
+        """Ids are 0..size - 1."""
 
     def encode(self, texts: Sequence[str], length: int) -> Tensor:
         """Ids [N, L]; a text of more than L = length tokens is cut, and a warning says how many are."""
 
     def decode(self, ids: Tensor) -> list[str]:
-        """The N texts of ids [N, L], as far as the tokens tell them."""
+        """The N texts of ids [N, L], as far as the tokens determine them."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """Plain values, for a checkpoint, from which `tokenizer_of` makes it again."""
 
 
-def tokenizer_of(facts: Mapping[str, Any]) -> Tokenizer:
+def tokenizer_of(facts: Facts) -> Tokenizer:
     """The tokenizer whose `facts()` these are."""
-    return WordTokenizer(facts["vocabulary"]) if "vocabulary" in facts else HFTokenizer(facts["name"])
+    return WordTokenizer(facts["vocabulary"]) if "vocabulary" in facts else HFTokenizer(str(facts["name"]))
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-cased words and marks of punctuation in order, whatever the script; a Han character or kana is a word.
+    """Lower-cased words and punctuation marks in order, in any script; each Han character and kana is a word.
 
     Scripts without spaces other than these (Thai, Khmer) need an HFTokenizer.
     """
     text = text.lower()
-    return _ASCII.findall(text) if text.isascii() else _TOKEN.findall(unicodedata.normalize("NFC", text))
+    if not text.isascii():
+        return _TOKEN.findall(unicodedata.normalize("NFC", text))
+    return _ASCII.findall(text) if text.encode().translate(None, _PLAIN) else text.split()
 
 
 class WordTokenizer:
     """Ids of words: 0 padding, 1 any word that is not in the vocabulary, then the vocabulary in its order.
 
-    vocabulary  distinct words as `tokens` gives them; all that there is to save. InputError if one occurs twice.
+    vocabulary  distinct words as `tokens` gives them; the only state. InputError if a word occurs twice.
     """
 
     def __init__(self, vocabulary: Iterable[str]) -> None:
@@ -72,7 +84,7 @@ class WordTokenizer:
             raise InputError(f"a vocabulary of {len(self.vocabulary)} words holds '{twice}' more than once")
 
     @classmethod
-    def fit(cls, texts: Iterable[str], min_count: int = 1, max_size: int | None = None) -> "WordTokenizer":
+    def fit(cls, texts: Iterable[str], min_count: int = 1, max_size: int | None = None) -> WordTokenizer:
         """The words that occur at least min_count times, at most max_size of them: by falling count, then by letter.
 
         Raises InputError if none is left.
@@ -93,15 +105,15 @@ class WordTokenizer:
         """Ids [N, L] with L = length; a warning says how many texts were cut. InputError for a length below 1."""
         _check_length(length)
         rows = [[self._number.get(word, UNKNOWN) for word in tokens(text)] for text in texts]
-        _say_cut(sum(len(row) > length for row in rows), len(rows), length)
+        _warn_cut(sum(len(row) > length for row in rows), len(rows), length)
         return _padded(rows, length)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Words with a space between them, <unk> for an unknown one."""
-        words = ("", _SHOWN, *self.vocabulary)
+        words = ("", _UNKNOWN_WORD, *self.vocabulary)
         return [" ".join(words[i] for i in row if i != PADDING) for row in ids.tolist()]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         return {"vocabulary": list(self.vocabulary)}
 
 
@@ -119,11 +131,11 @@ class HFTokenizer:
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
-            wanted = "transformers: pip install 'contrast[transformers]'"
-            raise InputError(f"the tokenizer '{name}' needs {wanted}") from error
+            install = "transformers: pip install 'contrast[transformers]'"
+            raise InputError(f"the tokenizer '{name}' needs {install}") from error
         self.name = name
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             raise InputError(f"transformers has no tokenizer '{name}': {' '.join(str(error).split())}") from error
 
@@ -139,7 +151,7 @@ class HFTokenizer:
         rows = self._tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
         full = [text for text, row in zip(texts, rows, strict=True) if len(row) == length]
         whole = self._tokenizer(full, verbose=False)["input_ids"] if full else []
-        _say_cut(sum(len(row) > length for row in whole), len(rows), length)
+        _warn_cut(sum(len(row) > length for row in whole), len(rows), length)
         return _padded([[i + 1 for i in row] for row in rows], length)
 
     def decode(self, ids: Tensor) -> list[str]:
@@ -147,8 +159,18 @@ class HFTokenizer:
         rows = [[i - 1 for i in row if i != PADDING] for row in ids.tolist()]
         return [self._tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         return {"name": self.name}
+
+    def split(self, text: str) -> list[str]:
+        """The tokens of a text as words, without special tokens."""
+        return self._tokenizer.tokenize(text, verbose=False)
+
+    def digest(self) -> str:
+        """Differs between tokenizers that give other tokens, whatever their names."""
+        inner = getattr(self._tokenizer, "backend_tokenizer", None)
+        rules = json.dumps(sorted(self._tokenizer.get_vocab().items())) if inner is None else inner.to_str()
+        return digest(type(self._tokenizer).__name__, rules)
 
 
 def _check_length(length: int) -> None:
@@ -156,7 +178,7 @@ def _check_length(length: int) -> None:
         raise InputError(f"texts need a length of at least 1 token, not {length}")
 
 
-def _say_cut(cut: int, texts: int, length: int) -> None:
+def _warn_cut(cut: int, texts: int, length: int) -> None:
     if cut:
         warnings.warn(f"{cut} of {texts} texts have more than {length} tokens and are cut", stacklevel=3)
 

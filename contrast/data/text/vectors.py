@@ -30,7 +30,7 @@ TEXT, BINARY, SAFE = (".txt", ".vec"), (".bin",), (".safetensors",)
 def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> None:
     """Write the vectors [V, D] of `words` [V], in the format of the suffix; the file is whole or absent.
 
-    Numbers are saved as float32, exactly: in text with 9 digits, which tell every float32 from its neighbours.
+    Numbers are saved as float32, exactly: in text with 9 digits, enough to restore every float32.
 
     Raises InputError for another suffix, words and vectors that do not fit, no words, a word that occurs twice, is
     empty or has white space in it (all three formats end words at white space), and a file that cannot be written.
@@ -38,7 +38,9 @@ def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> Non
     path = Path(path).expanduser()
     suffix = file_format(path)
     if vectors.ndim != 2 or len(words) != len(vectors) or vectors.numel() == 0:
-        raise InputError(f"{len(words)} words and vectors {list(vectors.shape)} cannot be saved: [V, D] is wanted")
+        raise InputError(
+            f"{len(words)} words and vectors {list(vectors.shape)} cannot be saved: V words need vectors [V, D]"
+        )
     wrong = [word for word in words if word.split() != [word]]
     if wrong:
         raise InputError(f"{len(wrong)} of {len(words)} words are empty or have a space in them, such as '{wrong[0]}'")
@@ -66,7 +68,7 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     Text may lack the line "V D", as GloVe's does. Of a word that occurs twice the first vector is taken, with a
     warning; bytes that are not UTF-8 are read as U+FFFD.
 
-    Raises InputError for a file that is not there, has another suffix, or is not what its suffix says.
+    Raises InputError for a file that does not exist, has another suffix, or is not in the format of its suffix.
     """
     path = Path(path).expanduser()
     suffix = file_format(path)
@@ -74,11 +76,11 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
         raise InputError(f"{path} does not exist")
     try:
         if suffix in SAFE:
-            found = load_file(path)
-            if not {"vectors", "words"} <= set(found):
-                raise ValueError(f"it has no `vectors` and `words`, but {len(found)} other tensors")
-            words = found["words"].numpy().tobytes().decode().split("\n")[:-1]
-            vectors = found["vectors"].float()
+            tensors = load_file(path)
+            if not {"vectors", "words"} <= set(tensors):
+                raise ValueError(f"it has no `vectors` and `words`, but {len(tensors)} other tensors")
+            words = tensors["words"].numpy().tobytes().decode().split("\n")[:-1]
+            vectors = tensors["vectors"].float()
         else:
             words, vectors = _read_binary(path) if suffix in BINARY else _read_text(path)
     except (SafetensorError, OSError, ValueError, TypeError) as error:
@@ -119,15 +121,15 @@ def _write_binary(path: Path, words: Sequence[str], values: Tensor) -> None:
 def _read_text(path: Path) -> tuple[list[str], Tensor]:
     words, rows = [], []
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-        for place, line in enumerate(file, start=1):
+        for number, line in enumerate(file, start=1):
             word, *numbers = line.rstrip().split(" ")
-            if place == 1 and len(numbers) == 1:
+            if number == 1 and len(numbers) == 1:
                 size, width = int(word), int(numbers[0])
                 continue
-            if place == 1:
+            if number == 1:
                 size, width = -1, len(numbers)
             if len(numbers) != width:
-                raise ValueError(f"line {place} has {len(numbers)} numbers, not {width}")
+                raise ValueError(f"line {number} has {len(numbers)} numbers, not {width}")
             words.append(word)
             rows.append(np.array(numbers, dtype=np.float32))
     if not rows or size not in (-1, len(rows)):
