@@ -43,7 +43,7 @@ def test_votes_rank_the_classes_as_in_the_definition(k, temperature, test_block,
     ranking = knn_predict(train, labels, test, k, temperature, test_block=test_block, train_block=train_block)
     truth = [sorted(range(7), key=lambda c: (-row[c], c))[:5] for row in votes]
     assert ranking.tolist() == truth
-    score = knn_score(train, labels, test, test_labels, k, temperature, None, test_block, train_block)
+    score = knn_score(train, labels, test, test_labels, k, temperature)
     hits = [(label == row[0], label in row) for label, row in zip(test_labels.tolist(), truth, strict=True)]
     assert score.top1 == pytest.approx(sum(hit for hit, _ in hits) / 23)
     assert score.top5 == pytest.approx(sum(hit for _, hit in hits) / 23)

@@ -13,15 +13,8 @@ from torch import Tensor
 from contrast.data.text.vectors import save_vectors
 from contrast.errors import InputError
 from contrast.evaluation.encoder import word_vectors
-from contrast.evaluation.words import (
-    Analogy,
-    analogies,
-    nearest_words,
-    read_pairs,
-    read_questions,
-    similarity_score,
-    word_scores,
-)
+from contrast.evaluation.word_files import read_pairs, read_questions
+from contrast.evaluation.words import Analogy, analogies, nearest_words, similarity_score, word_scores
 
 WORDS = ("king", "queen", "Man", "woman", "paris", "France", "rome", "italy", "man", "walk", "walked", "go", "went")
 PAIRS = """# a comment
@@ -420,7 +413,7 @@ def test_command_on_a_run_and_lists(evaluate: Command, files: list[str]) -> None
     [
         (["checkpoint=v.bin"], ["measured on a file of word pairs"]),
         (["checkpoint=none.bin", "data.pairs=pairs.tsv"], ["none.bin does not exist"]),
-        (["checkpoint=v.ckpt", "data.pairs=pairs.tsv"], ["a run folder or a file of .txt", "not v.ckpt"]),
+        (["checkpoint=v.ckpt", "data.pairs=pairs.tsv"], ["are files of .txt", "not 'v.ckpt'"]),
         (["checkpoint=.", "data.pairs=pairs.tsv"], ["has no vectors.safetensors"]),
         (["checkpoint=q.txt", "data.pairs=pairs.tsv"], ["q.txt holds no word vectors"]),
         (["checkpoint=v.bin", "data.pairs=none.tsv"], ["none.tsv cannot be read"]),

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
 from contrast.data.images.image_set import ImageFiles, Images
-from contrast.data.text.vectors import BINARY, SAFE, TEXT, load_vectors
+from contrast.data.text.vectors import load_vectors
 from contrast.encoders.normalize import Normalize
 from contrast.encoders.weights import load_encoder
 from contrast.errors import InputError
@@ -116,11 +116,6 @@ def word_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     Raises InputError for another file, a run without vectors, and a file that cannot be read.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        if not (path / VECTORS).is_file():
-            raise InputError(f"{path} has no {VECTORS}: it is no run of word embeddings, or has not ended yet")
-        return load_vectors(path / VECTORS)
-    formats = (*TEXT, *BINARY, *SAFE)
-    if path.suffix not in formats:
-        raise InputError(f"word vectors come from a run folder or a file of {', '.join(formats)}, not {path}")
-    return load_vectors(path)
+    if path.is_dir() and not (path / VECTORS).is_file():
+        raise InputError(f"{path} has no {VECTORS}: it is no run of word embeddings, or has not ended yet")
+    return load_vectors(path / VECTORS if path.is_dir() else path)

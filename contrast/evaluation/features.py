@@ -100,14 +100,9 @@ def features(
     caller's. A bar shows what takes longer than a second, unless progress is False. InputError for an empty set
     and for an encoder that does not return [B, F].
     """
-    if len(images) == 0:
-        raise InputError(f"{desc}: no images")
-    if device is None:
-        first = next(encoder.parameters(), None) if isinstance(encoder, nn.Module) else None
-        device = torch.device("cpu") if first is None else first.device
-    device = torch.device(device)
-    rows: Tensor | None = None
-    done = 0
+    parameters = encoder.parameters() if isinstance(encoder, nn.Module) else ()
+    device = torch.device(device or next((parameter.device for parameter in parameters), "cpu"))
+    rows, done = torch.empty(0), 0
     bar = tqdm(total=len(images), desc=desc, unit="image", delay=1, leave=False, disable=not progress)
     with evaluating(encoder), bar:
         for batch in Batches(images, batch_size, seed=0, shuffle=False, device=device, workers=workers):
@@ -115,7 +110,7 @@ def features(
                 result = encoder(batch.pixels)
             if result.ndim != 2 or len(result) != len(batch.pixels):
                 raise InputError(f"{desc}: {len(batch.pixels)} images gave {list(result.shape)}, not [B, F]")
-            if rows is None:  # outside inference mode, so that a probe may train on it
+            if done == 0:  # outside inference mode, so that a probe may train on it
                 pinned = device.type == "cuda"  # the device does not wait for the copy
                 rows = torch.empty(len(images), result.shape[1], dtype=torch.float32, pin_memory=pinned)
             rows[done : done + len(result)].copy_(result, non_blocking=True)
@@ -123,8 +118,7 @@ def features(
             bar.update(len(result))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    if rows is None or done != len(images):
-        raise InputError(f"{desc}: the loader gave {done} of {len(images)} images")
+    assert done == len(images)
     return rows
 
 
@@ -135,12 +129,11 @@ def check_labelled(features: Tensor, labels: Tensor | ArrayLike, what: str) -> T
     whole floats. A row without a label (-1) is refused: select the labelled rows first.
     """
     labels = as_ids(f"{what}: labels", labels).to(features.device)
-    if features.ndim != 2 or labels.ndim != 1 or len(features) != len(labels):
+    shapes = list(features.shape), list(labels.shape)
+    if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
         raise InputError(
-            f"{what}: features [N, F] and labels [N] wanted, got {list(features.shape)} and {list(labels.shape)}"
+            f"{what}: features [N, F] and labels [N] of 1 row or more wanted, got {shapes[0]} and {shapes[1]}"
         )
-    if len(labels) == 0:
-        raise InputError(f"{what}: no rows")
     unlabelled = int((labels < 0).sum())
     if unlabelled:
         raise InputError(f"{what}: {unlabelled} of {len(labels)} rows have no label (-1)")

@@ -97,8 +97,6 @@ def knn_score(
     k: int = 200,
     temperature: float = 0.07,
     device: torch.device | str | None = None,
-    test_block: int = 512,
-    train_block: int = 32768,
     progress: bool = True,
 ) -> KNN:
     """Top-1 and top-5 of `knn_predict` on labelled test rows, computed on device (by default the features')."""
@@ -106,7 +104,7 @@ def knn_score(
     train_labels = check_labelled(train, train_labels, "kNN training set")
     test_labels = check_labelled(test, test_labels, "kNN test set")
     classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    ranking = knn_predict(train, train_labels, test, k, temperature, classes, test_block, train_block, progress)
+    ranking = knn_predict(train, train_labels, test, k, temperature, classes, progress=progress)
     hit = ranking == test_labels[:, None]  # [M, min(5, K)]
     top1, top5 = hit[:, 0].double().mean().item(), hit.any(dim=1).double().mean().item()
     return KNN(top1, top5 if classes > 5 else None)

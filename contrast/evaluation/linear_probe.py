@@ -109,11 +109,9 @@ def fit_linear(
 
     with torch.autocast(x.device.type, enabled=False):
         variance, axes = principal_axes(x)
-        x = torch.cat([x @ axes, x.new_ones(n, 1)], dim=1)  # [N, R + 1]: the last column carries the bias
-        half = torch.cat([variance, variance.new_ones(1)]) / 2  # [R + 1]
-        decayed = torch.ones_like(half)
-        decayed[-1] = 0
-        decay = (decay[:, None] * decayed)[:, None]  # [G, 1, R + 1]
+        x = F.pad(x @ axes, (0, 1), value=1.0)  # [N, R + 1]: the last column carries the bias
+        half = F.pad(variance, (0, 1), value=1.0) / 2  # [R + 1]
+        decay = F.pad(decay[:, None].expand(-1, len(variance)), (0, 1))[:, None]  # [G, 1, R + 1], 0 for the bias
         step = lr[:, None, None] / (half + lr[:, None, None] * decay)  # [G, 1, R + 1]
 
         target = F.one_hot(labels, classes).to(x.dtype).T @ x / n  # [K, N] x [N, R + 1] -> [K, R + 1]
@@ -231,16 +229,15 @@ def validated(
     x: Tensor, y: Tensor, classes: int, grid: list[tuple[float, float]], steps: int, seed: int, progress: bool
 ) -> tuple[tuple[Setting, ...], int]:
     """The grid measured on held-out rows, in its order, and their number: 0 where no class has two rows."""
-    several = torch.bincount(y, minlength=classes)[y] > 1  # [N]
-    pool, alone = several.nonzero().squeeze(1), (~several).nonzero().squeeze(1)
-    if len(pool) == 0:
+    alone = torch.bincount(y)[y] == 1  # [N] rows that are the only one of their class
+    if alone.all():
         return (), 0
     draws, count = 1 if len(y) >= MIN_ROWS_ONE_DRAW else 5, 0
     total = torch.zeros(2, len(grid), dtype=torch.float64, device=x.device)
     rates, decays = zip(*grid, strict=True)
     for draw in range(draws):
-        fit, held = (pool[rows.to(pool.device)] for rows in hold_out(y[pool].cpu(), HELD_OUT, seed + draw))
-        fit = torch.cat([fit, alone])
+        fit, held = (rows.to(y.device) for rows in hold_out(y.masked_fill(alone, -1), HELD_OUT, seed + draw))
+        fit = torch.cat([fit, alone.nonzero().squeeze(1)])
         desc = f"linear probe, draw {draw + 1}/{draws}"
         classifiers = fit_linear(x[fit], y[fit], classes, rates, decays, steps, desc, progress)
         total += torch.stack(measure(classifiers, x[held], y[held])) / draws
@@ -289,7 +286,7 @@ def few_labels(data: EvaluationData, per_class: int, draws: int = 5) -> float | 
     None where a class has fewer rows.
     """
     labels = data.train.labels
-    if per_class > int(labels.unique(return_counts=True)[1].min()):
+    if per_class > int(labels[labels >= 0].unique(return_counts=True)[1].min()):
         return None
     total = 0.0
     for seed in range(data.seed, data.seed + draws):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contrast.errors import InputError
+from contrast.ids import as_ids
 
 Encode = Callable[[Tensor, Any], tuple[Tensor, Any]]  # ids [S, T], state -> queries [S, T, D], state
 PerWord = dict[str, Tensor]  # by name, a value of each predicted word, [B] float64
@@ -47,8 +48,11 @@ def over_text(
     count   S, streams: each begins without a context but the word before it
     most    at most so many words, an equal number of each stream, but at least one of each; None: all
     """
+    ids = as_ids("words of a text", ids)
     if not len(ids):
         raise InputError("perplexity needs held-out text of at least 1 word")
+    if int(ids.min()) < 0:
+        raise InputError(f"words of a text are classes from 0, but {int((ids < 0).sum())} of {len(ids)} are below")
     before, target = streams(ids, min(count, len(ids), most or len(ids)), first)
     if most is not None:
         before, target = before[:, : most // len(before)], target[:, : most // len(target)]
@@ -78,6 +82,9 @@ def normalised(
 
     Scores of `block` classes at a time, in their own precision; sums over blocks in float64.
     """
+    ids = as_ids("classes", ids)
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(vectors):
+        raise InputError(f"classes must be in 0..{len(vectors) - 1}, but are in {int(ids.min())}..{int(ids.max())}")
     target = torch.empty(offsets.shape[0], len(ids), dtype=torch.float64, device=ids.device)
     log_z = torch.full_like(target, -math.inf)  # [O, B]
     for start in range(0, len(vectors), block):

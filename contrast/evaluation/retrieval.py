@@ -113,17 +113,13 @@ def retrieval(data: EvaluationData, ks: Sequence[int] = (1, 5, 10)) -> dict[str,
     towers.to(device)
     with evaluating(towers):
         pictures = features(towers.image, images.select(image_rows), data.batch_size, device, "images", data.workers)
-        captions = encode_text(towers, images.text[text_rows], device, data.batch_size)
+        with torch.inference_mode():
+            tokens = images.text[text_rows].split(data.batch_size)
+            captions = torch.cat([towers.text(part.to(device)).float().cpu() for part in tokens])
     pairs = torch.stack([image_of, text_of], dim=1)  # [R, 2]
     to_text, to_image = recall(pictures, captions, pairs, ks), recall(captions, pictures, pairs.flip(1), ks)
     metrics = {f"image_to_text_recall{k}": share for k, share in to_text.items()}
     return metrics | {f"text_to_image_recall{k}": share for k, share in to_image.items()}
-
-
-@torch.inference_mode()
-def encode_text(towers: Towers, text: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
-    """Captions [N, L] in the common space, [N, D] float32 on the CPU."""
-    return torch.cat([towers.text(part.to(device)).float().cpu() for part in text.split(batch_size)])
 
 
 def image_keys(images: Images | ImageFiles) -> np.ndarray:

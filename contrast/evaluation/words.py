@@ -7,7 +7,7 @@ frequent stands for all (as gensim's `case_insensitive`).
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from contrast.errors import InputError
 from contrast.evaluation.features import check_finite
 from contrast.evaluation.retrieval import rounding
+from contrast.evaluation.word_files import read_pairs, read_questions
 
 
 class Similarity(NamedTuple):
@@ -61,11 +62,10 @@ def similarity_score(vectors: Tensor, number: Mapping[str, int], file: str | Pat
     undefined = Similarity(math.nan, len(used), len(pairs))
     if len(used) < 2:
         return undefined
-    first, second, score = torch.tensor(used, dtype=torch.float64).T  # [P] each
-    one, other = (F.normalize(vectors[rows.long().to(vectors.device)].double(), dim=1) for rows in (first, second))
-    cosine = (
-        (one * other).sum(dim=1).cpu().round(decimals=12)
-    )  # equal ones have equal ranks, whatever their last digits
+    *rows, score = torch.tensor(used, dtype=torch.float64).T  # [P] each
+    first, second = (F.normalize(vectors[row.long().to(vectors.device)].double(), dim=1) for row in rows)  # [P, D]
+    # rounded, so that equal cosines have equal ranks whatever their last digits
+    cosine = (first * second).sum(dim=1).cpu().round(decimals=12)
     if len(cosine.unique()) == 1 or len(score.unique()) == 1:
         return undefined
     return undefined._replace(spearman=float(spearmanr(cosine.numpy(), score.numpy()).statistic))
@@ -98,23 +98,21 @@ def analogies(
     if block < 1 or (restrict is not None and restrict < 1):
         raise InputError(f"analogies: restrict ({restrict}) and block ({block}) must be 1 or more")
     known, questions = _lowercase(number, restrict), read_questions(file)
-    used = [all(word in known for word in question) for _, question in questions]
-    rows = [[known[word] for word in question] for (_, question), use in zip(questions, used, strict=True) if use]
-    words = torch.tensor(rows, dtype=torch.int64, device=vectors.device).view(-1, 4)  # [Q, 4]
-    candidates = torch.tensor(sorted(known.values()), dtype=torch.int64, device=vectors.device)  # [C]
-    correct: list[bool] = []
-    bar = tqdm(total=len(rows), desc="analogies", unit="question", delay=1, leave=False, disable=not progress)
+    rows = torch.tensor([[known.get(word, -1) for word in words] for _, words in questions])  # [Q, 4]
+    used = (rows >= 0).all(dim=1)
+    correct = torch.zeros_like(used)
+    candidates = torch.tensor(sorted(known.values()), device=vectors.device)  # [C]
+    bar = tqdm(total=int(used.sum()), desc="analogies", unit="question", delay=1, leave=False, disable=not progress)
     with bar:
-        for part in words.split(block) if rows else ():
-            correct += _solved(vectors, candidates, part, 16 * block).tolist()
+        for part in used.nonzero().squeeze(1).split(block) if used.any() else ():
+            correct[part] = _solved(vectors, candidates, rows[part].to(vectors.device), 16 * block).cpu()
             bar.update(len(part))
-    answer = iter(correct)
-    result = dict.fromkeys([*(section for section, _ in questions), "semantic", "syntactic", "total"], Analogy(0, 0, 0))
-    for (section, _), use in zip(questions, used, strict=True):
-        one = (use and next(answer), use, 1)
+    names = [*(section for section, _ in questions), "semantic", "syntactic", "total"]
+    counts = {name: torch.zeros(3, dtype=torch.int64) for name in names}
+    for (section, _), one in zip(questions, torch.stack([correct, used, torch.ones_like(used)], dim=1), strict=True):
         for name in {section, "syntactic" if section.startswith("gram") else "semantic", "total"}:
-            result[name] = Analogy(*(count + more for count, more in zip(result[name], one, strict=True)))
-    return result
+            counts[name] += one
+    return {name: Analogy(*count.tolist()) for name, count in counts.items()}
 
 
 def word_scores(
@@ -210,52 +208,6 @@ def words(data: WordData, restrict: int | None = None, neighbours: Sequence[str]
     return metrics
 
 
-def read_pairs(file: str | Path) -> list[tuple[str, str, float]]:
-    """Word pairs in small letters and their scores, a pair a line.
-
-    Fields stand between tabs; in a line without a tab between commas, and without either between spaces. The first two
-    are the words, and the score is the first number after them, so that SimLex-999's part of speech is passed over.
-    Empty lines, lines that begin with #, and a first line without a number are passed over too. Raises InputError for a
-    file that cannot be read, a line without two words and a number, and a file without pairs.
-    """
-    pairs: list[tuple[str, str, float]] = []
-    header_read = False
-    for place, line in _lines(file):
-        if line.startswith("#"):
-            continue
-        mark = next((mark for mark in "\t," if mark in line), None)  # None: any white space
-        fields = [field.strip() for field in line.split(mark)]
-        score = next((value for field in fields[2:] if (value := _number(field)) is not None), None)
-        if score is not None and fields[0] and fields[1]:
-            pairs.append((fields[0].lower(), fields[1].lower(), score))
-        elif pairs or header_read:
-            raise InputError(f"line {place} of {file} has no two words and a score: {line[:80]}")
-        header_read = True
-    if not pairs:
-        raise InputError(f"{file} has no pairs of words with a score")
-    return pairs
-
-
-def read_questions(file: str | Path) -> list[tuple[str, tuple[str, ...]]]:
-    """(section, four words in small letters) of a file with ": section" lines and lines of four words.
-
-    Questions above the first section are of "questions". Raises InputError for a file that cannot be read, a line
-    that has not four words, and a file without questions.
-    """
-    questions, section = [], "questions"
-    for place, line in _lines(file):
-        if line.startswith(":"):
-            section = line[1:].strip()
-            continue
-        words = line.lower().split()
-        if len(words) != 4:
-            raise InputError(f"line {place} of {file} has {len(words)} words, not 4: {line[:80]}")
-        questions.append((section, tuple(words)))
-    if not questions:
-        raise InputError(f"{file} has no questions")
-    return questions
-
-
 def _names(pairs: Sequence[str | Path]) -> list[str]:
     """What the metrics of files of pairs begin with."""
     names = [Path(file).name.split(".")[0] for file in pairs]
@@ -280,29 +232,9 @@ def _solved(vectors: Tensor, candidates: Tensor, words: Tensor, block: int) -> T
 
 
 def _lowercase(number: Mapping[str, int], restrict: int | None = None) -> dict[str, int]:
-    """The lowest row of the words that are equal in small letters."""
-    known: dict[str, int] = {}
-    for word, row in sorted(number.items(), key=lambda item: item[1]):
-        if restrict is None or row < restrict:
-            known.setdefault(word.lower(), row)
-    return known
-
-
-def _lines(file: str | Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, counted from 1."""
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    return ((place, line.strip("\r\n ")) for place, line in enumerate(text.split("\n"), start=1) if line.strip())
-
-
-def _number(field: str) -> float | None:
-    try:
-        value = float(field)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    """The row of each word in small letters, among the rows below `restrict`; the lowest of words that become equal."""
+    rows = sorted(((row, word) for word, row in number.items() if restrict is None or row < restrict), reverse=True)
+    return {word.lower(): row for row, word in rows}
 
 
 def _check(vectors: Tensor, number: Mapping[str, int], what: str) -> None:
