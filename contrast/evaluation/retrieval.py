@@ -29,9 +29,9 @@ def recall(
     query [M, D], key [N, D], on one device. Similarity is the cosine, in float64, over tiles of [block, block]; a row
     of zeros is similar to nothing. (Karpathy and Fei-Fei 2015, section 4.2)
 
-    pairs  [P, 2] whole numbers: key pairs[p, 1] is a right answer to query pairs[p, 0]. Of labelled queries and keys
-           they are `(query_labels[:, None] == key_labels).nonzero()`. Each key should stand once, or its copies take
-           the first places together
+    pairs  [P, 2] whole numbers: key pairs[p, 1] is a right answer to query pairs[p, 0]. If equal labels make a key
+           right, these are `(query_labels[:, None] == key_labels).nonzero()`. Keys should be distinct, because copies
+           of a key take several of the first places
 
     A query is answered at k if fewer than k other keys are at least as similar as the best of its right answers. So a
     tie counts against it, whatever the order of the keys: if all embeddings are equal, it is answered only where k
@@ -48,12 +48,12 @@ def recall(
     for start in range(0, len(query), block):
         rows = query[start : start + block]
         inside = (pairs[:, 0] >= start) & (pairs[:, 0] < start + block)
-        own = pairs[inside] - pairs.new_tensor([start, 0])
+        answers = pairs[inside] - pairs.new_tensor([start, 0])
         best = rows.new_full((len(rows),), -math.inf)  # [b] similarity of the best right answer
-        for similarity, right in _tiles(rows, key, own, block):
+        for similarity, right in _tiles(rows, key, answers, block):
             best = best.maximum(similarity.masked_fill(~right, -math.inf).amax(dim=1))
-        before = own.new_zeros(len(rows))  # [b] other keys that are as similar
-        for similarity, right in _tiles(rows, key, own, block):
+        before = pairs.new_zeros(len(rows))  # [b] other keys that are as similar
+        for similarity, right in _tiles(rows, key, answers, block):
             before += ((similarity >= best[:, None] - rounding(query.shape[1])) & ~right).sum(dim=1)
         for most in answered:
             answered[most] += int((before < most).sum())
@@ -100,8 +100,8 @@ def _checked(query: Tensor, key: Tensor, pairs: Tensor | ArrayLike) -> Tensor:
 def retrieval(data: EvaluationData, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """The protocol: recall at k of captions for the test images, and of images for their captions.
 
-    Every distinct image and every distinct caption stands once. The right answers to an image are the captions of its
-    own rows of the data set, those to a caption the images of its own rows.
+    Equal images count as one, and so do equal captions. The right answers to an image are the captions of its own rows
+    of the data set; those to a caption are the images of its own rows.
     """
     towers, images, device = data.encoder, data.test, data.device
     if not isinstance(towers, Towers):
@@ -126,7 +126,7 @@ def image_keys(images: Images | ImageFiles) -> np.ndarray:
     """A text [R] for each image, equal for equal images: the name of its file, or a digest of its pixels."""
     if isinstance(images, ImageFiles):
         return images.names
-    return np.array([hashlib.sha256(image.numpy()).hexdigest() for image in images.pixels.cpu()])
+    return np.array([hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images.pixels.cpu()])
 
 
 def distinct(values: np.ndarray) -> tuple[Tensor, Tensor]:
