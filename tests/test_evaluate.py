@@ -1,5 +1,6 @@
 """contrast-evaluate: every protocol, on a run and on files of weights, and its errors at the door."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from PIL import Image
 from torch import nn
 
 from contrast.data.images.digits import digits
+from contrast.data.images.image_set import Images
 from contrast.encoders.normalize import Normalize
 from contrast.evaluation.encoder import Frozen, from_checkpoint
-from contrast.evaluation.features import features
+from contrast.evaluation.features import EvaluationData, features
 from contrast.evaluation.knn import knn_score
-from contrast.evaluation.protocols import Bench
-from contrast.training.finetune import Classifier
+from contrast.training.finetune import Classifier, finetune
+from contrast.views import SimCLRViews
 
 CPU = "trainer.accelerator=cpu"
 SMALL = ("encoder=small", "encoder.widths=[8,16,32]")
@@ -108,6 +110,19 @@ def test_one_rate_holds_nothing_out(evaluate: Command, trained: Path) -> None:
     assert set(figures("a")) == {"top1", "learning_rate"}
 
 
+def test_a_class_without_images_is_not_a_class_with_one() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    net.num_features = 3
+    pixels = torch.arange(80, dtype=torch.uint8).view(20, 1, 2, 2)
+    images = Images(pixels, 2 * (torch.arange(20) % 2), ("a", "none", "c"))
+    options = {"_target_": "pytorch_lightning.Trainer", "accelerator": "cpu", "enable_model_summary": False}
+    trainer = OmegaConf.create(options)
+    data = EvaluationData(Frozen(Normalize([0.0], [1.0]), net), images, images, torch.device("cpu"), trainer=trainer)
+    views = functools.partial(SimCLRViews, views=1)
+    found = finetune(data, views, epochs=1, batch_size=8, learning_rates=[0.1, 0.2])  # one was chosen on held-out rows
+    assert set(found) == {"top1", "val_top1", "learning_rate"}
+
+
 def test_the_metric_is_what_a_sweep_gets(evaluate: Command, trained: Path) -> None:
     words = [f"checkpoint={trained}", "-m", "protocol=knn", "protocol.k=5,50", CPU, "hydra.sweep.dir=sweep"]
     assert evaluate(*words) == 0
@@ -196,6 +211,5 @@ def test_features_are_those_of_an_architecture_not_of_its_weights_alone(tmp_path
         net = nn.Sequential(pool, nn.Flatten())
         net.num_features = 1
         frozen = Frozen(Normalize([0.0], [1.0]), net)
-        bench = Bench(frozen, images, images, tmp_path, torch.device("cpu"), OmegaConf.create({}))
-        found.append(bench.features(images, "some"))
+        found.append(EvaluationData(frozen, images, images, torch.device("cpu"), tmp_path).test_features)
     assert not torch.equal(*found)

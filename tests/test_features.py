@@ -1,4 +1,6 @@
-"""Features of a frozen encoder, and their cache."""
+"""Features of a frozen encoder, in order and computed once."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import Tensor, nn
 
 from contrast.data.images.image_set import Images
 from contrast.errors import InputError
-from contrast.evaluation import cached_features, digest, features
+from contrast.evaluation.features import EvaluationData, features
 
 
 def images(n: int = 11) -> Images:
@@ -62,44 +64,23 @@ def test_an_encoder_that_keeps_its_maps_is_refused():
         features(lambda pixels: pixels.float(), images(), batch_size=4)
 
 
-def test_the_cache_computes_once_and_leaves_no_other_file(tmp_path):
-    calls = []
+@pytest.mark.parametrize("cached", [True, False])
+def test_features_of_an_evaluation_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool):
+    encoder, one = Small(), images()
+    other = Images(one.pixels.flip(0), one.labels, one.classes)
 
-    def compute() -> Tensor:
-        calls.append(1)
-        return torch.arange(12.0).view(3, 4).T  # not contiguous
+    def data() -> EvaluationData:
+        return EvaluationData(encoder, one, other, torch.device("cpu"), tmp_path if cached else None)
 
-    for _ in range(3):
-        assert torch.equal(cached_features(tmp_path / "new", "abc", compute), compute())
-    assert len(calls) == 4
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["abc.safetensors"]
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text"])
-def test_a_damaged_cache_is_named_and_built_again(tmp_path, damage):
-    truth = torch.arange(100.0)
-    cached_features(tmp_path, "abc", lambda: truth)
-    file = tmp_path / "abc.safetensors"
-    content = file.read_bytes()
-    flipped = content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
-    file.write_bytes({"empty": b"", "cut": content[:-8], "flipped": flipped, "text": b"no tensor" * 9}[damage])
-    with pytest.warns(UserWarning, match=r"abc\.safetensors is damaged"):
-        assert torch.equal(cached_features(tmp_path, "abc", lambda: truth), truth)
-    assert file.read_bytes() == content
-
-
-def test_a_failed_computation_leaves_nothing_behind(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        cached_features(tmp_path, "abc", lambda: torch.ones(1 // 0))
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_digest_tells_weights_data_and_settings_apart():
-    encoder = Small()
-    seen = {digest(encoder, "cifar10", 50000, {"batch": 2})}
-    assert digest(encoder, "cifar10", 50000, {"batch": 2}) in seen
-    seen |= {digest(encoder, "cifar10", 10000, {"batch": 2}), digest(encoder, "cifar10", 50000, {"batch": 3})}
-    encoder.net[2].running_mean[0] += 1e-6
-    seen |= {digest(encoder, "cifar10", 50000, {"batch": 2})}
-    seen |= {digest(torch.zeros(4)), digest(torch.zeros(2, 2)), digest(torch.zeros(4, dtype=torch.bfloat16))}
-    assert len(seen) == 7
+    first = data()
+    wanted = features(encoder, one), features(encoder, other)
+    assert torch.equal(first.train_features, wanted[0])
+    assert torch.equal(first.test_features, wanted[1])
+    assert len(list(tmp_path.iterdir())) == 2 * cached
+    with monkeypatch.context() as patched:
+        patched.setattr(Small, "forward", lambda *_: pytest.fail("computed again"))
+        assert torch.equal(first.train_features, wanted[0])
+        if cached:
+            assert torch.equal(data().test_features, wanted[1])
+    encoder.net[2].running_mean[0] += 1
+    assert not torch.equal(data().test_features, wanted[1])

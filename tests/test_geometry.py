@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from contrast.errors import InputError
-from contrast.evaluation import alignment, effective_rank, uniformity
+from contrast.evaluation.geometry import alignment, effective_rank, uniformity
 
 
 def points(n: int, d: int, seed: int = 0) -> torch.Tensor:

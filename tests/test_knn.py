@@ -7,7 +7,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from contrast.errors import InputError
-from contrast.evaluation import knn_predict, knn_score
+from contrast.evaluation.knn import knn_predict, knn_score
 
 
 def problem(n: int, m: int, f: int = 6, classes: int = 7, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -43,7 +43,7 @@ def test_votes_rank_the_classes_as_in_the_definition(k, temperature, test_block,
     ranking = knn_predict(train, labels, test, k, temperature, test_block=test_block, train_block=train_block)
     truth = [sorted(range(7), key=lambda c: (-row[c], c))[:5] for row in votes]
     assert ranking.tolist() == truth
-    score = knn_score(train, labels, test, test_labels, k, temperature, None, test_block, train_block)
+    score = knn_score(train, labels, test, test_labels, k, temperature)
     hits = [(label == row[0], label in row) for label, row in zip(test_labels.tolist(), truth, strict=True)]
     assert score.top1 == pytest.approx(sum(hit for hit, _ in hits) / 23)
     assert score.top5 == pytest.approx(sum(hit for _, hit in hits) / 23)
@@ -128,3 +128,29 @@ def test_bad_input_is_refused_with_its_numbers():
         knn_score(train, labels, test[:, :5], test_labels)
     with pytest.raises(InputError, match=r"\[30, 6\] and \[10\]"):
         knn_score(train, test_labels, test, test_labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float32, "numpy"])
+def test_labels_of_every_type_of_whole_numbers(dtype):
+    train, labels, test, test_labels = problem(60, 23)
+    given, test_given = (
+        values.numpy().astype("uint16") if dtype == "numpy" else values.to(dtype) for values in (labels, test_labels)
+    )
+    assert torch.equal(knn_predict(train, given, test, k=5), knn_predict(train, labels, test, k=5))
+    assert knn_score(train, given, test, test_given) == knn_score(train, labels, test, test_labels)
+
+
+def test_labels_that_are_not_whole_are_refused():
+    train, labels, test, test_labels = problem(30, 10)
+    with pytest.raises(InputError, match="training set: labels must be whole numbers"):
+        knn_predict(train, labels + 0.5, test)
+    with pytest.raises(InputError, match="test set: labels must be whole numbers"):
+        knn_score(train, labels, test, test_labels > 3)
+
+
+def test_no_row_without_a_label_votes_or_is_counted():
+    train, labels, test, test_labels = problem(30, 10)
+    with pytest.raises(InputError, match="1 of 30 rows have no label"):
+        knn_predict(train, labels.index_fill(0, torch.tensor([7]), -1), test)
+    with pytest.raises(InputError, match="1 of 10 rows have no label"):
+        knn_score(train, labels, test, test_labels.index_fill(0, torch.tensor([7]), -1))

@@ -6,14 +6,19 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
+from contrast.data.images.image_set import Images, Splits
+from contrast.data.images.subset import labelled_subset
 from contrast.errors import InputError
-from contrast.evaluation import Setting, fit_linear, frozen_scores, linear_probe
-from contrast.evaluation import linear as solver
-from contrast.evaluation.probe import choose
+from contrast.evaluation import linear_probe as module
+from contrast.evaluation.features import EvaluationData
+from contrast.evaluation.knn import knn_score
+from contrast.evaluation.linear_probe import Setting, choose, few_labels, fit_linear, linear_probe, measure
+from contrast.evaluation.report import frozen_metrics
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +76,13 @@ def test_the_optimum_has_no_gradient(n, f):
 def test_the_grid_equals_each_setting_alone(monkeypatch, scores):
     x, labels = clusters(500)
     rates, decays = [0.1, 1.0, 1.0, 3.0], [0.0, 1e-3, 1e-1, 10.0]
-    monkeypatch.setattr(solver, "SCORES", {"cpu": scores})
+    monkeypatch.setattr(module, "SCORES_PER_BLOCK", {"cpu": scores})
     together = fit_linear(x, labels, 3, rates, decays, steps=30)
     for g, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
         alone = fit_linear(x, labels, 3, [rate], [decay], steps=30)
         torch.testing.assert_close(together.weight[g], alone.weight[0])
         torch.testing.assert_close(together(x)[g], alone(x)[0])
-        hits, loss = solver.validate(together, x, labels)
+        hits, loss = measure(together, x, labels)
         assert hits[g].item() == (alone(x)[0].argmax(0) == labels).double().mean().item()
         assert loss[g].item() == pytest.approx(objective(alone(x)[0].T, alone.weight, labels, 0))
 
@@ -129,9 +134,9 @@ def test_half_precision_and_autocast_are_computed_in_float32():
         assert linear_probe(x, labels, x, labels) == wanted
 
 
-def test_a_choice_on_the_border_of_the_grid_is_told():
+def test_a_choice_on_the_border_of_the_grid_is_a_warning():
     x, labels = clusters(2000, f=20, classes=10, spread=1.5)
-    with pytest.warns(UserWarning, match=r"weight_decay 0\.5 lies on the border of the grid \(0\.5 to 500\)"):
+    with pytest.warns(UserWarning, match=r"weight_decay 0\.5 is on the border of the grid \(0\.5 to 500\)"):
         linear_probe(x, labels, x, labels, learning_rates=[1], weight_decays=[0.5, 50, 500])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -175,20 +180,65 @@ def test_bad_input_is_refused_with_its_numbers():
         linear_probe(x, labels, x, labels, learning_rates=[1, 0])
 
 
-def test_all_figures_of_an_encoder_in_one_call():
+def data_of(train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor):
+    """Images of one pixel that holds the number of its row, and an encoder that gives the features of that row."""
+    rows = torch.arange(len(train) + len(test), dtype=torch.uint8).view(-1, 1, 1, 1)
+    classes = tuple(map(str, range(10)))
+    first, second = Images(rows[: len(train)], train_labels, classes), Images(rows[len(train) :], test_labels, classes)
+    table = torch.cat([train, test])
+    return EvaluationData(lambda pixels: table[pixels.flatten().long()], first, second, torch.device("cpu"))
+
+
+def test_all_metrics_of_an_encoder_in_one_call():
     x, labels = clusters(120, f=8, classes=6, spread=0.5)
     test, test_labels = clusters(60, f=8, classes=6, spread=0.5)
-    scores = frozen_scores(x, labels, test, test_labels, per_class=(5, 10, 21), draws=2)
+    data = data_of(x, labels, test, test_labels)
+    cfg = {"k": 200, "temperature": 0.07, "per_class": [5, 10, 21], "max_train": None, "max_test": None}
+    splits = Splits("rows", data.train, data.test)
+    scores = frozen_metrics(OmegaConf.create(cfg), data.encoder, splits, data.device, "untrained_")
     assert set(scores) == {
-        "knn_top1",
-        "knn_top5",
-        "linear_top1",
-        "linear_top5",
-        "linear_val_top1",
-        "linear_learning_rate",
-        "linear_weight_decay",
-        "linear_5_per_class_top1",
-        "linear_10_per_class_top1",  # 21 of a class that has 20 cannot be drawn
+        "untrained_knn_top1",
+        "untrained_knn_top5",
+        "untrained_linear_top1",
+        "untrained_linear_top5",
+        "untrained_linear_val_top1",
+        "untrained_linear_learning_rate",
+        "untrained_linear_weight_decay",
+        "untrained_linear_5_per_class_top1",
+        "untrained_linear_10_per_class_top1",  # 21 of a class that has 20 cannot be drawn
     }
-    assert scores["linear_top1"] == linear_probe(x, labels, test, test_labels).test_top1
-    assert scores["linear_5_per_class_top1"] <= scores["linear_top1"] + 0.05
+    x, test = x.float(), test.float()
+    assert scores["untrained_linear_top1"] == linear_probe(x, labels, test, test_labels).test_top1
+    assert scores["untrained_knn_top5"] == knn_score(x, labels, test, test_labels).top5
+    probes = []
+    for seed in range(5):
+        rows = labelled_subset(labels, per_class=5, seed=seed)
+        probes.append(linear_probe(x[rows], labels[rows], test, test_labels, seed=seed).test_top1)
+    assert scores["untrained_linear_5_per_class_top1"] == pytest.approx(sum(probes) / 5)
+    assert sum(probes) / 5 <= scores["untrained_linear_top1"] + 0.05
+
+
+def test_few_labels_of_classes_of_which_one_has_no_row():
+    x, labels = clusters(60, classes=3)
+    data = data_of(x, 2 * labels, x, 2 * labels)  # classes 0, 2, 4
+    assert 0 < few_labels(data, per_class=20, draws=2) <= 1
+    assert few_labels(data, per_class=21) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float32, "numpy"])
+def test_labels_of_every_type_of_whole_numbers(dtype: torch.dtype | str):
+    x, labels = clusters(120)
+    given = labels.numpy().astype(np.uint16) if dtype == "numpy" else labels.to(dtype)
+    assert linear_probe(x, given, x, given) == linear_probe(x, labels, x, labels)
+    weight = fit_linear(x, labels, 3, [1.0], [0.1]).weight
+    assert torch.equal(fit_linear(x, given, 3, [1.0], [0.1]).weight, weight)
+
+
+def test_labels_that_are_not_whole_or_of_no_class_are_refused():
+    x, labels = clusters(20)
+    with pytest.raises(InputError, match="training set: labels must be whole numbers"):
+        linear_probe(x, labels + 0.5, x, labels)
+    with pytest.raises(InputError, match="20 of 20 rows have no label"):
+        fit_linear(x, torch.full((20,), -1), 3, [1.0], [0.1])
+    with pytest.raises(InputError, match="below 2, found 2"):
+        fit_linear(x, labels, 2, [1.0], [0.1])

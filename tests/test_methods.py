@@ -3,11 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import FEW, TINY, Command, figures
 from PIL import Image
-
-from contrast.evaluation.report import joined
 
 CPU = "trainer.accelerator=cpu"
 RECALLS = {f"{way}_recall{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
@@ -71,11 +68,3 @@ def test_labels_are_asked_for_at_the_door(
     flat = ["data=folder", "data.root=.", "data.channels=1"]
     assert "same_label=positive needs labels, and none of the 64 images has one" in refused("method=supcon", *flat)
     assert "needs captions, which this data set has not" in refused("method=clip", "data=digits")
-
-
-def test_rows_are_joined_by_image_and_by_caption() -> None:
-    # captions 0 and 1 are of image 0; images 1 and 2 share caption 2; image 3 is alone
-    groups = joined(torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 2, 3]))
-    assert groups[0] == groups[1]
-    assert groups[2] == groups[3]
-    assert len(set(groups.tolist())) == 3

@@ -142,3 +142,19 @@ def test_blocks_of_classes_do_not_show(block: int) -> None:
 def test_text_without_a_word() -> None:
     with pytest.raises(InputError, match="at least 1 word"):
         model(*outputs()["full_softmax"]).held_out(torch.empty(0, dtype=torch.int32), 10)
+
+
+@pytest.mark.parametrize("wrong", [-1, 13])
+def test_a_class_that_is_none_does_not_wrap_around(wrong: int) -> None:
+    query, vectors, offsets = torch.randn(3, 4), torch.randn(13, 4), torch.zeros(1, 13)
+    with pytest.raises(InputError, match=r"must be in 0\.\.12"):
+        normalised(lambda q, v: q @ v.T, query, torch.tensor([0, wrong, 2]), vectors, offsets)
+
+
+def test_words_of_every_type_of_whole_numbers() -> None:
+    made, ids = model(*outputs()["full_softmax"]), torch.arange(40) % V
+    expected = over_text(made.encoder, made.log_probs, ids, 0)["log_prob"]
+    for given in (ids.to(torch.uint8), ids.float(), ids.numpy()):
+        assert torch.equal(over_text(made.encoder, made.log_probs, given, 0)["log_prob"], expected)
+    with pytest.raises(InputError, match="2 of 40 are below"):
+        over_text(made.encoder, made.log_probs, ids.index_fill(0, torch.tensor([3, 5]), -1), 0)

@@ -1,16 +1,23 @@
-"""Recall at k against its definition in loops, under ties, in blocks; ids of texts and of images."""
+"""Recall at k against its definition in loops, under ties, in blocks; the right answers of images and captions."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.errors import InputError
-from contrast.evaluation import distinct, image_ids, recall, text_ids
+from contrast.evaluation.encoder import Towers
+from contrast.evaluation.features import EvaluationData
+from contrast.evaluation.retrieval import distinct, image_keys, recall, retrieval
+
+
+def same(query_ids: Tensor, key_ids: Tensor) -> Tensor:
+    """The pairs [P, 2] of queries and keys with equal ids."""
+    return (query_ids[:, None] == key_ids).nonzero()
 
 
 def problem(m: int, n: int, ids: int, seed: int = 0, d: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -39,20 +46,20 @@ def naive(query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor, k: int
 @pytest.mark.parametrize(("m", "n", "ids"), [(37, 23, 23), (20, 60, 7), (11, 10, 10), (1, 1, 1)])
 @pytest.mark.parametrize("block", [1, 7, 512])
 def test_recall_is_its_definition(m: int, n: int, ids: int, block: int):
-    given = problem(m, n, ids)
-    found = recall(*given, k=(1, 2, 5, 10, 100), block=block)
+    query, key, *given_ids = given = problem(m, n, ids)
+    found = recall(query, key, same(*given_ids), k=(1, 2, 5, 10, 100), block=block)
     assert found == {k: pytest.approx(naive(*given, k)) for k in (1, 2, 5, 10, 100)}
     assert found[1] <= found[2] <= found[5] <= found[10] <= found[100] == 1
     if n > 20:
         assert 0 < found[1] < found[10]
 
 
-def test_known_figures():
-    key = torch.eye(4)
+def test_known_values():
+    key, pairs = torch.eye(4), same(torch.arange(4), torch.arange(4))
     query = torch.tensor([[3.0, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0]])
-    assert recall(query, key, torch.arange(4), torch.arange(4), k=(1, 2, 3, 4)) == {1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0}
-    assert recall(7 * key, 0.01 * key, torch.arange(4), torch.arange(4), k=[1]) == {1: 1.0}
-    assert recall(-key, key, torch.arange(4), torch.arange(4), k=[3]) == {3: 0.0}
+    assert recall(query, key, pairs, k=(1, 2, 3, 4)) == {1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0}
+    assert recall(7 * key, 0.01 * key, pairs, k=[1]) == {1: 1.0}
+    assert recall(-key, key, pairs, k=[3]) == {3: 0.0}
 
 
 @pytest.mark.parametrize("block", [3, 512])
@@ -60,8 +67,9 @@ def test_known_figures():
 def test_equal_embeddings_answer_nothing_until_every_other_key_fits(block: int, width: int):
     row = torch.randn(width, generator=torch.Generator().manual_seed(width))
     ids = torch.arange(40) // 2  # each of twenty ids has two keys
-    for embedding in (row.expand(40, -1), torch.zeros(40, width), row.expand(40, -1) * torch.rand(40, 1)):
-        found = recall(embedding, embedding, ids, ids, k=(1, 10, 38, 39), block=block)
+    lengths = torch.rand(40, 1, generator=torch.Generator().manual_seed(0))
+    for embedding in (row.expand(40, -1), torch.zeros(40, width), row * lengths):
+        found = recall(embedding, embedding, same(ids, ids), k=(1, 10, 38, 39), block=block)
         assert found == {1: 0.0, 10: 0.0, 38: 0.0, 39: 1.0}
 
 
@@ -72,10 +80,10 @@ def test_ties_count_against_whatever_the_order(block: int):
     query = torch.randint(-1, 2, (25, 3), generator=random).float()
     query_ids, key_ids = torch.arange(25) % 6, torch.arange(30) % 6
     wanted = {k: pytest.approx(naive(query, key, query_ids, key_ids, k)) for k in (1, 3, 8)}
-    assert recall(query, key, query_ids, key_ids, k=(1, 3, 8), block=block) == wanted
+    assert recall(query, key, same(query_ids, key_ids), k=(1, 3, 8), block=block) == wanted
     for seed in range(3):
         at = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
-        assert recall(query, key[at], query_ids, key_ids[at], k=(1, 3, 8), block=block) == wanted
+        assert recall(query, key[at], same(query_ids, key_ids[at]), k=(1, 3, 8), block=block) == wanted
 
 
 class Largest(TorchFunctionMode):
@@ -92,60 +100,129 @@ class Largest(TorchFunctionMode):
 
 
 def test_the_whole_matrix_never_exists():
-    given = problem(900, 1000, 50)
+    query, key, query_ids, key_ids = problem(900, 1000, 1000)
+    pairs = same(query_ids, key_ids)
     with Largest() as largest:
-        found = recall(*given, block=80)
+        found = recall(query, key, pairs, block=80)
     assert largest.elements == 80 * 80
-    assert found == recall(*given, block=2000)
+    assert found == recall(query, key, pairs, block=2000)
 
 
 def test_half_precision_under_autocast_is_ranked_in_float64():
     query, key, query_ids, key_ids = problem(60, 50, 50)
     query, key = query.bfloat16(), key.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = recall(query, key, query_ids, key_ids)
+        found = recall(query, key, same(query_ids, key_ids))
     assert found == {k: pytest.approx(naive(query, key, query_ids, key_ids, k)) for k in (1, 5, 10)}
 
 
 def test_bad_input_is_refused_with_its_numbers():
     query, key, query_ids, key_ids = problem(6, 8, 8)
+    pairs = same(query_ids, key_ids)
     with pytest.raises(InputError, match=r"\[6, 4\] and \[8, 5\]"):
-        recall(query[:, :4], key, query_ids, key_ids)
+        recall(query[:, :4], key, pairs)
     with pytest.raises(InputError, match=r"\[0, 5\] and \[8, 5\]"):
-        recall(query[:0], key, query_ids[:0], key_ids)
-    with pytest.raises(InputError, match=r"6 queries and 8 keys have ids \[5\] and \[8\]"):
-        recall(query, key, query_ids[:5], key_ids)
-    with pytest.raises(InputError, match="2 of 6 queries have an id that no key has"):
-        recall(query, key, torch.tensor([0, 1, 2, 3, 8, 9]), key_ids)
+        recall(query[:0], key, pairs[:0])
+    with pytest.raises(InputError, match=r"pairs \[P, 2\] .* got \[6\]"):
+        recall(query, key, pairs[:, 0])
+    with pytest.raises(InputError, match="2 of 6 queries have no right answer"):
+        recall(query, key, pairs[:4])
     broken = key.clone()
     broken[2, 1] = torch.nan
     with pytest.raises(InputError, match="1 of 8 keys are not finite"):
-        recall(query, broken, query_ids, key_ids)
+        recall(query, broken, pairs)
     for options in ({"k": (0, 1)}, {"k": ()}, {"block": 0}):
         with pytest.raises(InputError, match="must be 1 or more"):
-            recall(query, key, query_ids, key_ids, **options)
+            recall(query, key, pairs, **options)
 
 
-def test_equal_texts_have_equal_ids():
+@pytest.mark.parametrize(("place", "value"), [(0, -1), (1, -1), (0, 6), (1, 8)])
+def test_a_pair_of_no_query_or_no_key_does_not_wrap_around(place: int, value: int):
+    query, key, query_ids, key_ids = problem(6, 8, 8)
+    pairs = torch.cat([same(query_ids, key_ids), torch.zeros(1, 2, dtype=torch.int64)])
+    pairs[-1, place] = value
+    with pytest.raises(InputError, match="1 of 7 pairs name none of 6 queries or 8 keys"):
+        recall(query, key, pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float32, "numpy"])
+def test_pairs_of_every_type_of_whole_numbers(dtype: torch.dtype | str):
+    query, key, query_ids, key_ids = problem(37, 23, 23)
+    pairs = same(query_ids, key_ids)
+    given = pairs.numpy().astype("uint16") if dtype == "numpy" else pairs.to(dtype)
+    assert recall(query, key, given) == recall(query, key, pairs)
+    with pytest.raises(InputError, match="pairs must be whole numbers"):
+        recall(query, key, pairs + 0.5)
+
+
+class Table(nn.Module):
+    """The vectors of one-pixel images, or of one-token captions, by the value of the pixel or token."""
+
+    num_features = 4
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(vectors)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.vectors[values.flatten().long()]
+
+    embed = forward
+
+
+def retrieved(rows: list[tuple[int, int]], pictures: Tensor, captions: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """What `retrieval` finds in a data set of rows of (image, caption) with these vectors."""
+    image, text = torch.tensor(rows).T
+    images = Images(image.to(torch.uint8).view(-1, 1, 1, 1), torch.full((len(rows),), -1), (), text[:, None])
+    towers = Towers(nn.Identity(), Table(pictures), nn.Identity(), Table(captions))
+    return retrieval(EvaluationData(towers, images, images, torch.device("cpu")), ks)
+
+
+def test_a_caption_of_two_images_does_not_lend_them_their_other_captions():
+    rows = [(0, 0), (0, 1), (1, 1), (1, 2)]  # image A has captions x and y, image B y and z
+    x, y, z, _ = torch.eye(4)
+    wrong = retrieved(rows, torch.stack([z, x]), torch.stack([x, y, z]), (1,))  # A is nearest to z, B to x
+    assert wrong == {"image_to_text_recall1": 0, "text_to_image_recall1": pytest.approx(1 / 3)}  # y is of both
+    half = retrieved(rows, torch.stack([z, z + 0.1 * y]), torch.stack([x, y, z]), (1,))
+    assert half["image_to_text_recall1"] == 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_right_answers_are_those_of_the_rows_of_a_query(seed: int):
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randint(1, 13, (40, 2), generator=random).tolist()
+    vectors = torch.randn(2, 13, 4, dtype=torch.float64, generator=random).float()
+    ks = (1, 2, 5)
+    found = retrieved([(a, b) for a, b in rows], *vectors, ks)
+    for side, name in enumerate(("image_to_text", "text_to_image")):
+        queries, keys = ({row[place] for row in rows} for place in (side, 1 - side))
+        for k in ks:
+            answered = 0
+            for query in queries:
+                cosine = {
+                    key: float(torch.cosine_similarity(vectors[side, query], vectors[1 - side, key], dim=0))
+                    for key in keys
+                }
+                nearest = sorted(keys, key=lambda key: -cosine[key])[:k]
+                answered += any([query, key][:: 1 - 2 * side] in rows for key in nearest)
+            assert found[f"{name}_recall{k}"] == pytest.approx(answered / len(queries))
+
+
+def test_equal_texts_are_one():
     text = torch.tensor([[3, 4, 0], [1, 0, 0], [3, 4, 0], [3, 0, 4], [1, 0, 0]])
-    ids = text_ids(text)
-    for i in range(5):
-        for j in range(5):
-            assert (ids[i] == ids[j]) == torch.equal(text[i], text[j])
-    assert sorted(set(ids.tolist())) == [0, 1, 2]
-    assert distinct(ids).tolist() == [0, 1, 3]
-    assert distinct(torch.tensor([7])).tolist() == [0]
+    first, number = distinct(text.numpy())
+    assert sorted(first.tolist()) == [0, 1, 3]
+    assert torch.equal(text[first][number], text)
 
 
-def test_equal_images_have_equal_ids():
+def test_equal_images_are_one():
     values = torch.tensor([5, 1, 5, 2], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 2, 3).contiguous()
     labels = torch.full((4,), -1)
     for images in (
         Images(values, labels, ()),
         ImageFiles(Path(), np.array(["5.png", "1.png", "5.png", "2.png"]), labels, (), size=2),
     ):
-        ids = image_ids(images)
-        assert ids.dtype == torch.int64
-        assert ids[0] == ids[2]
-        assert len(set(ids.tolist())) == 3
-        assert distinct(ids).tolist() == [0, 1, 3]
+        first, number = distinct(image_keys(images))
+        assert number.dtype == torch.int64
+        assert sorted(first.tolist()) == [0, 1, 3]
+        assert first[number].tolist() == [0, 1, 0, 3]

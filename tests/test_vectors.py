@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contrast.data.text.vectors import load_vectors, save_vectors
 from contrast.errors import InputError
-from contrast.evaluation.words import analogies, neighbours, similarity_score
+from contrast.evaluation.words import analogies, nearest_words, similarity_score
 
 SUFFIXES = (".txt", ".vec", ".bin", ".safetensors")
 WORDS = ("the", "naïve", "猫", "don't", ":", "12", "0.5", "</s>", "e\u0301", "\U0001f408")
@@ -239,7 +239,7 @@ def test_gensim_has_the_same_figures(tmp_path: Path) -> None:
     assert score.spearman == pytest.approx(rank.statistic, abs=1e-6)
     assert 100 * (1 - score.used / score.all) == pytest.approx(unknown)
 
-    near = neighbours(vectors, words, "w7", k=5)
+    near = nearest_words(vectors, words, "w7", k=5)
     expected = peer.most_similar("w7", topn=5)
     assert [word for word, _ in near] == [word for word, _ in expected]
     assert [value for _, value in near] == pytest.approx([value for _, value in expected], abs=1e-5)

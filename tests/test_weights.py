@@ -1,12 +1,18 @@
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
 from contrast.encoders import conv_net, load_encoder
 from contrast.errors import InputError
+from contrast.evaluation.encoder import Towers, from_checkpoint, from_weights
+from contrast.keys import Second
 
 
 def net(seed: int, width: int = 4) -> nn.Sequential:
@@ -103,3 +109,82 @@ def test_files_of_something_else(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other.pt .*no state dict"):
         load_encoder(net(1), tmp_path / "other.pt")
+
+
+# --- evaluation builds the architecture alone: the checkpoint has the weights
+
+
+def offline(weights: object) -> None:
+    if weights:
+        pytest.fail(f"asked for pretrained weights: {weights}")
+
+
+def image_net(in_channels: int, image_size: int, weights: str | None = None) -> nn.Module:
+    offline(weights)
+    return conv_net(in_channels, image_size, widths=(4, 8))
+
+
+def text_net(vocabulary: int, length: int, pretrained: bool = True) -> nn.Module:
+    offline(pretrained)
+    built = nn.EmbeddingBag(vocabulary, 3)
+    built.num_features = 3
+    return built
+
+
+def create_model(name: str, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
+    """A stand-in for timm's."""
+    offline(options.get("pretrained") or options.get("checkpoint_path"))
+    return conv_net(in_chans, 8, widths=(4, 8))
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(list_models=lambda: ["net"], get_pretrained_cfg=lambda _: None, create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", module)
+
+
+ENCODERS = {
+    "torchvision": {"_target_": "test_weights.image_net", "weights": "IMAGENET1K_V2"},
+    "timm": {"_target_": "contrast.encoders.timm_model", "name": "net", "pretrained": True},
+    "file": {"_target_": "contrast.encoders.timm_model", "name": "net", "checkpoint_path": "gone.pth"},
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("override", [False, True])
+def test_a_checkpoint_is_evaluated_without_pretrained_weights(timm: None, name: str, override: bool) -> None:
+    trained = net(0)
+    saved = checkpoint(trained)
+    saved["state_dict"] |= {"normalize.mean": torch.zeros(1, 1, 1, 1), "normalize.std": torch.ones(1, 1, 1, 1)}
+    node = OmegaConf.create(ENCODERS[name])
+    saved["config"] = {"encoder": {"_target_": "nowhere"} if override else ENCODERS[name]}
+    saved["config"]["images"] = {"channels": 1, "size": 8}
+    assert same(from_checkpoint(saved, node if override else None).encoder, trained)
+    images = SimpleNamespace(channels=1, size=8, statistics=lambda: (torch.zeros(1), torch.ones(1)))
+    assert same(from_weights(trained.state_dict(), node, images).encoder, trained)
+
+
+def test_nor_are_pretrained_weights_of_an_encoder_of_captions() -> None:
+    image, text = net(0), Second(text_net(5, 4, pretrained=False), 8)
+    projector = nn.Linear(8, 8)
+    projector.num_features = 8
+    parts = {"encoder": image, "projector": projector, "key": text}
+    state = {f"{part}.{key}": value for part, built in parts.items() for key, value in built.state_dict().items()}
+    state |= {"normalize.mean": torch.zeros(1, 1, 1, 1), "normalize.std": torch.ones(1, 1, 1, 1)}
+    text_node = {"_target_": "test_weights.text_net", "_partial_": True, "pretrained": True}
+    config = {
+        "encoder": {"_target_": "test_weights.image_net", "weights": "DEFAULT"},
+        "projector": {"_target_": "test_weights.linear_projector"},
+        "key": {"_target_": "contrast.keys.Second", "_partial_": True, "encoder": text_node},
+        "images": {"channels": 1, "size": 8},
+        "text": {"vocabulary": 5, "length": 4},
+    }
+    towers = from_checkpoint({"config": config, "state_dict": state})
+    assert isinstance(towers, Towers)
+    assert same(towers.key, text)
+
+
+def linear_projector(in_features: int) -> nn.Module:
+    built = nn.Linear(in_features, 8)
+    built.num_features = 8
+    return built

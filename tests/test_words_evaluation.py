@@ -13,15 +13,8 @@ from torch import Tensor
 from contrast.data.text.vectors import save_vectors
 from contrast.errors import InputError
 from contrast.evaluation.encoder import word_vectors
-from contrast.evaluation.words import (
-    Analogy,
-    analogies,
-    neighbours,
-    read_pairs,
-    read_questions,
-    similarity_score,
-    word_scores,
-)
+from contrast.evaluation.word_files import read_pairs, read_questions
+from contrast.evaluation.words import Analogy, analogies, nearest_words, similarity_score, word_scores
 
 WORDS = ("king", "queen", "Man", "woman", "paris", "France", "rome", "italy", "man", "walk", "walked", "go", "went")
 PAIRS = """# a comment
@@ -310,15 +303,15 @@ def test_neighbours_are_their_definition() -> None:
         scores = {other: cosine(vectors[own].tolist(), vectors[row].tolist()) for row, other in enumerate(WORDS)}
         expected = sorted((other for other in WORDS if other != word), key=lambda other: -scores[other])
         for k in (1, 3, 100):
-            found = neighbours(vectors, WORDS, word, k)
+            found = nearest_words(vectors, WORDS, word, k)
             assert [other for other, _ in found] == expected[:k]
             assert [value for _, value in found] == pytest.approx([scores[other] for other in expected[:k]])
     with pytest.raises(InputError, match="'zebra' is none of the 13 words"):
-        neighbours(vectors, WORDS, "zebra")
+        nearest_words(vectors, WORDS, "zebra")
     with pytest.raises(InputError, match="k must be 1 or more, not 0"):
-        neighbours(vectors, WORDS, "king", 0)
+        nearest_words(vectors, WORDS, "king", 0)
     with pytest.raises(InputError, match="13 words have vectors"):
-        neighbours(vectors[:4], WORDS, "king")
+        nearest_words(vectors[:4], WORDS, "king")
 
 
 # --- the figures together
@@ -395,7 +388,7 @@ def test_command(evaluate: Command, files: list[str], capfd: pytest.CaptureFixtu
     assert figures("a") == pytest.approx(expected)
     out = capfd.readouterr().out
     assert "words on 13 words, vectors of 2 numbers" in out
-    near = ", ".join(f"{word} {value:.2f}" for word, value in neighbours(vectors, WORDS, "king", 2))
+    near = ", ".join(f"{word} {value:.2f}" for word, value in nearest_words(vectors, WORDS, "king", 2))
     assert f"nearest to king: {near}" in out
     rows = dict(line.split() for line in out.splitlines() if line.startswith(("pairs_", "analogies", "mean")))
     assert {name: float(value) for name, value in rows.items()} == pytest.approx(expected, rel=1e-3)
@@ -420,7 +413,7 @@ def test_command_on_a_run_and_lists(evaluate: Command, files: list[str]) -> None
     [
         (["checkpoint=v.bin"], ["measured on a file of word pairs"]),
         (["checkpoint=none.bin", "data.pairs=pairs.tsv"], ["none.bin does not exist"]),
-        (["checkpoint=v.ckpt", "data.pairs=pairs.tsv"], ["a run folder or a file of .txt", "not v.ckpt"]),
+        (["checkpoint=v.ckpt", "data.pairs=pairs.tsv"], ["are files of .txt", "not 'v.ckpt'"]),
         (["checkpoint=.", "data.pairs=pairs.tsv"], ["has no vectors.safetensors"]),
         (["checkpoint=q.txt", "data.pairs=pairs.tsv"], ["q.txt holds no word vectors"]),
         (["checkpoint=v.bin", "data.pairs=none.tsv"], ["none.tsv cannot be read"]),

@@ -15,8 +15,9 @@ from contrast.data.text.tokenizer import tokenizer_of
 from contrast.encoders.weights import read
 from contrast.errors import InputError
 from contrast.evaluation.encoder import checkpoint_file, from_checkpoint, from_weights, is_own, word_vectors
-from contrast.evaluation.protocols import Bench, WordBench, words
+from contrast.evaluation.features import EvaluationData
 from contrast.evaluation.report import has_labels, labelled, write_metrics
+from contrast.evaluation.words import WordData, words
 from contrast.run.environment import write_environment
 from contrast.run.jobs import figure
 from contrast.run.quiet import quiet
@@ -39,7 +40,7 @@ def evaluate(cfg: DictConfig) -> float:
     return figure(figures, cfg.metric)
 
 
-def word_bench(cfg: DictConfig) -> tuple[WordBench, str]:
+def word_bench(cfg: DictConfig) -> tuple[WordData, str]:
     """Word vectors and the files they are measured on, and a word on them."""
     files: Any = OmegaConf.to_container(cfg.data or OmegaConf.create({}))
     other = set(files) - {"pairs", "analogies"}
@@ -48,11 +49,11 @@ def word_bench(cfg: DictConfig) -> tuple[WordBench, str]:
     names, vectors = word_vectors(cfg.checkpoint)
     device = instantiate(cfg.trainer, logger=False, enable_checkpointing=False).strategy.root_device
     on = vectors if device.type == "mps" else vectors.to(device)  # float64 is needed
-    bench = WordBench(names, on, **files)
+    bench = WordData(names, on, **files)
     return bench, f"{len(names):,} words, vectors of {vectors.shape[1]} numbers"
 
 
-def image_bench(cfg: DictConfig) -> tuple[Bench, str]:
+def image_bench(cfg: DictConfig) -> tuple[EvaluationData, str]:
     """The encoder of the checkpoint and the images it is measured on, and a word on these.
 
     `cfg.data` is by default what the checkpoint was trained on. `label_fraction` or `labels_per_class` leave only so
@@ -76,7 +77,7 @@ def image_bench(cfg: DictConfig) -> tuple[Bench, str]:
     train, test = (images if unlabelled else labelled(images, None) for images in (splits.train, splits.test))
     if cfg.label_fraction is not None or cfg.labels_per_class is not None:
         train = train.select(labelled_subset(train.labels, cfg.label_fraction, cfg.labels_per_class, cfg.seed))
-    bench = Bench(
+    bench = EvaluationData(
         encoder.eval(),
         train,
         test,

@@ -1,14 +1,15 @@
-"""A trained encoder taken out of a run: from a checkpoint of this library, or a file of plain weights; word vectors."""
+"""A trained encoder from a checkpoint of this library or a file of plain weights; word vectors from a run or a file."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
-from contrast.data.text.vectors import BINARY, SAFE, TEXT, load_vectors
+from contrast.data.images.image_set import ImageFiles, Images
+from contrast.data.text.vectors import load_vectors
 from contrast.encoders.normalize import Normalize
 from contrast.encoders.weights import load_encoder
 from contrast.errors import InputError
@@ -16,6 +17,8 @@ from contrast.facts import complete
 from contrast.keys import Second
 
 VECTORS = "vectors.safetensors"  # in the folder of a run that learned words
+# Options that make a builder read or download weights, and their value without: of timm and transformers, torchvision
+WITHOUT_WEIGHTS = {"pretrained": False, "checkpoint_path": "", "weights": None}
 
 
 class Frozen(nn.Module):
@@ -57,39 +60,54 @@ def checkpoint_file(path: str | Path) -> Path:
     return path
 
 
-def from_checkpoint(saved: Mapping[str, Any], encoder_cfg: Any = None) -> Frozen:
+def is_own(saved: Mapping[str, Any]) -> bool:
+    """Whether this is a checkpoint of this library, which carries its configuration."""
+    return isinstance(saved.get("config"), Mapping) and isinstance(saved.get("state_dict"), Mapping)
+
+
+def from_checkpoint(saved: Mapping[str, Any], encoder_cfg: DictConfig | None = None) -> Frozen:
     """The encoder of a checkpoint of this library, built from the configuration inside it; `Towers` if of captions too.
 
-    encoder_cfg  builds another architecture instead; the weights must fit it exactly, or InputError lists the keys.
+    All weights come from the checkpoint: options that ask for pretrained weights are ignored.
+
+    encoder_cfg  builds another architecture instead; the weights must fit it exactly, or InputError lists the keys
     """
     config, state = saved["config"], saved["state_dict"]
-    facts = config["images"]
-    node = OmegaConf.create(config["encoder"]) if encoder_cfg is None else encoder_cfg
-    encoder = instantiate(node, in_channels=facts["channels"], image_size=facts["size"])
+    images, text = config["images"], config.get("text")
+    encoder = architecture(encoder_cfg or config["encoder"], in_channels=images["channels"], image_size=images["size"])
     load_encoder(encoder, saved)
     normalize = Normalize(state["normalize.mean"].flatten(), state["normalize.std"].flatten())
-    if not config.get("text"):
+    part = architecture(config["key"]) if text else None
+    if getattr(part, "func", None) is not Second:  # no captions, or none that the run was trained on
         return Frozen(normalize, encoder)
-    part = instantiate(OmegaConf.create(config["key"]))
-    if getattr(part, "func", None) is not Second:  # captions that the run did not look at
-        return Frozen(normalize, encoder)
-    projector = instantiate(OmegaConf.create(config["projector"]), in_features=encoder.num_features)
-    key = complete(part, {**config["text"], "dim": projector.num_features})
+    projector = architecture(config["projector"], in_features=encoder.num_features)
+    key = complete(part, {**text, "dim": projector.num_features})
     load_encoder(projector, saved, prefix="projector.")
     load_encoder(key, saved, prefix="key.")
     return Towers(normalize, encoder, projector, key)
 
 
-def from_weights(saved: Mapping[str, Any], encoder_cfg: Any, images: Any) -> Frozen:
-    """The encoder of a file of plain weights, which say nothing of their architecture: `encoder_cfg` builds it.
+def from_weights(saved: Mapping[str, Any], encoder_cfg: DictConfig | None, images: Images | ImageFiles) -> Frozen:
+    """The encoder of a file of plain weights, which does not hold its architecture: `encoder_cfg` builds it.
 
     Pixels are normalised by the statistics of `images`, the training set of the evaluation.
     """
     if encoder_cfg is None:
         raise InputError("plain weights do not name their architecture: give encoder=...")
-    encoder = instantiate(encoder_cfg, in_channels=images.channels, image_size=images.size)
+    encoder = architecture(encoder_cfg, in_channels=images.channels, image_size=images.size)
     load_encoder(encoder, saved)
     return Frozen(Normalize(*images.statistics()), encoder)
+
+
+def architecture(node: Mapping[str, Any], **facts: Any) -> Any:
+    """What the configuration `node` builds when it is called with `facts`, without reading or downloading weights."""
+
+    def without_weights(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: WITHOUT_WEIGHTS.get(key, without_weights(value)) for key, value in part.items()}
+        return [without_weights(item) for item in part] if isinstance(part, list | ListConfig) else part
+
+    return instantiate(without_weights(node), **facts)
 
 
 def word_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
@@ -98,16 +116,6 @@ def word_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     Raises InputError for another file, a run without vectors, and a file that cannot be read.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        if not (path / VECTORS).is_file():
-            raise InputError(f"{path} has no {VECTORS}: it is no run of word embeddings, or has not ended yet")
-        return load_vectors(path / VECTORS)
-    formats = (*TEXT, *BINARY, *SAFE)
-    if path.suffix not in formats:
-        raise InputError(f"word vectors come from a run folder or a file of {', '.join(formats)}, not {path}")
-    return load_vectors(path)
-
-
-def is_own(saved: Mapping[str, Any]) -> bool:
-    """Whether this is a checkpoint of this library, which carries its configuration."""
-    return isinstance(saved.get("config"), Mapping) and isinstance(saved.get("state_dict"), Mapping)
+    if path.is_dir() and not (path / VECTORS).is_file():
+        raise InputError(f"{path} has no {VECTORS}: it is no run of word embeddings, or has not ended yet")
+    return load_vectors(path / VECTORS if path.is_dir() else path)

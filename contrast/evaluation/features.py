@@ -1,23 +1,74 @@
-"""Features of a frozen encoder, computed once and kept on disk."""
+"""Features of an encoder that is not trained any more: computed once, checked, kept.
 
-import hashlib
-import json
-import warnings
-import zlib
+N images, B of a batch, C channels, H x W pixels, F features.
+"""
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from numpy.typing import ArrayLike
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from contrast.atomic import replacing
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.loader import Batches
+from contrast.data.store import cached, digest
 from contrast.errors import InputError
+from contrast.ids import as_ids
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationData:
+    """What a protocol works on: an encoder, images to learn from (`train`) and images to measure on (`test`).
+
+    encoder  uint8 pixels [B, C, H, W] -> features [B, F]
+    cache    the folder that keeps the features of an encoder that is a module; None: they are kept in memory only
+    trainer  options of Lightning's trainer, for a protocol that trains the encoder
+    seed     of what a protocol draws at random
+    """
+
+    encoder: Callable[[Tensor], Tensor]
+    train: Images | ImageFiles
+    test: Images | ImageFiles
+    device: torch.device
+    cache: Path | None = None
+    trainer: DictConfig | None = None
+    batch_size: int = 512
+    workers: int = 0
+    seed: int = 0
+
+    @cached_property
+    def train_features(self) -> Tensor:
+        return self._features(self.train, "training features")  # [N, F]
+
+    @cached_property
+    def test_features(self) -> Tensor:
+        return self._features(self.test, "test features")  # [N, F]
+
+    def _features(self, images: Images | ImageFiles, desc: str) -> Tensor:
+        def compute() -> dict[str, Tensor]:
+            if isinstance(self.encoder, nn.Module):
+                self.encoder.to(self.device)
+            return {"features": features(self.encoder, images, self.batch_size, self.device, desc, self.workers)}
+
+        if self.cache is None:
+            return compute()["features"]
+        content = images.pixels if isinstance(images, Images) else file_facts(images)
+        key = digest(repr(self.encoder), self.encoder, content)  # two architectures may have equal weights
+        return cached(self.cache, key, compute)["features"]
+
+
+def file_facts(images: ImageFiles) -> list[Any]:
+    """What the features of image files depend on: the files, by name, size and time of change, and their decoding."""
+    facts = [(images.root / name).stat() for name in images.names]
+    files = [[str(name), fact.st_size, fact.st_mtime_ns] for name, fact in zip(images.names, facts, strict=True)]
+    return [str(images.root), files, images.size, images.channels, images.on_error]
 
 
 @contextmanager
@@ -49,86 +100,49 @@ def features(
     caller's. A bar shows what takes longer than a second, unless progress is False. InputError for an empty set
     and for an encoder that does not return [B, F].
     """
-    if len(images) == 0:
-        raise InputError(f"{desc}: no images")
-    if device is None:
-        first = next(encoder.parameters(), None) if isinstance(encoder, nn.Module) else None
-        device = torch.device("cpu") if first is None else first.device
-    device = torch.device(device)
-    batches = Batches(images, batch_size, seed=0, shuffle=False, device=device, workers=workers)
-    rows: Tensor | None = None
-    done = 0
+    parameters = encoder.parameters() if isinstance(encoder, nn.Module) else ()
+    device = torch.device(device or next((parameter.device for parameter in parameters), "cpu"))
+    rows, done = torch.empty(0), 0
     bar = tqdm(total=len(images), desc=desc, unit="image", delay=1, leave=False, disable=not progress)
     with evaluating(encoder), bar:
-        for batch in batches:
+        for batch in Batches(images, batch_size, seed=0, shuffle=False, device=device, workers=workers):
             with torch.inference_mode():
-                found = encoder(batch.pixels)
-            if found.ndim != 2 or len(found) != len(batch.pixels):
-                raise InputError(f"{desc}: {len(batch.pixels)} images gave {list(found.shape)}, not [B, F]")
-            if rows is None:  # outside inference mode, so that a probe may train on it
+                result = encoder(batch.pixels)
+            if result.ndim != 2 or len(result) != len(batch.pixels):
+                raise InputError(f"{desc}: {len(batch.pixels)} images gave {list(result.shape)}, not [B, F]")
+            if done == 0:  # outside inference mode, so that a probe may train on it
                 pinned = device.type == "cuda"  # the device does not wait for the copy
-                rows = torch.empty(len(images), found.shape[1], dtype=torch.float32, pin_memory=pinned)
-            rows[done : done + len(found)].copy_(found, non_blocking=True)
-            done += len(found)
-            bar.update(len(found))
+                rows = torch.empty(len(images), result.shape[1], dtype=torch.float32, pin_memory=pinned)
+            rows[done : done + len(result)].copy_(result, non_blocking=True)
+            done += len(result)
+            bar.update(len(result))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    if rows is None or done != len(images):
-        raise InputError(f"{desc}: the loader gave {done} of {len(images)} images")
+    assert done == len(images)
     return rows
 
 
-def digest(*parts: object) -> str:
-    """SHA-256, 32 hex digits, of tensors, modules (their state dict) and anything that JSON can hold."""
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, nn.Module):
-            for name, value in sorted(part.state_dict().items()):
-                sha.update(name.encode())
-                _add_tensor(sha, value)
-        elif isinstance(part, Tensor):
-            _add_tensor(sha, part)
-        else:
-            sha.update(json.dumps(part, sort_keys=True).encode())
-        sha.update(b"\0")
-    return sha.hexdigest()[:32]
+def check_labelled(features: Tensor, labels: Tensor | ArrayLike, what: str) -> Tensor:
+    """The labels as int64 [N] where the features [N, F] are; `what` they belong to stands in the error message.
 
-
-def cached_features(folder: str | Path, key: str, compute: Callable[[], Tensor]) -> Tensor:
-    """The tensor kept in folder/<key>.safetensors, or compute(), which is then kept there.
-
-    key: a digest of all that the tensor depends on (encoder, data set, settings). The file is written beside its
-    place and moved there, so a reader never sees half of it; one that is damaged is named in a warning and built
-    again.
+    Raises InputError unless the features are finite and the labels are class numbers from 0 in any integer type, or
+    whole floats. A row without a label (-1) is refused: select the labelled rows first.
     """
-    path = Path(folder) / f"{key}.safetensors"
-    if path.exists():
-        try:
-            return _load(path)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            warnings.warn(f"feature cache {path} is damaged ({error}): computed again", stacklevel=2)
-    value = compute().detach().cpu().contiguous()
-    with replacing(path) as temporary:
-        save_file({"features": value}, temporary, metadata={"crc32": _crc32(value)})
-    return value
+    labels = as_ids(f"{what}: labels", labels).to(features.device)
+    shapes = list(features.shape), list(labels.shape)
+    if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
+        raise InputError(
+            f"{what}: features [N, F] and labels [N] of 1 row or more wanted, got {shapes[0]} and {shapes[1]}"
+        )
+    unlabelled = int((labels < 0).sum())
+    if unlabelled:
+        raise InputError(f"{what}: {unlabelled} of {len(labels)} rows have no label (-1)")
+    check_finite(features, what)
+    return labels
 
 
-def _load(path: Path) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        value = file.get_tensor("features")
-        if (file.metadata() or {}).get("crc32") != _crc32(value):
-            raise ValueError("checksum differs")
-    return value
-
-
-def _bytes(value: Tensor) -> memoryview:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _crc32(value: Tensor) -> str:
-    return f"{zlib.crc32(_bytes(value)):08x}"
-
-
-def _add_tensor(sha: "hashlib._Hash", value: Tensor) -> None:
-    sha.update(f"{value.dtype}{list(value.shape)}".encode())
-    sha.update(_bytes(value))
+def check_finite(values: Tensor, what: str, rows: str = "rows") -> None:
+    """InputError for NaN or infinity in values [N, F]."""
+    broken = int((~torch.isfinite(values).all(dim=1)).sum())
+    if broken:
+        raise InputError(f"{what}: {broken} of {len(values)} {rows} are not finite")

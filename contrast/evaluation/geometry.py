@@ -43,8 +43,8 @@ def uniformity(x: Tensor, t: float = 2.0, block: int = 1024) -> Tensor:
             # ||a - b||^2 = ||a||^2 + ||b||^2 - 2 a b: [b, D] x [N, D] -> [b, N]
             squared = norms[start : start + block, None] + norms - 2 * rows @ x.T
             exponent = -t * squared.clamp(min=0)
-            own = torch.arange(start, start + len(rows), device=x.device)[:, None]
-            exponent = exponent.masked_fill(own == torch.arange(n, device=x.device), -math.inf)
+            row = torch.arange(start, start + len(rows), device=x.device)[:, None]
+            exponent = exponent.masked_fill(row == torch.arange(n, device=x.device), -math.inf)
             parts.append(exponent.logsumexp(dim=1))
     return torch.cat(parts).logsumexp(dim=0) - math.log(n) - math.log(n - 1)
 

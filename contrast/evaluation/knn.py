@@ -1,4 +1,4 @@
-"""Weighted-vote nearest neighbours on frozen features, exact and in blocks.
+"""k nearest neighbours on the features of an encoder, by a weighted vote, exact and in blocks.
 
 N training rows, M test rows, F features, K classes, k neighbours.
 """
@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
 from contrast.errors import InputError
-from contrast.evaluation.check import check_labelled
+from contrast.evaluation.features import EvaluationData, check_finite, check_labelled
 
 
 class KNN(NamedTuple):
@@ -46,7 +47,7 @@ def nearest(
 @torch.no_grad()
 def knn_predict(
     train: Tensor,
-    train_labels: Tensor,
+    train_labels: Tensor | ArrayLike,
     test: Tensor,
     k: int = 200,
     temperature: float = 0.07,
@@ -61,15 +62,20 @@ def knn_predict(
     class with weight exp(similarity / temperature) (Wu et al. 2018, section 3.4; k = 200 and temperature 0.07 are
     theirs). k above N is cut to N; equal votes go to the lower class number. Computed in float32 (float64 stays),
     whatever autocast says; on CUDA exact as far as torch's float32 matmul precision is left at "highest".
+
+    classes  K, where more classes than those of the training rows are ranked
+
+    Raises InputError for unlabelled rows (-1), features that are not finite and shapes that do not fit.
     """
-    check_labelled(train, train_labels, "kNN training set")
+    train_labels = check_labelled(train, train_labels, "kNN training set")
     if test.ndim != 2 or test.shape[1] != train.shape[1]:
         raise InputError(f"kNN: training features {list(train.shape)} do not fit test {list(test.shape)}")
+    check_finite(test, "kNN test set")
     if k < 1 or not temperature > 0 or min(test_block, train_block) < 1:
         raise InputError(
             f"kNN: k ({k}), temperature ({temperature}) and blocks ({test_block}, {train_block}) must be positive"
         )
-    classes = classes or int(train_labels.max()) + 1
+    classes = max(classes or 0, int(train_labels.max()) + 1)
     dtype = torch.float64 if train.dtype == torch.float64 else torch.float32
     ranking = []
     bar = tqdm(total=len(test), desc="kNN", unit="image", delay=1, leave=False, disable=not progress)
@@ -85,23 +91,27 @@ def knn_predict(
 
 def knn_score(
     train: Tensor,
-    train_labels: Tensor,
+    train_labels: Tensor | ArrayLike,
     test: Tensor,
-    test_labels: Tensor,
+    test_labels: Tensor | ArrayLike,
     k: int = 200,
     temperature: float = 0.07,
     device: torch.device | str | None = None,
-    test_block: int = 512,
-    train_block: int = 32768,
     progress: bool = True,
 ) -> KNN:
     """Top-1 and top-5 of `knn_predict` on labelled test rows, computed on device (by default the features')."""
-    check_labelled(test, test_labels, "kNN test set")
-    train, train_labels, test, test_labels = (
-        value.to(device or train.device) for value in (train, train_labels, test, test_labels)
-    )
+    train, test = train.to(device or train.device), test.to(device or train.device)
+    train_labels = check_labelled(train, train_labels, "kNN training set")
+    test_labels = check_labelled(test, test_labels, "kNN test set")
     classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    ranking = knn_predict(train, train_labels, test, k, temperature, classes, test_block, train_block, progress)
+    ranking = knn_predict(train, train_labels, test, k, temperature, classes, progress=progress)
     hit = ranking == test_labels[:, None]  # [M, min(5, K)]
     top1, top5 = hit[:, 0].double().mean().item(), hit.any(dim=1).double().mean().item()
     return KNN(top1, top5 if classes > 5 else None)
+
+
+def knn(data: EvaluationData, k: int = 200, temperature: float = 0.07) -> dict[str, float]:
+    """The protocol: top1, and top5 with more than five classes, of `knn_score` on the features of `data`."""
+    train, test = data.train_features, data.test_features
+    score = knn_score(train, data.train.labels, test, data.test.labels, k, temperature, device=data.device)
+    return {name: value for name, value in score._asdict().items() if value is not None}

@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contrast.errors import InputError
+from contrast.ids import as_ids
 
 Encode = Callable[[Tensor, Any], tuple[Tensor, Any]]  # ids [S, T], state -> queries [S, T, D], state
-Told = dict[str, Tensor]  # a value of each predicted word by name, [B] float64
+PerWord = dict[str, Tensor]  # by name, a value of each predicted word, [B] float64
 
 
 def streams(ids: Tensor, count: int, first: int) -> tuple[Tensor, Tensor]:
-    """A text cut into `count` parallel streams: the word before each place, and the word there, [S, T] each.
+    """A text cut into `count` parallel streams: the word before each place, and the word at it, [S, T] each.
 
-    ids    [N] int64, each predicted once; beyond the end of the text stands -1
-    first  what stands before the text
+    ids    [N] int64, each predicted once; places beyond the end of the text have the id -1
+    first  the class before the text
     """
     length = -(-len(ids) // count)
     before = torch.cat([ids.new_tensor([first]), ids[:-1]])  # [N]
@@ -33,32 +34,35 @@ def streams(ids: Tensor, count: int, first: int) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def over_text(
     encode: Encode,
-    told: Callable[[Tensor, Tensor], Told],
+    measure: Callable[[Tensor, Tensor], PerWord],
     ids: Tensor,
     first: int,
     count: int = 32,
     most: int | None = None,
     chunk: int = 16,
-) -> Told:
-    """`told(queries [B, D], ids [B])` of the words of a text, each of its values [N], chunk by chunk of the streams.
+) -> PerWord:
+    """`measure(queries [B, D], ids [B])` of the words of a text, each of its values [N], chunk by chunk of the streams.
 
-    encode  the state that it returns goes with the next `chunk` words of the streams; None at their beginning
+    encode  the state that it returns is given to it with the next `chunk` words of the streams; None at their beginning
     ids     [N] int64, classes; first: the class before them
     count   S, streams: each begins without a context but the word before it
-    most    words: of every stream only so many that they make this number together, at least one; None: all
+    most    at most so many words, an equal number of each stream, but at least one of each; None: all
     """
+    ids = as_ids("words of a text", ids)
     if not len(ids):
         raise InputError("perplexity needs held-out text of at least 1 word")
-    before, there = streams(ids, min(count, len(ids), most or len(ids)), first)
+    if int(ids.min()) < 0:
+        raise InputError(f"words of a text are classes from 0, but {int((ids < 0).sum())} of {len(ids)} are below")
+    before, target = streams(ids, min(count, len(ids), most or len(ids)), first)
     if most is not None:
-        before, there = before[:, : most // len(before)], there[:, : most // len(there)]
-    state, found = None, []
+        before, target = before[:, : most // len(before)], target[:, : most // len(target)]
+    state, results = None, []
     for start in range(0, before.shape[1], chunk):
         queries, state = encode(before[:, start : start + chunk], state)  # [S, T, D]
-        target = there[:, start : start + chunk]
-        some = target >= 0
-        found.append(told(queries[some], target[some]))
-    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        words = target[:, start : start + chunk]
+        valid = words >= 0
+        results.append(measure(queries[valid], words[valid]))
+    return {name: torch.cat([part[name] for part in results]) for name in results[0]}
 
 
 @torch.inference_mode()
@@ -73,22 +77,25 @@ def normalised(
     """Log probabilities of classes under a softmax over all of them, and the log normalisers, [O, B] float64 each.
 
     score    queries [B, D], vectors [C, D] -> scores [B, C]
-    query    [B, D]; ids [B] int64, the classes asked for; vectors [V, D]
+    query    [B, D]; ids [B] int64, the class of each query; vectors [V, D]
     offsets  [O, V], added to the scores: as many softmaxes of the same scores
 
     Scores of `block` classes at a time, in their own precision; sums over blocks in float64.
     """
-    own = torch.empty(offsets.shape[0], len(ids), dtype=torch.float64, device=ids.device)
-    log_z = torch.full_like(own, -math.inf)  # [O, B]
+    ids = as_ids("classes", ids)
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(vectors):
+        raise InputError(f"classes must be in 0..{len(vectors) - 1}, but are in {int(ids.min())}..{int(ids.max())}")
+    target = torch.empty(offsets.shape[0], len(ids), dtype=torch.float64, device=ids.device)
+    log_z = torch.full_like(target, -math.inf)  # [O, B]
     for start in range(0, len(vectors), block):
         scores = score(query, vectors[start : start + block])  # [B, C]
         inside = ((ids >= start) & (ids < start + block)).nonzero().squeeze(1)
-        own[:, inside] = scores[inside, ids[inside] - start].double() + offsets[:, ids[inside]]
+        target[:, inside] = scores[inside, ids[inside] - start].double() + offsets[:, ids[inside]]
         for total, offset in zip(log_z, offsets[:, start : start + block].to(scores.dtype), strict=True):
             total.copy_(torch.logaddexp(total, (scores + offset).logsumexp(dim=1).double()))
-    return own - log_z, log_z
+    return target - log_z, log_z
 
 
 def perplexity(log_prob: Tensor) -> float:
-    """exp of the mean of -log p."""
+    """exp of the mean of -log p over the words, log_prob [N]."""
     return math.exp(-float(log_prob.double().mean()))

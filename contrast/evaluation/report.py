@@ -1,23 +1,19 @@
-"""The final figures of a run: what its frozen features are worth, beside the untrained encoder's and raw pixels'."""
+"""The metrics at the end of a run on images: of the trained encoder, the untrained one and raw pixels; their table."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from contrast.atomic import replacing
 from contrast.data.images.image_set import ImageFiles, Images, Splits
-from contrast.evaluation.encoder import Towers
-from contrast.evaluation.features import evaluating, features
-from contrast.evaluation.protocol import frozen_scores
-from contrast.evaluation.retrieval import distinct, image_ids, recall, text_ids
+from contrast.data.images.subset import stratified
+from contrast.evaluation.features import EvaluationData
+from contrast.evaluation.knn import knn
+from contrast.evaluation.linear_probe import few_labels, linear
 
 RETRIEVAL = {"image_to_text": "captions for images", "text_to_image": "images for captions"}
 ROWS = {
@@ -25,9 +21,10 @@ ROWS = {
     "linear_top1": "linear probe top-1",
     "linear_{n}_per_class_top1": "linear probe, {n} labels a class",
 }
+COLUMNS = {"pixels_": "raw pixels", "untrained_": "untrained", "": "trained"}
 
 
-def frozen_figures(
+def frozen_metrics(
     cfg: DictConfig,
     encoder: Callable[[Tensor], Tensor],
     splits: Splits,
@@ -35,89 +32,45 @@ def frozen_figures(
     prefix: str = "",
     workers: int = 0,
 ) -> dict[str, float]:
-    """kNN and linear figures of images -> features on the labelled training rows and the test set of `splits`.
+    """kNN and linear metrics of images -> features on the labelled training rows and the test set of `splits`.
 
+    knn_top1, linear_top1, linear_val_top1, linear_learning_rate, linear_weight_decay; knn_top5 and linear_top5 with
+    more than five classes; linear_10_per_class_top1, `few_labels` of 10, and so on for each number in cfg.per_class
+    that every class has. Each name begins with `prefix`; shares are between 0 and 1.
+
+    cfg      k, temperature, per_class, max_train, max_test: see conf/evaluation/default.yaml
     workers  processes that decode images which are not in memory
     """
     assert splits.test is not None
     train, test = labelled(splits.train, cfg.max_train), labelled(splits.test, cfg.max_test)
-    name = prefix.rstrip("_") or "trained"
-    found = [
-        features(encoder, images, device=device, desc=f"{name} features", workers=workers) for images in (train, test)
-    ]
-    scores = frozen_scores(
-        found[0],
-        train.labels,
-        found[1],
-        test.labels,
-        k=cfg.k,
-        temperature=cfg.temperature,
-        per_class=tuple(cfg.per_class),
-        device=device,
-    )
-    return {prefix + key: value for key, value in scores.items()}
+    data = EvaluationData(encoder, train, test, device, workers=workers)
+    metrics = {f"knn_{name}": value for name, value in knn(data, cfg.k, cfg.temperature).items()}
+    metrics |= {f"linear_{name}": value for name, value in linear(data).items()}
+    for number in cfg.per_class:
+        top1 = few_labels(data, number)
+        if top1 is not None:
+            metrics[f"linear_{number}_per_class_top1"] = top1
+    return {prefix + name: value for name, value in metrics.items()}
 
 
-def retrieval_figures(
-    towers: Towers,
-    images: Images | ImageFiles,
-    device: torch.device,
-    ks: Sequence[int] = (1, 5, 10),
-    workers: int = 0,
-) -> dict[str, float]:
-    """Recall at k of captions for images, and of images for captions; every image and every caption stands once.
-
-    What a row of the data set joins belongs together: an image is answered by any of its captions, a caption by any of
-    its images.
-    """
-    assert images.text is not None
-    which, what = image_ids(images), text_ids(images.text)  # [N], [N]
-    pictures, words = distinct(which), distinct(what)
-    together = joined(which, what)  # [N]
-    towers = towers.to(device)
-    with evaluating(towers):
-        vectors = features(towers.image, images.select(pictures), device=device, desc="images", workers=workers)
-        captions = encode_text(towers, images.text[words], device)
-    picture_ids, word_ids = together[pictures], together[words]
-    there = recall(vectors, captions, picture_ids, word_ids, ks)
-    back = recall(captions, vectors, word_ids, picture_ids, ks)
-    found = {f"image_to_text_recall{k}": value for k, value in there.items()}
-    return found | {f"text_to_image_recall{k}": value for k, value in back.items()}
-
-
-def joined(one: Tensor, other: Tensor) -> Tensor:
-    """A number [N] for the rows that are joined by an equal id in `one` or in `other`, [N] each."""
-    rows = len(one)
-    other = other + int(one.max()) + 1
-    nodes = int(other.max()) + 1
-    edges = coo_array((np.ones(rows), (one.numpy(), other.numpy())), shape=(nodes, nodes))
-    return torch.from_numpy(connected_components(edges, directed=False)[1].astype(np.int64))[one]
-
-
-@torch.inference_mode()
-def encode_text(towers: Towers, text: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
-    """Captions [N, L] in the common space, [N, D] float32 on the CPU."""
-    return torch.cat([towers.text(part.to(device)).float().cpu() for part in text.split(batch_size)])
-
-
-def labelled(images: Images | ImageFiles, most: int | None) -> Any:
-    """The labelled images, at most `most` of them, evenly spread."""
-    rows = (images.labels >= 0).nonzero().flatten()
-    if most is not None and len(rows) > most:
-        rows = rows[torch.linspace(0, len(rows) - 1, most).round().long()]
-    return images.select(rows)
-
-
-def figure_names(cfg: DictConfig) -> set[str]:
-    """Names that the figures of a run may have, given its `evaluation`."""
-    scores = {f"{kind}_{what}" for kind in ("knn", "linear") for what in ("top1", "top5")}
-    scores |= {"linear_val_top1", "linear_learning_rate", "linear_weight_decay"}
-    scores |= {f"linear_{number}_per_class_top1" for number in cfg.per_class}
+def metric_names(cfg: DictConfig) -> set[str]:
+    """Names that the metrics of a run may have, given its `evaluation`."""
+    always = {"loss", "seconds", "images_per_second"}
+    if not cfg.enabled:
+        return always
+    names = {f"{kind}_{what}" for kind in ("knn", "linear") for what in ("top1", "top5")}
+    names |= {"linear_val_top1", "linear_learning_rate", "linear_weight_decay"}
+    names |= {f"linear_{number}_per_class_top1" for number in cfg.per_class}
     prefixes = [""] + ["untrained_"] * bool(cfg.untrained) + ["pixels_"] * bool(cfg.pixels)
-    found = {prefix + name for prefix in prefixes for name in scores} if cfg.enabled else set()
-    if cfg.enabled:
-        found |= {f"{name}_recall{k}" for name in RETRIEVAL for k in (1, 5, 10)}
-    return found | {"loss", "seconds", "images_per_second"}
+    recalls = {f"{name}_recall{k}" for name in RETRIEVAL for k in (1, 5, 10)}
+    return always | recalls | {prefix + name for prefix in prefixes for name in names}
+
+
+def labelled(images: Images | ImageFiles, most: int | None, seed: int = 0) -> Images | ImageFiles:
+    """The labelled images; of more than `most` a stratified sample of so many, drawn from seed."""
+    if most is None:
+        return images.select((images.labels >= 0).nonzero().flatten())
+    return images.select(stratified(images.labels, most, seed))
 
 
 def has_labels(splits: Splits) -> bool:
@@ -134,25 +87,25 @@ def raw_pixels(pixels: Tensor) -> Tensor:
     return pixels.flatten(1) / 255
 
 
-def table(figures: dict[str, float], per_class: list[int]) -> str:
-    """The figures as a small text table: a row a protocol, a column a kind of features."""
-    columns = {"pixels_": "raw pixels", "untrained_": "untrained", "": "trained"}
-    shown = {prefix: head for prefix, head in columns.items() if f"{prefix}knn_top1" in figures}
-    rows = [(key, label) for key, label in ROWS.items() if "{n}" not in key]
-    rows += [(key.format(n=n), label.format(n=n)) for key, label in ROWS.items() if "{n}" in key for n in per_class]
+def table(metrics: dict[str, float], per_class: list[int]) -> str:
+    """The metrics as a small text table: a row a protocol, a column a kind of features."""
+    shown = {prefix: head for prefix, head in COLUMNS.items() if f"{prefix}knn_top1" in metrics}
+    rows = {
+        key.format(n=n): label.format(n=n) for key, label in ROWS.items() for n in (per_class if "{n}" in key else [0])
+    }
     lines = [" " * 32 + "".join(f"{head:>12}" for head in shown.values())]
-    for key, label in rows:
-        cells = [figures.get(prefix + key) for prefix in shown]
+    for key, label in rows.items():
+        cells = [metrics.get(prefix + key) for prefix in shown]
         lines.append(f"{label:<32}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
     for name, label in RETRIEVAL.items():
         start = f"{name}_recall"
-        recalls = {key.removeprefix(start): value for key, value in figures.items() if key.startswith(start)}
+        recalls = {key.removeprefix(start): value for key, value in metrics.items() if key.startswith(start)}
         if recalls:
             lines.append(f"{label:<32}" + "   ".join(f"recall@{k} {value:.4f}" for k, value in recalls.items()))
     return "\n".join(lines)
 
 
-def write_metrics(run_dir: Path, figures: dict[str, float]) -> None:
+def write_metrics(run_dir: Path, metrics: dict[str, float]) -> None:
     """metrics.json, whole or not at all: its presence says that the run is complete."""
     with replacing(run_dir / "metrics.json") as file:
-        file.write_text(json.dumps(figures, indent=2) + "\n")
+        file.write_text(json.dumps(metrics, indent=2) + "\n")

@@ -1,103 +1,135 @@
-"""Retrieval: whether a query's answer is among its k most similar keys.
+"""Retrieval: whether a right answer to a query is among its k most similar keys.
 
-M queries, N keys, D dimensions. Ids say what belongs together, of whichever kind suits the data: those of the texts
-(`text_ids`) where one text describes many images, those of the images (`image_ids`) where one image has several
-captions. Each key should stand once (`distinct`), or its copies take the first places together.
+M queries, N keys, D dimensions, P pairs of a query and a right answer, R rows of a data set.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from contrast.data.images.image_set import ImageFiles, Images
-from contrast.data.store import digest
 from contrast.errors import InputError
+from contrast.evaluation.encoder import Towers
+from contrast.evaluation.features import EvaluationData, check_finite, evaluating, features
+from contrast.ids import as_ids
 
 
 @torch.no_grad()
 def recall(
-    query: Tensor,
-    key: Tensor,
-    query_ids: Tensor,
-    key_ids: Tensor,
-    k: Sequence[int] = (1, 5, 10),
-    block: int = 512,
+    query: Tensor, key: Tensor, pairs: Tensor | ArrayLike, k: Sequence[int] = (1, 5, 10), block: int = 512
 ) -> dict[int, float]:
-    """Share of the queries, 0 to 1, that have a key of their id among the k most similar, for each k: recall at k.
+    """Recall at k, for each k: the share of the queries, 0 to 1, with a right answer among the k most similar keys.
 
-    query [M, D], key [N, D], query_ids [M], key_ids [N] int64, on one device. Similarity is the cosine, in float64,
-    over tiles of [block, block]; a row of zeros is similar to nothing. (Karpathy and Fei-Fei 2015, section 4.2)
+    query [M, D], key [N, D], on one device. Similarity is the cosine, in float64, over tiles of [block, block]; a row
+    of zeros is similar to nothing. (Karpathy and Fei-Fei 2015, section 4.2)
 
-    A query is answered at k if fewer than k keys of other ids are at least as similar as the best of its own. So a tie
-    counts against it, whatever the order of the keys: if all embeddings are equal, it is answered only where k exceeds
-    the number of other keys. Similarities that differ by no more than their rounding are tied.
+    pairs  [P, 2] whole numbers: key pairs[p, 1] is a right answer to query pairs[p, 0]. If equal labels make a key
+           right, these are `(query_labels[:, None] == key_labels).nonzero()`. Keys should be distinct, because copies
+           of a key take several of the first places
 
-    Raises InputError where shapes do not fit, something is empty or not finite, k or block is below 1, or no key has
-    the id of a query.
+    A query is answered at k if fewer than k other keys are at least as similar as the best of its right answers. So a
+    tie counts against it, whatever the order of the keys: if all embeddings are equal, it is answered only where k
+    exceeds the number of other keys. Similarities that differ by no more than their rounding are tied.
+
+    Raises InputError where shapes do not fit, something is empty or not finite, k or block is below 1, a pair names
+    no query or key (-1 names none), or a query has no right answer.
     """
-    _check(query, key, query_ids, key_ids)
+    pairs = _checked(query, key, pairs)
     if not k or min(k) < 1 or block < 1:
         raise InputError(f"recall: k ({list(k)}) and block ({block}) must be 1 or more")
     query, key = F.normalize(query.double(), dim=1), F.normalize(key.double(), dim=1)
-    rounding = 2 * torch.finfo(torch.float64).eps * math.sqrt(query.shape[1])
     answered = dict.fromkeys(k, 0)
-    for rows, ids in zip(query.split(block), query_ids.split(block), strict=True):
-        best = rows.new_full((len(rows),), -math.inf)  # [b] similarity of the best key of its own
-        for similarity, own in _tiles(rows, ids, key, key_ids, block):
-            best = best.maximum(similarity.masked_fill(~own, -math.inf).amax(dim=1))
-        before = torch.zeros_like(ids)  # [b] keys of other ids that are as similar
-        for similarity, own in _tiles(rows, ids, key, key_ids, block):
-            before += ((similarity >= best[:, None] - rounding) & ~own).sum(dim=1)
+    for start in range(0, len(query), block):
+        rows = query[start : start + block]
+        inside = (pairs[:, 0] >= start) & (pairs[:, 0] < start + block)
+        answers = pairs[inside] - pairs.new_tensor([start, 0])
+        best = rows.new_full((len(rows),), -math.inf)  # [b] similarity of the best right answer
+        for similarity, right in _tiles(rows, key, answers, block):
+            best = best.maximum(similarity.masked_fill(~right, -math.inf).amax(dim=1))
+        before = pairs.new_zeros(len(rows))  # [b] other keys that are as similar
+        for similarity, right in _tiles(rows, key, answers, block):
+            before += ((similarity >= best[:, None] - rounding(query.shape[1])) & ~right).sum(dim=1)
         for most in answered:
             answered[most] += int((before < most).sum())
     return {most: count / len(query) for most, count in answered.items()}
 
 
-def text_ids(text: Tensor) -> Tensor:
-    """A number for every distinct row of token ids [N, L], [N] int64: equal texts have equal ids."""
-    return torch.unique(text, dim=0, return_inverse=True)[1]
+def rounding(dim: int) -> float:
+    """Two float64 cosines of vectors of `dim` dimensions are tied if they differ by no more than this.
+
+    Each is off by at most (dim + 2) eps: dim / 2 from the sum of products, the rest from the two lengths.
+    """
+    return 2 * (dim + 2) * torch.finfo(torch.float64).eps
 
 
-def image_ids(images: Images | ImageFiles) -> Tensor:
-    """A number for every distinct image, by its pixels or, for ImageFiles, its name, [N] int64."""
-    if isinstance(images, ImageFiles):
-        keys = images.names
-    else:
-        keys = np.array([digest(image) for image in images.pixels.cpu()])
-    return torch.from_numpy(np.unique(keys, return_inverse=True)[1].reshape(-1).astype(np.int64))
+def _tiles(query: Tensor, key: Tensor, pairs: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Similarities [b, c] of some queries to block after block of keys, and which are right answers by `pairs`."""
+    for start in range(0, len(key), block):
+        similarity = query @ key[start : start + block].T  # [b, D] x [c, D] -> [b, c]
+        right = torch.zeros_like(similarity, dtype=torch.bool)
+        inside = (pairs[:, 1] >= start) & (pairs[:, 1] < start + block)
+        right[pairs[inside, 0], pairs[inside, 1] - start] = True
+        yield similarity, right
 
 
-def distinct(ids: Tensor) -> Tensor:
-    """The first row of every id, ascending: of ids [N] the rows [n] int64."""
-    order = ids.argsort(stable=True)
-    ordered = ids[order]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return order[first].sort().values
-
-
-def _tiles(query: Tensor, ids: Tensor, key: Tensor, key_ids: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Similarities [b, c] of some queries to block after block of keys, and which are of the same id."""
-    for keys, theirs in zip(key.split(block), key_ids.split(block), strict=True):
-        yield query @ keys.T, ids[:, None] == theirs  # [b, D] x [c, D] -> [b, c]
-
-
-def _check(query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor) -> None:
+def _checked(query: Tensor, key: Tensor, pairs: Tensor | ArrayLike) -> Tensor:
+    pairs = as_ids("recall: pairs", pairs).to(query.device)
     if query.ndim != 2 or key.ndim != 2 or query.shape[1] != key.shape[1] or not (len(query) and len(key)):
         raise InputError(f"recall: query [M, D] and key [N, D] wanted, got {list(query.shape)} and {list(key.shape)}")
-    if query_ids.shape != query.shape[:1] or key_ids.shape != key.shape[:1]:
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise InputError(f"recall: pairs [P, 2] of a query and a key wanted, got {list(pairs.shape)}")
+    check_finite(query, "recall", "queries")
+    check_finite(key, "recall", "keys")
+    outside = int(((pairs < 0) | (pairs >= pairs.new_tensor([len(query), len(key)]))).any(dim=1).sum())
+    if outside:
         raise InputError(
-            f"recall: {len(query)} queries and {len(key)} keys have ids {list(query_ids.shape)} and "
-            f"{list(key_ids.shape)}"
+            f"recall: {outside} of {len(pairs)} pairs name none of {len(query)} queries or {len(key)} keys"
         )
-    for rows, what in ((query, "queries"), (key, "keys")):
-        broken = int((~torch.isfinite(rows).all(dim=1)).sum())
-        if broken:
-            raise InputError(f"recall: {broken} of {len(rows)} {what} are not finite")
-    alone = int((~torch.isin(query_ids, key_ids)).sum())
-    if alone:
-        raise InputError(f"recall: {alone} of {len(query)} queries have an id that no key has")
+    without = len(query) - len(pairs[:, 0].unique())
+    if without:
+        raise InputError(f"recall: {without} of {len(query)} queries have no right answer")
+    return pairs
+
+
+def retrieval(data: EvaluationData, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """The protocol: recall at k of captions for the test images, and of images for their captions.
+
+    Equal images count as one, and so do equal captions. The right answers to an image are the captions of its own rows
+    of the data set; those to a caption are the images of its own rows.
+    """
+    towers, images, device = data.encoder, data.test, data.device
+    if not isinstance(towers, Towers):
+        raise InputError("retrieval needs a checkpoint with an encoder of captions (method=clip or siglip)")
+    if images.text is None:
+        raise InputError("retrieval needs captions, and this data set has none: data=captions, digits_words")
+    image_rows, image_of = distinct(image_keys(images))
+    text_rows, text_of = distinct(images.text.numpy())
+    towers.to(device)
+    with evaluating(towers):
+        pictures = features(towers.image, images.select(image_rows), data.batch_size, device, "images", data.workers)
+        with torch.inference_mode():
+            tokens = images.text[text_rows].split(data.batch_size)
+            captions = torch.cat([towers.text(part.to(device)).float().cpu() for part in tokens])
+    pairs = torch.stack([image_of, text_of], dim=1)  # [R, 2]
+    to_text, to_image = recall(pictures, captions, pairs, ks), recall(captions, pictures, pairs.flip(1), ks)
+    metrics = {f"image_to_text_recall{k}": share for k, share in to_text.items()}
+    return metrics | {f"text_to_image_recall{k}": share for k, share in to_image.items()}
+
+
+def image_keys(images: Images | ImageFiles) -> np.ndarray:
+    """A text [R] for each image, equal for equal images: the name of its file, or a digest of its pixels."""
+    if isinstance(images, ImageFiles):
+        return images.names
+    return np.array([hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images.pixels.cpu()])
+
+
+def distinct(values: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The first row of each of the n distinct values [R, ...], [n] int64, and which of these each row equals, [R]."""
+    _, first, number = np.unique(values, axis=0, return_index=True, return_inverse=True)
+    return torch.from_numpy(first), torch.from_numpy(number.reshape(-1))

@@ -1,4 +1,4 @@
-"""What word vectors are worth: agreement with human judgements of similarity, analogies, nearest words.
+"""Evaluation of word vectors: agreement with human judgements of similarity, analogies, nearest words.
 
 V words, D dimensions, P pairs, Q questions. `number` maps a word to its row of the vectors; lower rows are the more
 frequent words. Questions and vocabulary are compared in small letters; of words that differ only in these the most
@@ -6,7 +6,8 @@ frequent stands for all (as gensim's `case_insensitive`).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrast.errors import InputError
+from contrast.evaluation.features import check_finite
+from contrast.evaluation.retrieval import rounding
+from contrast.evaluation.word_files import read_pairs, read_questions
 
 
 class Similarity(NamedTuple):
@@ -53,18 +57,18 @@ def similarity_score(vectors: Tensor, number: Mapping[str, int], file: str | Pat
     Raises InputError as `read_pairs`, and for vectors that are not [V, D] or not finite.
     """
     _check(vectors, number, "similarity")
-    pairs = read_pairs(file)
-    known = _folded(number)
-    found = [(known[a], known[b], score) for a, b, score in pairs if a in known and b in known]
-    if len(found) < 2:
-        return Similarity(math.nan, len(found), len(pairs))
-    rows = torch.tensor([[a, b] for a, b, _ in found], device=vectors.device)  # [P, 2]
-    first, second = F.normalize(vectors[rows].double(), dim=2).unbind(dim=1)  # [P, D] each
-    cosine, score = (first * second).sum(dim=1).cpu(), torch.tensor([score for *_, score in found]).double()
-    cosine = cosine.round(decimals=12)  # equal cosines have equal ranks, whatever their last digits
+    pairs, known = read_pairs(file), _lowercase(number)
+    used = [(known[a], known[b], score) for a, b, score in pairs if a in known and b in known]
+    undefined = Similarity(math.nan, len(used), len(pairs))
+    if len(used) < 2:
+        return undefined
+    *rows, score = torch.tensor(used, dtype=torch.float64).T  # [P] each
+    first, second = (F.normalize(vectors[row.long().to(vectors.device)].double(), dim=1) for row in rows)  # [P, D]
+    # rounded, so that equal cosines have equal ranks whatever their last digits
+    cosine = (first * second).sum(dim=1).cpu().round(decimals=12)
     if len(cosine.unique()) == 1 or len(score.unique()) == 1:
-        return Similarity(math.nan, len(found), len(pairs))
-    return Similarity(float(spearmanr(cosine.numpy(), score.numpy()).statistic), len(found), len(pairs))
+        return undefined
+    return undefined._replace(spearman=float(spearmanr(cosine.numpy(), score.numpy()).statistic))
 
 
 @torch.no_grad()
@@ -84,7 +88,7 @@ def analogies(
     questions-words.txt, and semantic if not.
 
     restrict  only the first so many words ask and answer, as word2vec's compute-accuracy does by default with 30,000;
-              None: all. Figures with and without are not comparable
+              None: all. Results with and without are not comparable
     block     questions at a time; no tensor has more than [block, 16 block] numbers, or D rows of these
 
     Raises InputError as `read_questions`, for vectors that are not [V, D] or not finite, and for restrict or block
@@ -93,28 +97,22 @@ def analogies(
     _check(vectors, number, "analogies")
     if block < 1 or (restrict is not None and restrict < 1):
         raise InputError(f"analogies: restrict ({restrict}) and block ({block}) must be 1 or more")
-    known = _folded(number, restrict)
-    questions = read_questions(file)
-    used = [all(word in known for word in question) for _, question in questions]
-    rows = [[known[word] for word in question] for (_, question), use in zip(questions, used, strict=True) if use]
-    asked = torch.tensor(rows, dtype=torch.int64, device=vectors.device).view(-1, 4)  # [Q, 4]
-    candidates = torch.tensor(sorted(known.values()), dtype=torch.int64, device=vectors.device)  # [C]
-    right: list[bool] = []
-    bar = tqdm(total=len(asked), desc="analogies", unit="question", delay=1, leave=False, disable=not progress)
+    known, questions = _lowercase(number, restrict), read_questions(file)
+    rows = torch.tensor([[known.get(word, -1) for word in words] for _, words in questions])  # [Q, 4]
+    used = (rows >= 0).all(dim=1)
+    correct = torch.zeros_like(used)
+    candidates = torch.tensor(sorted(known.values()), device=vectors.device)  # [C]
+    bar = tqdm(total=int(used.sum()), desc="analogies", unit="question", delay=1, leave=False, disable=not progress)
     with bar:
-        for some in asked.split(block) if rows else ():
-            right += _answered(vectors, candidates, some, 16 * block).tolist()
-            bar.update(len(some))
-    answer = iter(right)
-    found = {section: Analogy(0, 0, 0) for section, _ in questions}
-    for (section, _), use in zip(questions, used, strict=True):
-        found[section] = _sum([found[section], Analogy(use and next(answer), use, 1)])
-    syntactic = {section for section in found if section.startswith("gram")}
-    return found | {
-        "semantic": _sum(found[section] for section in found if section not in syntactic),
-        "syntactic": _sum(found[section] for section in syntactic),
-        "total": _sum(found.values()),
-    }
+        for part in used.nonzero().squeeze(1).split(block) if used.any() else ():
+            correct[part] = _solved(vectors, candidates, rows[part].to(vectors.device), 16 * block).cpu()
+            bar.update(len(part))
+    names = [*(section for section, _ in questions), "semantic", "syntactic", "total"]
+    counts = {name: torch.zeros(3, dtype=torch.int64) for name in names}
+    for (section, _), one in zip(questions, torch.stack([correct, used, torch.ones_like(used)], dim=1), strict=True):
+        for name in {section, "syntactic" if section.startswith("gram") else "semantic", "total"}:
+            counts[name] += one
+    return {name: Analogy(*count.tolist()) for name, count in counts.items()}
 
 
 def word_scores(
@@ -124,43 +122,43 @@ def word_scores(
     questions: str | Path | None = None,
     restrict: int | None = None,
 ) -> dict[str, float]:
-    """Figures of the vectors [V, D] of `words` [V], the most frequent first, on files of pairs and one of questions.
+    """Metrics of the vectors [V, D] of `words` [V], the most frequent first, on files of pairs and one of questions.
 
     FILE_spearman, FILE_coverage   of each file of pairs, FILE.tsv: `similarity_score`; the share of its pairs used
     analogies, analogies_coverage  `analogies` with `restrict`: accuracy over all questions used; the share used
     analogies_SECTION              accuracy of each section, and of "semantic" and "syntactic"
     mean                           of the Spearman correlations and the accuracy over all questions
 
-    A figure that is not defined, such as the accuracy of a section none of whose words is known, is left out. Raises
-    InputError for no files, two files of pairs with one name, and as `similarity_score` and `analogies`.
+    A metric that is not defined, such as the accuracy of a section of which no question can be used, is left out.
+    Raises InputError for no files, two files of pairs with one name, and as `similarity_score` and `analogies`.
     """
     number = {word: row for row, word in enumerate(words)}
     names = _names(pairs)
     if not names and questions is None:
         raise InputError("word vectors are measured on a file of word pairs, one of analogies, or both")
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     main: list[float] = []
     for name, file in zip(names, pairs, strict=True):
         score = similarity_score(vectors, number, file)
-        found |= {f"{name}_spearman": score.spearman, f"{name}_coverage": score.used / score.all}
+        metrics |= {f"{name}_spearman": score.spearman, f"{name}_coverage": score.used / score.all}
         main.append(score.spearman)
     if questions is not None:
         sections = analogies(vectors, number, questions, restrict)
         total = sections.pop("total")
-        found |= {"analogies": total.accuracy, "analogies_coverage": total.used / total.all}
-        found |= {f"analogies_{name}": section.accuracy for name, section in sections.items()}
+        metrics |= {"analogies": total.accuracy, "analogies_coverage": total.used / total.all}
+        metrics |= {f"analogies_{name}": section.accuracy for name, section in sections.items()}
         main.append(total.accuracy)
     defined = [value for value in main if not math.isnan(value)]
-    found["mean"] = sum(defined) / len(defined) if defined else math.nan
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+    metrics["mean"] = sum(defined) / len(defined) if defined else math.nan
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def score_names(pairs: Sequence[str | Path] = (), questions: str | Path | None = None) -> set[str]:
-    """Names of the figures that `word_scores` gives on these files, as far as they are defined.
+    """Names of the metrics that `word_scores` gives on these files, as far as they are defined.
 
     Reads the files: raises InputError for one that cannot be read, and for two files of pairs with one name.
     """
-    names = {f"{name}_{figure}" for name in _names(pairs) for figure in ("spearman", "coverage")}
+    names = {f"{name}_{metric}" for name in _names(pairs) for metric in ("spearman", "coverage")}
     for file in pairs:
         read_pairs(file)
     if questions is not None:
@@ -170,133 +168,76 @@ def score_names(pairs: Sequence[str | Path] = (), questions: str | Path | None =
 
 
 @torch.no_grad()
-def neighbours(vectors: Tensor, words: Sequence[str], word: str, k: int = 10) -> list[tuple[str, float]]:
+def nearest_words(vectors: Tensor, words: Sequence[str], word: str, k: int = 10) -> list[tuple[str, float]]:
     """The k words other than `word` whose vectors have the largest cosine with its own, and these; of [V, D].
 
     k above V - 1 is cut. Raises InputError for a word that is not in `words`, and k below 1.
     """
     if len(words) != len(vectors) or vectors.ndim != 2:
-        raise InputError(f"neighbours: {len(words)} words have vectors {list(vectors.shape)}, not [V, D]")
+        raise InputError(f"nearest words: {len(words)} words have vectors {list(vectors.shape)}, not [V, D]")
     if k < 1:
-        raise InputError(f"neighbours: k must be 1 or more, not {k}")
+        raise InputError(f"nearest words: k must be 1 or more, not {k}")
     if word not in words:
         raise InputError(f"'{word}' is none of the {len(words):,} words")
-    own = words.index(word)
+    row = words.index(word)
     unit = F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
-    cosine = unit @ unit[own]  # [V, D] x [D] -> [V]
-    cosine[own] = -math.inf
+    cosine = unit @ unit[row]  # [V, D] x [D] -> [V]
+    cosine[row] = -math.inf
     best, rows = cosine.topk(min(k, len(words) - 1))
     return [(words[row], value) for row, value in zip(rows.tolist(), best.tolist(), strict=True)]
 
 
-def read_pairs(file: str | Path) -> list[tuple[str, str, float]]:
-    """Word pairs in small letters and their scores, a pair a line.
+class WordData(NamedTuple):
+    """Word vectors [V, D], the words of their rows, the most frequent first, and the files to evaluate them on."""
 
-    Fields stand between tabs; in a line without a tab between commas, and without either between spaces. The first two
-    are the words, and the score is the first number after them, so that SimLex-999's part of speech is passed over.
-    Empty lines, lines that begin with #, and a first line without a number are passed over too. Raises InputError for a
-    file that cannot be read, a line without two words and a number, and a file without pairs.
-    """
-    pairs: list[tuple[str, str, float]] = []
-    headers = 0
-    for place, line in _lines(file):
-        if line.startswith("#"):
-            continue
-        mark = next((mark for mark in "\t," if mark in line), None)  # None: any white space
-        fields = [field.strip() for field in line.split(mark)]
-        score = next((value for field in fields[2:] if (value := _number(field)) is not None), None)
-        if score is not None and fields[0] and fields[1]:
-            pairs.append((fields[0].lower(), fields[1].lower(), score))
-        elif pairs or headers:
-            raise InputError(f"line {place} of {file} has no two words and a score: {line[:80]}")
-        else:
-            headers += 1
-    if not pairs:
-        raise InputError(f"{file} has no pairs of words with a score")
-    return pairs
+    words: Sequence[str]
+    vectors: Tensor
+    pairs: str | Sequence[str] | None = None
+    analogies: str | None = None
 
 
-def read_questions(file: str | Path) -> list[tuple[str, tuple[str, ...]]]:
-    """(section, four words in small letters) of a file with ": section" lines and lines of four words.
-
-    Questions above the first section are of "questions". Raises InputError for a file that cannot be read, a line
-    that has not four words, and a file without questions.
-    """
-    questions, section = [], "questions"
-    for place, line in _lines(file):
-        if line.startswith(":"):
-            section = line[1:].strip()
-            continue
-        words = line.lower().split()
-        if len(words) != 4:
-            raise InputError(f"line {place} of {file} has {len(words)} words, not 4: {line[:80]}")
-        questions.append((section, tuple(words)))
-    if not questions:
-        raise InputError(f"{file} has no questions")
-    return questions
+def words(data: WordData, restrict: int | None = None, neighbours: Sequence[str] = (), k: int = 10) -> dict[str, float]:
+    """The protocol: `word_scores` of `data`; prints the k nearest words of each of `neighbours`."""
+    pairs = [data.pairs] if isinstance(data.pairs, str | os.PathLike) else list(data.pairs or ())
+    nearest = {word: nearest_words(data.vectors, data.words, word, k) for word in neighbours}
+    metrics = word_scores(data.words, data.vectors, pairs, data.analogies, restrict)
+    if "mean" not in metrics:
+        raise InputError(f"too few of the words to measure are among these {len(data.words):,}: nothing is defined")
+    for word, near in nearest.items():
+        print(f"nearest to {word}: {', '.join(f'{other} {cosine:.2f}' for other, cosine in near)}")
+    return metrics
 
 
 def _names(pairs: Sequence[str | Path]) -> list[str]:
-    """What the figures of files of pairs are called."""
+    """What the metrics of files of pairs begin with."""
     names = [Path(file).name.split(".")[0] for file in pairs]
     if len(set(names)) < len(names):
         raise InputError(f"files of pairs are told apart by their names, and these are {', '.join(names)}")
     return names
 
 
-def _answered(vectors: Tensor, candidates: Tensor, asked: Tensor, block: int) -> Tensor:
-    """Whether the fourth word of each question [q, 4] is nearer than every other of the candidates [C], [q] bool."""
-    a, b, c, d = F.normalize(vectors[asked].double(), dim=2).unbind(dim=1)  # [q, D] each
+def _solved(vectors: Tensor, candidates: Tensor, words: Tensor, block: int) -> Tensor:
+    """Whether the fourth of the words [q, 4] of a question is nearer than all other candidates [C], [q] bool."""
+    a, b, c, d = F.normalize(vectors[words].double(), dim=2).unbind(dim=1)  # [q, D] each
     target = F.normalize(b - a + c, dim=1)
-    own = (target * d).sum(dim=1)  # [q]
-    beaten = (asked[:, :3] == asked[:, 3:]).any(dim=1)  # it may not answer
+    best = (target * d).sum(dim=1) - rounding(vectors.shape[1])  # [q]
+    wrong = (words[:, :3] == words[:, 3:]).any(dim=1)  # a, b and c may not answer
     for rows in candidates.split(block):
         cosine = target @ F.normalize(vectors[rows].double(), dim=1).T  # [q, D] x [c, D] -> [q, c]
-        place = torch.searchsorted(rows, asked).clamp(max=len(rows) - 1)  # [q, 4], where these words would be
-        here = rows[place] == asked
-        cosine[here.nonzero()[:, 0], place[here]] = -math.inf
-        beaten |= cosine.amax(dim=1) >= own - _rounding(vectors)
-    return ~beaten
+        place = torch.searchsorted(rows, words).clamp(max=len(rows) - 1)  # [q, 4], where these words would be
+        present = rows[place] == words
+        cosine[present.nonzero()[:, 0], place[present]] = -math.inf
+        wrong |= cosine.amax(dim=1) >= best
+    return ~wrong
 
 
-def _folded(number: Mapping[str, int], restrict: int | None = None) -> dict[str, int]:
-    """The lowest row of the words that are equal in small letters."""
-    found: dict[str, int] = {}
-    for word, row in sorted(number.items(), key=lambda item: item[1]):
-        if restrict is None or row < restrict:
-            found.setdefault(word.lower(), row)
-    return found
-
-
-def _rounding(vectors: Tensor) -> float:
-    """Cosines that differ by no more than this are tied."""
-    return 2 * torch.finfo(torch.float64).eps * math.sqrt(vectors.shape[1])
-
-
-def _sum(parts: Iterable[Analogy]) -> Analogy:
-    return Analogy(*(sum(values) for values in zip(Analogy(0, 0, 0), *parts, strict=True)))
-
-
-def _lines(file: str | Path) -> list[tuple[int, str]]:
-    """Lines with something in them, counted from 1."""
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    return [(place, line.strip("\r\n ")) for place, line in enumerate(text.split("\n"), start=1) if line.strip()]
-
-
-def _number(field: str) -> float | None:
-    try:
-        value = float(field)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def _lowercase(number: Mapping[str, int], restrict: int | None = None) -> dict[str, int]:
+    """The row of each word in small letters, among the rows below `restrict`; the lowest of words that become equal."""
+    rows = sorted(((row, word) for word, row in number.items() if restrict is None or row < restrict), reverse=True)
+    return {word.lower(): row for row, word in rows}
 
 
 def _check(vectors: Tensor, number: Mapping[str, int], what: str) -> None:
     if vectors.ndim != 2 or not number or not 0 <= max(number.values()) < len(vectors):
         raise InputError(f"{what}: vectors [V, D] wanted for {len(number)} words, got {list(vectors.shape)}")
-    broken = int((~torch.isfinite(vectors).all(dim=1)).sum())
-    if broken:
-        raise InputError(f"{what}: {broken} of {len(vectors)} vectors are not finite")
+    check_finite(vectors, what, "vectors")

@@ -19,8 +19,7 @@ from contrast.data.images.subset import hold_out
 from contrast.data.loader import PretrainData
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Frozen
-from contrast.evaluation.features import features
-from contrast.evaluation.protocols import Bench
+from contrast.evaluation.features import EvaluationData, features
 from contrast.optim.groups import parameter_groups
 from contrast.optim.schedule import warmup_cosine
 from contrast.training.callbacks.progress import RunProgress
@@ -58,7 +57,7 @@ class Classifier(pl.LightningModule):
 
 
 def finetune(
-    bench: Bench,
+    bench: EvaluationData,
     views: Callable[..., nn.Module],
     epochs: int = 50,
     batch_size: int = 128,
@@ -76,11 +75,12 @@ def finetune(
     rates = learning_rates or [0.03]
     if min(rates) <= 0 or epochs < 1:
         raise InputError(f"fine-tuning needs learning rates above 0 and at least 1 epoch, got {rates} and {epochs}")
-    classes = len(bench.train.classes)
+    assert isinstance(bench.encoder, Frozen)
+    encoder, classes = bench.encoder, len(bench.train.classes)
 
     def train(images: Images | ImageFiles, lr: float) -> Classifier:
         pl.seed_everything(bench.seed, verbose=False)
-        model = Classifier(copy.deepcopy(bench.encoder), classes, views(size=images.size), lr, weight_decay, bench.seed)
+        model = Classifier(copy.deepcopy(encoder), classes, views(size=images.size), lr, weight_decay, bench.seed)
         model.train()  # the bench's encoder is in eval mode, and Lightning leaves it so
         data = PretrainData(images, min(batch_size, len(images)), bench.seed, bench.workers)
         trainer = instantiate(
@@ -99,7 +99,7 @@ def finetune(
         return (scores.argmax(1) == images.labels).float().mean().item()
 
     val = {}
-    if len(rates) > 1 and int(torch.bincount(bench.train.labels).min()) > 1:
+    if len(rates) > 1 and int(bench.train.labels.unique(return_counts=True)[1].min()) > 1:
         fit_rows, held_rows = hold_out(bench.train.labels, held_out, bench.seed)
         fit, held = bench.train.select(fit_rows), bench.train.select(held_rows)
         val = {lr: top1(train(fit, lr), held) for lr in rates}

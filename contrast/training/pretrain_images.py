@@ -12,16 +12,17 @@ from contrast.data.images.image_set import Splits
 from contrast.data.loader import Batches, PretrainData
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Towers
+from contrast.evaluation.features import EvaluationData
 from contrast.evaluation.report import (
     few_pixels,
-    figure_names,
-    frozen_figures,
+    frozen_metrics,
     has_labels,
+    metric_names,
     raw_pixels,
-    retrieval_figures,
     table,
     write_metrics,
 )
+from contrast.evaluation.retrieval import retrieval as retrieval_metrics
 from contrast.keys import Second
 from contrast.module import Contrastive
 from contrast.run.curves import save_curves
@@ -37,7 +38,7 @@ from contrast.training.trainer import ending, last_loss, make_trainer, resume_po
 def pretrain_images(cfg: DictConfig, splits: Splits, run_dir: Path) -> float | None:
     images = splits.pretrain
     throughput = Throughput("images", lambda batch: len(batch.pixels))
-    if cfg.evaluation.enabled and cfg.metric not in (names := figure_names(cfg.evaluation)):
+    if cfg.evaluation.enabled and cfg.metric not in (names := metric_names(cfg.evaluation)):
         raise InputError(f"metric={cfg.metric} will not be among the figures: {', '.join(sorted(names))}")
     Batches(images, cfg.batch_size, cfg.seed)  # for its errors, before anything is written
     with ending(run_dir):
@@ -87,16 +88,16 @@ def evaluate(cfg: DictConfig, model: Contrastive, splits: Splits, device: torch.
     retrieval = {}
     if isinstance(model.key, Second) and splits.test is not None:
         towers = Towers(model.normalize, model.encoder, model.projector, model.key)
-        retrieval = retrieval_figures(towers, splits.test, device, workers=cfg.workers)
+        retrieval = retrieval_metrics(EvaluationData(towers, splits.train, splits.test, device, workers=cfg.workers))
     if not has_labels(splits):
         say(f"{splits.name} has no {'labels' if splits.test else 'test set'}: no figures of the frozen encoder")
         return retrieval
-    figures = retrieval | frozen_figures(cfg.evaluation, model.to(device), splits, device, workers=cfg.workers)
+    figures = retrieval | frozen_metrics(cfg.evaluation, model.to(device), splits, device, workers=cfg.workers)
     if cfg.evaluation.untrained:
         untrained = new_model(cfg, splits).to(device)
-        figures |= frozen_figures(cfg.evaluation, untrained, splits, device, "untrained_", cfg.workers)
+        figures |= frozen_metrics(cfg.evaluation, untrained, splits, device, "untrained_", cfg.workers)
     if cfg.evaluation.pixels and not few_pixels(splits.train):
         say(f"images of {splits.train.size} x {splits.train.size} have too many raw pixels for figures of these")
     elif cfg.evaluation.pixels:
-        figures |= frozen_figures(cfg.evaluation, raw_pixels, splits, device, "pixels_", cfg.workers)
+        figures |= frozen_metrics(cfg.evaluation, raw_pixels, splits, device, "pixels_", cfg.workers)
     return figures

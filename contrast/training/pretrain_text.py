@@ -19,7 +19,7 @@ from contrast.data.text.vectors import file_format, save_vectors
 from contrast.errors import InputError
 from contrast.evaluation.encoder import VECTORS
 from contrast.evaluation.report import write_metrics
-from contrast.evaluation.words import neighbours, score_names, word_scores
+from contrast.evaluation.words import nearest_words, score_names, word_scores
 from contrast.facts import complete
 from contrast.run.curves import save_curves
 from contrast.training.build import plain
@@ -146,6 +146,6 @@ def worth(
         if word not in corpus.number:
             lines.append(f"{word}: none of the {len(corpus.words):,} words")
             continue
-        near = neighbours(vectors, corpus.words, word, chosen.k)
+        near = nearest_words(vectors, corpus.words, word, chosen.k)
         lines.append(f"{word}: " + ", ".join(f"{other} {cosine:.2f}" for other, cosine in near))
     return figures, "\n".join(lines)

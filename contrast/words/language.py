@@ -15,7 +15,7 @@ from contrast.data.text.spans import Span
 from contrast.distributed import mean_counted
 from contrast.errors import InputError
 from contrast.evaluation.features import evaluating
-from contrast.evaluation.perplexity import Told, normalised, over_text, perplexity
+from contrast.evaluation.perplexity import PerWord, normalised, over_text, perplexity
 from contrast.heads import NCE, FixedBias
 from contrast.losses.similarity import similarity
 from contrast.negatives import Table
@@ -121,7 +121,7 @@ class LanguageModel(TextModel):
         super().optimizer_step(*args, **kwargs)
         self.head.advance()
 
-    def log_probs(self, query: Tensor, ids: Tensor) -> Told:
+    def log_probs(self, query: Tensor, ids: Tensor) -> PerWord:
         """What the model gives the classes `ids` [Q] after the contexts `query` [Q, D], by name, [Q] float64 each.
 
         log_prob             log of the probability, over all classes exactly
@@ -160,7 +160,7 @@ class LanguageModel(TextModel):
         def encode(words: Tensor, state: Any) -> tuple[Tensor, Any]:
             return self.encoder(words.to(self.device), state)
 
-        def told(query: Tensor, ids: Tensor) -> Told:
+        def told(query: Tensor, ids: Tensor) -> PerWord:
             return self.log_probs(query, ids) | {"unigram": self.log_p[ids].double()}
 
         with evaluating(self):
