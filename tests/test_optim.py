@@ -218,6 +218,27 @@ def test_constant() -> None:
     assert rates(constant, 4, total_steps=9, warmup_steps=1) == [1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("total_steps", [None, math.inf])
+@pytest.mark.parametrize("build", [constant, warmup_cosine])
+def test_a_training_of_unknown_length_has_a_constant_rate_after_the_warmup(build: Any, total_steps: Any) -> None:
+    rate = rates(build, 2000, total_steps=total_steps, warmup_steps=3)
+    assert rate[:3] == [0.5, 1.0, 1.5]
+    assert rate[3:] == [2] * 1997
+    assert rates(build, 5, total_steps=total_steps, warmup_fraction=0.0) == [2] * 5
+    with pytest.warns(UserWarning, match=r"warmup_fraction=0\.1 .*set warmup_steps"):
+        assert rates(build, 5, total_steps=total_steps, warmup_fraction=0.1) == [2] * 5
+
+
+def test_a_cosine_is_told_its_length() -> None:
+    """In a loop of one's own it cannot be forgotten: a cosine of length 0 would end after one step."""
+    with pytest.raises(TypeError, match="total_steps"):
+        rates(warmup_cosine, 1)
+    for length in (0, -1):
+        with pytest.raises(InputError, match=f"does not fit a training of {length}"):
+            rates(warmup_cosine, 1, total_steps=length)
+    assert rates(constant, 3) == [2, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
