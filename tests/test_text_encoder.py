@@ -1,6 +1,7 @@
 """Text encoders: padding never shows, a definition in loops, and models of transformers from disk."""
 
 import copy
+import json
 import math
 import sys
 from pathlib import Path
@@ -185,3 +186,28 @@ def test_a_model_that_does_not_fit(tmp_path: Path):
     changed = hf_text(name, hidden_dropout_prob=0.5)
     assert isinstance(changed, HFText)
     assert changed.net.config.hidden_dropout_prob == 0.5
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_code_that_comes_with_a_model_does_not_run_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained: bool
+):
+    """transformers asks on the terminal; in a run nobody should be asked, nor should code run that nobody asked for."""
+    pytest.importorskip("transformers", reason="pip install 'contrast[transformers]'")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "custom.py").write_text(
+        "from transformers import PretrainedConfig\n"
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+        "class Config(PretrainedConfig):\n    model_type = 'custom'\n"
+    )
+    auto_map = {"AutoConfig": "custom.Config", "AutoModel": "custom.Model"}
+    (model / "config.json").write_text(json.dumps({"model_type": "custom", "auto_map": auto_map}))
+    with pytest.raises(InputError, match="trust_remote_code"):
+        hf_text(str(model), pretrained=pretrained)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InputError):  # the code has no class `Model`
+        hf_text(str(model), pretrained=pretrained, trust_remote_code=True)
+    assert (tmp_path / "ran").exists()

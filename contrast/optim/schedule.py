@@ -49,7 +49,7 @@ def warmup_cosine(
         warmup_steps = 0
         if warmup_fraction:
             warnings.warn(
-                f"no warm-up: {warmup_fraction=} of an unknown number of steps; set warmup_steps", stacklevel=2
+                f"no warm-up: {warmup_fraction=} of an unknown length; set warmup_steps", stacklevel=2
             )
     elif warmup_steps is None:
         warmup_steps = round(warmup_fraction * total)
