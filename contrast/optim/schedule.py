@@ -48,9 +48,7 @@ def warmup_cosine(
     if warmup_steps is None and total == math.inf:
         warmup_steps = 0
         if warmup_fraction:
-            warnings.warn(
-                f"no warm-up: {warmup_fraction=} of an unknown length; set warmup_steps", stacklevel=2
-            )
+            warnings.warn(f"no warm-up: {warmup_fraction=} of an unknown length; set warmup_steps", stacklevel=2)
     elif warmup_steps is None:
         warmup_steps = round(warmup_fraction * total)
     if not 0 <= warmup_steps < total:
