@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, Command
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 from torchvision import models
 
 from contrast.encoders import conv_net, resnet, timm_model, vit
+from contrast.encoders.contract import check_view_sizes, size_error
 from contrast.encoders.vision import VIT_SIZES
 from contrast.errors import InputError
 
@@ -187,3 +189,95 @@ def test_timm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"pip install 'contrast\[timm\]'"):
         timm_model("resnet10t")
+
+
+# sizes of images
+
+
+def state(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("build", "fits", "fails"),
+    [
+        (conv_net, [4, 5, 64], [1, 3]),
+        (resnet, [1, 16, 40], []),
+        (lambda **options: vit(patch_size=8, **options), [32], [16, 24, 33, 64]),
+    ],
+)
+def test_size_error_is_what_a_real_pass_says(build, fits, fails, compile: bool) -> None:  # type: ignore[no-untyped-def]
+    net = build(in_channels=3, image_size=32, compile=compile)
+    before, random = state(net), torch.get_rng_state()
+    for size in fits:
+        assert size_error(net, 3, size) is None
+    for size in fails:
+        reason = size_error(net, 3, size)
+        assert reason
+        assert "\n" not in reason
+    assert torch.equal(random, torch.get_rng_state())
+    assert net.training
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    plain = build(in_channels=3, image_size=32)
+    for size in fits:
+        assert plain(torch.randn(2, 3, size, size)).shape == (2, plain.num_features)
+    for size in fails:
+        with pytest.raises((AssertionError, RuntimeError)):
+            plain(torch.randn(2, 3, size, size))
+
+
+class ReadsItsPixels(nn.Module):
+    """The meta device cannot run it at any size, so that nothing is known of the sizes it accepts."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, : 1 + int(images.sum().item() > 0)]
+
+
+def test_views_that_the_encoder_does_not_accept_are_refused_with_both_sizes() -> None:
+    net = vit(in_channels=1, patch_size=8, image_size=32)
+    check_view_sizes(net, 1, 32, [32, 32])
+    with pytest.raises(InputError, match=r"images of 32 pixels, but not views of 16: .*32.*16"):
+        check_view_sizes(net, 1, 32, [32, 32, 16])
+    with pytest.raises(InputError, match="views of 1:"):
+        check_view_sizes(conv_net(1, 8), 1, 8, [1, 8])
+    check_view_sizes(resnet(), 3, 32, [16, 96])
+    check_view_sizes(ReadsItsPixels(), 3, 32, [16])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("vit_tiny_patch16_224", {"patch_size": 8}), ("swin_tiny_patch4_window7_224", {})]
+)
+def test_timm_interpolates_position_embeddings(name: str, options: dict[str, int]) -> None:
+    """Views of other sizes work, and at the size of the images the values are those without interpolation."""
+    timm = pytest.importorskip("timm")
+    net = timm_model(name, image_size=32, **options).eval()
+    check_view_sizes(net, 3, 32, [16, 48])
+    for size in (16, 48):
+        assert net(torch.randn(2, 3, size, size)).shape == (2, net.num_features)
+    fixed = timm.create_model(name, num_classes=0, img_size=32, **options).eval()
+    fixed.load_state_dict(net.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(net(images), fixed(images))
+    with pytest.raises(InputError, match="not views of 16"):
+        check_view_sizes(timm_model("mixer_s16_224", image_size=32), 3, 32, [16])
+
+
+def test_timm_refuses_images_that_the_architecture_does_not_accept() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(InputError, match="'convnext_atto' does not accept images of 8 pixels"):
+        timm_model("convnext_atto", image_size=8)
+    with pytest.raises(InputError, match="but not views of 16"):
+        check_view_sizes(timm_model("convnext_atto", image_size=32), 3, 32, [16])
+
+
+@pytest.mark.parametrize("words", [["+views.size=4"], ["views.views=[{count: 2}, {count: 2, size: 4, blur: 0.0}]"]])
+def test_the_command_refuses_views_that_the_encoder_does_not_accept(
+    pretrain: Command, workplace: Path, capfd: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    tiny = [word for word in TINY if not word.startswith("encoder.")]
+    assert pretrain(*tiny, "encoder=vit", *words) == 2
+    error = capfd.readouterr().err
+    assert "images of 8 pixels, but not views of 4" in error
+    assert "Traceback" not in error
+    assert not [path for path in (workplace / "runs").rglob("*") if path.is_file()]

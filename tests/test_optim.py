@@ -185,29 +185,29 @@ def test_groups_of_one_kind_and_of_none() -> None:
 def rates(build: Any, steps: int, lr: float = 2.0, **settings: Any) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     schedule = build(optimizer, **settings)
-    told = []
+    learning_rates = []
     for _ in range(steps):
-        told.append(optimizer.param_groups[0]["lr"])
+        learning_rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    return told
+    return learning_rates
 
 
 def test_warmup_cosine_at_its_ends() -> None:
-    told = rates(warmup_cosine, 14, total_steps=12, warmup_steps=3, final=0.1)
-    assert told[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])  # 2 (s + 1) / 4, and the peak at step 3
+    learning_rates = rates(warmup_cosine, 14, total_steps=12, warmup_steps=3, final=0.1)
+    assert learning_rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])  # 2 (s + 1) / 4, and the peak at step 3
     for step in range(3, 12):
         share = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 3) / 9))
-        assert told[step] == pytest.approx(2 * share)
-    assert told[11] > 0.2  # the last step
-    assert told[12:] == pytest.approx([0.2, 0.2])
+        assert learning_rates[step] == pytest.approx(2 * share)
+    assert learning_rates[11] > 0.2  # the last step
+    assert learning_rates[12:] == pytest.approx([0.2, 0.2])
 
 
 def test_warmup_cosine_without_warmup_and_by_fraction() -> None:
-    told = rates(warmup_cosine, 10, total_steps=10, warmup_fraction=0.0)
-    assert told[0] == 2
-    assert all(a > b for a, b in itertools.pairwise(told))
-    assert told[-1] > 0
+    learning_rates = rates(warmup_cosine, 10, total_steps=10, warmup_fraction=0.0)
+    assert learning_rates[0] == 2
+    assert all(a > b for a, b in itertools.pairwise(learning_rates))
+    assert learning_rates[-1] > 0
     by_fraction = rates(warmup_cosine, 40, total_steps=40, warmup_fraction=0.25)
     assert by_fraction == rates(warmup_cosine, 40, total_steps=40, warmup_steps=10)
     assert by_fraction.index(max(by_fraction)) == 10
@@ -216,6 +216,27 @@ def test_warmup_cosine_without_warmup_and_by_fraction() -> None:
 def test_constant() -> None:
     assert rates(constant, 3, total_steps=3) == [2, 2, 2]
     assert rates(constant, 4, total_steps=9, warmup_steps=1) == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("total_steps", [None, math.inf])
+@pytest.mark.parametrize("build", [constant, warmup_cosine])
+def test_a_training_of_unknown_length_has_a_constant_rate_after_the_warmup(build: Any, total_steps: Any) -> None:
+    rate = rates(build, 2000, total_steps=total_steps, warmup_steps=3)
+    assert rate[:3] == [0.5, 1.0, 1.5]
+    assert rate[3:] == [2] * 1997
+    assert rates(build, 5, total_steps=total_steps, warmup_fraction=0.0) == [2] * 5
+    with pytest.warns(UserWarning, match=r"warmup_fraction=0\.1 .*set warmup_steps"):
+        assert rates(build, 5, total_steps=total_steps, warmup_fraction=0.1) == [2] * 5
+
+
+def test_a_cosine_needs_its_length() -> None:
+    """In a loop of one's own it cannot be forgotten: a cosine of length 0 would end after one step."""
+    with pytest.raises(TypeError, match="total_steps"):
+        rates(warmup_cosine, 1)
+    for length in (0, -1):
+        with pytest.raises(InputError, match=f"does not fit a training of {length}"):
+            rates(warmup_cosine, 1, total_steps=length)
+    assert rates(constant, 3) == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,15 @@ def linear(before: int, after: int, bias: bool = False) -> str:
 
 
 def layout(net: nn.Module) -> list[str]:
-    told = []
+    parts = []
     for part in net.children():
         if isinstance(part, nn.Linear):
-            told.append(linear(part.in_features, part.out_features, part.bias is not None))
+            parts.append(linear(part.in_features, part.out_features, part.bias is not None))
         elif isinstance(part, nn.BatchNorm1d):
-            told.append(f"norm {part.num_features}{'' if part.affine else ' plain'}")
+            parts.append(f"norm {part.num_features}{'' if part.affine else ' plain'}")
         else:
-            told.append(type(part).__name__)
-    return told
+            parts.append(type(part).__name__)
+    return parts
 
 
 LAYOUTS = {

@@ -1,6 +1,7 @@
 """Text encoders: padding never shows, a definition in loops, and models of transformers from disk."""
 
 import copy
+import json
 import math
 import sys
 from pathlib import Path
@@ -56,11 +57,11 @@ def test_it_is_the_definition_on_the_tokens_alone(mode: str):
         nn.init.normal_(parameter, std=0.3)  # so that attention is not flat, nor a bias 0
     net.train(mode == "train")
     with torch.inference_mode(mode == "inference"):  # where torch has another kernel
-        found = net(TEXT)
-    assert found.shape == (4, net.num_features)
-    for row, text in zip(found[:3], TEXT[:3], strict=True):
+        features = net(TEXT)
+    assert features.shape == (4, net.num_features)
+    for row, text in zip(features[:3], TEXT[:3], strict=True):
         torch.testing.assert_close(row, naive(net, text), rtol=1e-9, atol=1e-9)
-    assert (found[3] == 0).all()
+    assert (features[3] == 0).all()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -98,15 +99,15 @@ def test_embeddings_and_positions_do_not_decay():
 def test_autocast_is_close_and_finite():
     net = small()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = net(TEXT)
-    torch.testing.assert_close(found.float(), net(TEXT), rtol=0.1, atol=0.05)
+        features = net(TEXT)
+    torch.testing.assert_close(features.float(), net(TEXT), rtol=0.1, atol=0.05)
 
 
 def test_what_cannot_be_built_or_read():
     with pytest.raises(InputError, match="takes 6 tokens, the texts have 7"):
         small()(torch.ones(1, 7, dtype=torch.int64))
-    for options, told in (({"heads": 3}, "width=16 divided among heads=3"), ({"layers": 0}, "layers=0")):
-        with pytest.raises(InputError, match=told):
+    for options, fact in (({"heads": 3}, "width=16 divided among heads=3"), ({"layers": 0}, "layers=0")):
+        with pytest.raises(InputError, match=fact):
             small(**options)
     with pytest.raises(InputError, match="vocabulary=1 "):
         text_transformer(1, 6)
@@ -151,20 +152,20 @@ def saved_model(folder: Path, kind: str) -> str:
 def test_models_of_transformers_are_the_mean_of_their_hidden_states(tmp_path: Path, kind: str):
     name = saved_model(tmp_path, kind)
     net = hf_text(name, vocabulary=12, length=6).eval()
-    found = net(TEXT)
-    assert found.shape == (4, net.num_features)
-    assert found.dtype == torch.float32
-    for row, text in zip(found[:3], TEXT[:3], strict=True):
+    features = net(TEXT)
+    assert features.shape == (4, net.num_features)
+    assert features.dtype == torch.float32
+    for row, text in zip(features[:3], TEXT[:3], strict=True):
         ids = text[text != 0] - 1
         alone = net.net(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).last_hidden_state[0]
         torch.testing.assert_close(row, alone.mean(dim=0), rtol=1e-4, atol=1e-5)
-    assert (found[3] == 0).all()
-    torch.testing.assert_close(net(TEXT[:2, :3]), found[:2], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(hf_text(name).eval()(TEXT), found)
+    assert (features[3] == 0).all()
+    torch.testing.assert_close(net(TEXT[:2, :3]), features[:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hf_text(name).eval()(TEXT), features)
     if kind == "roberta":  # counts positions from the first token that is not its own padding
-        torch.testing.assert_close(net(TEXT[:1].roll(3, dims=1)), found[:1], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(hf_text(name, pretrained=False).eval()(TEXT)[:3], found[:3])
-    found.square().sum().backward()
+        torch.testing.assert_close(net(TEXT[:1].roll(3, dims=1)), features[:1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(hf_text(name, pretrained=False).eval()(TEXT)[:3], features[:3])
+    features.square().sum().backward()
     without = [key for key, parameter in net.named_parameters() if parameter.grad is None]
     assert without == []
     decaying = set(parameter_groups(net)[0]["params"])
@@ -185,3 +186,28 @@ def test_a_model_that_does_not_fit(tmp_path: Path):
     changed = hf_text(name, hidden_dropout_prob=0.5)
     assert isinstance(changed, HFText)
     assert changed.net.config.hidden_dropout_prob == 0.5
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_code_that_comes_with_a_model_does_not_run_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained: bool
+):
+    """transformers asks on the terminal; in a run nobody should be asked, nor should code run that nobody asked for."""
+    pytest.importorskip("transformers", reason="pip install 'contrast[transformers]'")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "custom.py").write_text(
+        "from transformers import PretrainedConfig\n"
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+        "class Config(PretrainedConfig):\n    model_type = 'custom'\n"
+    )
+    auto_map = {"AutoConfig": "custom.Config", "AutoModel": "custom.Model"}
+    (model / "config.json").write_text(json.dumps({"model_type": "custom", "auto_map": auto_map}))
+    with pytest.raises(InputError, match="trust_remote_code"):
+        hf_text(str(model), pretrained=pretrained)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InputError):  # the code has no class `Model`
+        hf_text(str(model), pretrained=pretrained, trust_remote_code=True)
+    assert (tmp_path / "ran").exists()

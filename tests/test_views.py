@@ -14,8 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from contrast.errors import InputError
 from contrast.views import SimCLRViews, grid, save_grid
-from contrast.views.choose import _select
-from contrast.views.crop import BOX_UNIFORMS, random_boxes
+from contrast.views.geometry import BOX_UNIFORMS, random_boxes
 from contrast.views.recipe import UNIFORMS
 from contrast.views.simclr import augment
 
@@ -168,7 +167,8 @@ def test_views_leave_their_input_alone_and_stay_in_range():
 
 def test_nothing_switched_on_is_the_image():
     pixels = images(10, height=21, width=21)
-    views = SimCLRViews(21, 1, (1.0, 1.0), (1.0, 1.0), flip=0.0, jitter=0.0, greyscale=0.0, blur=0.0)
+    off = {"flip": 0.0, "jitter": 0.0, "greyscale": 0.0, "blur": 0.0}
+    views = SimCLRViews(21, 1, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), **off)
     (view,) = views(pixels, views.draw(10, generator()))
     torch.testing.assert_close(view, pixels / 255.0, atol=1e-6, rtol=0)
 
@@ -193,13 +193,14 @@ def test_views_ignore_autocast():
 
 def test_lists_of_views():
     views = SimCLRViews(32, [{"count": 2}, {"count": 3, "size": 16, "crop_scale": [0.05, 0.14]}], blur=0.1)
-    assert [recipe.size for recipe in views.recipes] == [32, 32, 16, 16, 16]
+    assert views.sizes == [32, 32, 16, 16, 16]
     assert views.recipes[4].crop_scale == (0.05, 0.14)
     assert {recipe.blur for recipe in views.recipes} == {0.1}
     shapes = [view.shape[-1] for view in views(images(4), views.draw(4, generator()))]
     assert shapes == [32, 32, 16, 16, 16]
     byol = SimCLRViews(32, [{"blur": 1.0}, {"blur": 0.1, "solarise": 0.2}])
     assert [(recipe.blur, recipe.solarise) for recipe in byol.recipes] == [(1.0, 0.0), (0.1, 0.2)]
+    assert SimCLRViews(1, blur=0.0).sizes == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,8 @@ def test_lists_of_views():
         ({"size": 1}, "1 x 1 pixels is too small to blur"),
         ({"views": 0}, "not 0"),
         ({"views": []}, "0 views"),
-        ({"views": [{"blurr": 1.0}]}, "did you mean `blur`"),
+        ({"views": [{"blurr": 1.0}]}, "`blurr`; did you mean `blur`"),
+        ({"blurr": 1.0}, "`blurr`; did you mean `blur`"),
         ({"views": [{"count": 0}]}, "not 0"),
         ({"flip": 1.5}, "flip .* not 1.5"),
         ({"blur": -0.1}, "blur .* not -0.1"),
@@ -220,7 +222,8 @@ def test_lists_of_views():
         ({"crop_scale": (0.1, 1.2)}, r"\(0.1, 1.2\)"),
         ({"crop_ratio": (0.0, 1.0)}, "crop_ratio"),
         ({"sigma": (2.0, 0.1)}, "sigma"),
-        ({"brightness": -1.0}, "brightness is at least 0, not -1.0"),
+        ({"brightness": -1.0}, "brightness .* 0 .*not -1.0"),
+        ({"contrast": float("inf")}, "contrast .*not inf"),
         ({"hue": 0.6}, "hue"),
         ({"hue": 0.4, "strength": 2.0}, "2.0 x 0.4"),
         ({"rotation": 200.0}, "rotation .* 180, not 200"),
@@ -265,12 +268,18 @@ def test_every_recipe_of_conf_builds_and_runs(file):
     assert made[0].shape == (4, 3, 32, 32)
 
 
+def select(images, mask, operation, *parameters):
+    """`apply_where_` as a GPU computes it."""
+    return torch.where(mask[:, None, None, None], operation(images, *parameters), images)
+
+
 def test_selecting_as_on_a_gpu_gives_the_same_views(monkeypatch):
     pixels = images(40)
     views = SimCLRViews(32, [{}, {"solarise": 0.5}])
     uniforms = views.draw(40, generator())
     picked = views(pixels, uniforms)
-    monkeypatch.setattr("contrast.views.choose._pick_", _select)
+    monkeypatch.setattr("contrast.views.simclr.apply_where_", select)
+    monkeypatch.setattr("contrast.views.colour.apply_where_", select)
     for a, b in zip(picked, views(pixels, uniforms), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 

@@ -49,7 +49,7 @@ def test_every_source_gives_the_same_weights(kind: str, tmp_path: Path) -> None:
     assert same(trained, fresh)
 
 
-def test_another_architecture_is_told_key_by_key(tmp_path: Path) -> None:
+def test_another_architecture_is_refused_with_its_keys(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save(checkpoint(net(0, width=6)), path)
     fresh, untouched = net(1), net(1)

@@ -1,4 +1,4 @@
-"""Normalisation of pixels, a part of every encoder that is trained or loaded."""
+"""Normalisation of pixels, which is saved and loaded with every encoder."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,10 @@ from contrast.errors import InputError
 
 
 class Normalize(nn.Module):
-    """uint8 or float-in-0..1 images [B, C, H, W] to zero mean and unit variance per channel; part of the state dict."""
+    """(pixels - mean) / std for each channel, [B, C, H, W] uint8 or floats in 0..1 -> floats of the same shape.
+
+    `mean` and `std`, C numbers each of pixels in 0..1, are in the state dict. Raises InputError for another C.
+    """
 
     mean: Tensor
     std: Tensor

@@ -1,7 +1,7 @@
-"""Text encoders, token ids [B, L] -> [B, F]. B texts, L tokens, F features, V token ids.
+"""Encoders of texts, token ids [B, L] -> [B, F]. B texts, L tokens, F features, V token ids.
 
-Every builder is called as `builder(vocabulary=V, length=L)` and returns an `nn.Module` with the attribute
-`num_features`. Ids are int64, 0 is padding wherever it stands; a text of nothing but padding gives zeros.
+Every builder is called as `builder(vocabulary=V, length=L)`. Ids are int64. The id 0 is padding at any position, and a
+text of nothing but padding has features of zero.
 """
 
 from typing import Any
@@ -16,20 +16,20 @@ PADDING = 0
 
 
 class TextTransformer(nn.Module):
-    """Pre-norm transformer with learned positions and the mean over the tokens; `text_transformer` builds it."""
+    """A pre-norm transformer with learned positions and the mean over the tokens; `text_transformer` builds it."""
 
     def __init__(self, vocabulary: int, length: int, width: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.token = nn.Embedding(vocabulary, width, padding_idx=PADDING)
         self.position = nn.Parameter(torch.empty(length, width))
-        self.layers = nn.ModuleList(  # nn.TransformerEncoder would start all layers with the same weights
+        self.layers = nn.ModuleList(  # nn.TransformerEncoder would copy one layer, so that all start with equal weights
             nn.TransformerEncoderLayer(
                 width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
             )
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
-        nn.init.normal_(self.token.weight[1:], std=0.02)  # the two of CLIP (Radford et al. 2021, released code)
+        nn.init.normal_(self.token.weight[1:], std=0.02)  # both standard deviations: CLIP's code (Radford et al. 2021)
         nn.init.normal_(self.position, std=0.01)
         self.token.weight.no_decay = True  # type: ignore[attr-defined]
         self.position.no_decay = True  # type: ignore[attr-defined]
@@ -38,7 +38,7 @@ class TextTransformer(nn.Module):
         if text.shape[1] > len(self.position):
             raise InputError(f"the text encoder takes {len(self.position)} tokens, the texts have {text.shape[1]}")
         x = self.token(text) + self.position[: text.shape[1]]  # [B, L] -> [B, L, F]
-        ignored = ~attended(text)
+        ignored = ~attention_mask(text)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=ignored)
         return mean_of_tokens(self.norm(x), text)
@@ -53,12 +53,12 @@ def text_transformer(
     dropout: float = 0.0,
     compile: bool = False,
 ) -> TextTransformer:
-    """A small transformer trained from nothing, [B, L] -> [B, width]; L of at most `length`, else InputError.
+    """A small transformer with random initial weights, [B, L] -> [B, width]; L of at most `length`, else InputError.
 
-    vocabulary  ids lie in 0..vocabulary - 1: `Tokenizer.size`
-    length      positions that are learned
-    Pre-norm blocks (Xiong et al. 2020) with an MLP of 4 x width and GELU, a last norm, then the mean over the tokens
-    that are not padding. Adding padding changes nothing. Embeddings and positions do not decay.
+    vocabulary  number of token ids, V: `Tokenizer.size`
+    length      number of positions that are learned
+    The blocks are pre-norm (Xiong et al. 2020) with an MLP of 4 x width and GELU. A last norm follows, then the mean
+    over the tokens that are not padding. More padding changes nothing. Embeddings and positions have no weight decay.
     """
     if min(vocabulary - 1, length, layers, heads) < 1 or width < 1 or width % heads:
         raise InputError(
@@ -75,11 +75,11 @@ class HFText(nn.Module):
         super().__init__()
         self.net = net
         pad = getattr(net.config, "pad_token_id", None)
-        self.pad = pad if pad is not None else 0  # RoBERTa counts positions by it
+        self.pad = PADDING if pad is None else pad  # RoBERTa counts positions from the first token that is not this
 
     def forward(self, text: Tensor) -> Tensor:
-        ids = torch.where(text == PADDING, self.pad, text - 1)  # HFTokenizer shifts ids up by one
-        out = self.net(input_ids=ids, attention_mask=attended(text).long())
+        ids = torch.where(text == PADDING, self.pad, text - 1)  # HFTokenizer shifts the ids up by one
+        out = self.net(input_ids=ids, attention_mask=attention_mask(text).long())
         return mean_of_tokens(out.last_hidden_state, text)
 
 
@@ -88,33 +88,36 @@ def hf_text(
     vocabulary: int | None = None,
     length: int | None = None,
     pretrained: bool = True,
+    trust_remote_code: bool = False,
     compile: bool = False,
     **options: Any,
 ) -> HFText:
     """Any `transformers.AutoModel` by name or local folder, [B, L] -> [B, F]: `pip install 'contrast[transformers]'`.
 
-    vocabulary, length  of the tokenizer (`HFTokenizer(name)`) and its texts, to see that they fit; None: not seen to
-    pretrained          False: its architecture with random weights
-    options             entries of its configuration to change: attention_dropout=0.1, ...
-    Text is that of HFTokenizer, whose ids are shifted by one. The mean is over all tokens, special ones included, as in
-    Sentence-BERT (Reimers and Gurevych 2019). Of a two-tower model (CLIP, SigLIP) it is the text tower, of an
-    encoder-decoder (T5) the encoder; layers behind the hidden states (poolers) are taken off, as they would get no
-    gradient. Weights are float32. Embeddings do not decay.
+    vocabulary, length  of the tokenizer (`HFTokenizer(name)`) and of its texts; None: they are not checked
+    pretrained          False: the same architecture with random weights
+    trust_remote_code   True: run Python code that comes with the model. The default refuses it without asking
+    options             entries of the model's configuration to change: attention_dropout=0.1, ...
+    The ids are those of HFTokenizer, which are shifted by one. The mean is over all tokens, special ones included, as
+    in Sentence-BERT (Reimers and Gurevych 2019). Of a two-tower model (CLIP, SigLIP) the text tower is taken, of an
+    encoder-decoder (T5) the encoder. Layers behind the hidden states (poolers) are removed, because they would have no
+    gradient. Weights are float32. Embeddings have no weight decay.
 
-    Raises InputError without transformers, for a name it cannot load, and for a tokenizer or length too large.
+    Raises InputError without transformers, for a model that cannot be loaded, and if the tokenizer has more tokens or
+    the texts are longer than the model takes.
     """
     try:
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
-        raise InputError(
-            f"the text encoder '{name}' needs transformers: pip install 'contrast[transformers]'"
-        ) from error
+        message = f"the text encoder '{name}' needs transformers: pip install 'contrast[transformers]'"
+        raise InputError(message) from error
     try:
         if pretrained:
-            net: Any = AutoModel.from_pretrained(name, **options)
+            net: Any = AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
         else:
-            net = AutoModel.from_config(AutoConfig.from_pretrained(name, **options))
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+            net = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         raise InputError(f"transformers cannot build '{name}': {' '.join(str(error).split())}") from error
     if getattr(net, "text_model", None) is not None:
         net = net.text_model
@@ -134,13 +137,16 @@ def hf_text(
     return finish(HFText(net.float()), net.config.hidden_size, compile=compile)
 
 
-def attended(text: Tensor) -> Tensor:
-    """Which tokens may be attended to, [B, L] bool: not padding; all where there is nothing else, lest 0/0."""
+def attention_mask(text: Tensor) -> Tensor:
+    """Which tokens take part in attention, [B, L] bool: those that are not padding; all tokens of a text of padding.
+
+    A softmax over no token at all would be 0 / 0.
+    """
     kept = text != PADDING
     return kept | ~kept.any(dim=1, keepdim=True)
 
 
 def mean_of_tokens(x: Tensor, text: Tensor) -> Tensor:
-    """Mean of x [B, L, F] over the tokens of text [B, L] that are not padding, [B, F]; 0 where there are none."""
+    """Mean of x [B, L, F] over the tokens of text [B, L] that are not padding, [B, F]; 0 for a text of padding."""
     weight = (text != PADDING).to(x.dtype).unsqueeze(2)  # [B, L, 1]
     return (x * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)

@@ -1,13 +1,18 @@
-"""torchvision's ResNets and vision transformers by name, without their classifier."""
+"""Encoders of images: a small convolutional net, torchvision's ResNets and vision transformers, and timm's models.
 
-from typing import Literal
+Every builder is called as `builder(in_channels=C, image_size=S)`. The classifier is left out.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
 
 from torch import nn
 from torchvision import models
 from torchvision.models.resnet import ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
-from contrast.encoders.contract import check_name, finish
+from contrast.encoders.contract import check_name, finish, size_error
 from contrast.errors import InputError
 
 RESNETS = [name for name in models.list_models() if models.get_model_builder(name).__module__ == ResNet.__module__]
@@ -20,6 +25,33 @@ VIT_SIZES = {
     "vit_l": (24, 16, 1024, 4096),
     "vit_h": (32, 16, 1280, 5120),
 }
+
+
+def conv_net(
+    in_channels: int = 3,
+    image_size: int = 32,
+    widths: Sequence[int] = (64, 128, 256),
+    channels_last: bool = False,
+    compile: bool = False,
+) -> nn.Sequential:
+    """A small net for images of 8 x 8 to 32 x 32 pixels, fast on a CPU: [B, in_channels, H, W] -> [B, widths[-1]].
+
+    Each width is a block of convolution, 2 x 2 max pooling, batch norm and ReLU. The last block has no pooling and ends
+    in the mean over all positions. H and W have to be at least 2^(len(widths) - 1), or InputError is raised.
+    """
+    if not widths:
+        raise InputError("a convolutional net needs the width of one block at least, widths is empty")
+    smallest = 2 ** (len(widths) - 1)
+    if image_size < smallest:
+        raise InputError(f"{len(widths)} blocks need images of {smallest} pixels or more, these have {image_size}")
+    net = nn.Sequential()
+    for k, width in enumerate(widths):
+        net.append(nn.Conv2d(in_channels if k == 0 else widths[k - 1], width, 3, padding=1, bias=False))
+        if k < len(widths) - 1:
+            net.append(nn.MaxPool2d(2))  # before norm and ReLU, which then process a quarter of the pixels
+        net.extend((nn.BatchNorm2d(width), nn.ReLU(inplace=True)))
+    net.extend((nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    return finish(net, widths[-1], channels_last, compile)
 
 
 def resnet(
@@ -36,7 +68,7 @@ def resnet(
     stem                imagenet: 7 x 7 convolution of stride 2 and max pooling (He et al. 2016);
                         cifar: 3 x 3 of stride 1, no pooling, for small images (Chen et al. 2020, B.9)
     zero_init_residual  the last gamma of every residual block starts at 0 (Goyal et al. 2017, 5.1)
-    image_size          is taken for the uniform call: a ResNet fits every size
+    image_size          is ignored, as a ResNet accepts every size; all builders take it
     """
     check_name(name, RESNETS, "ResNet of torchvision")
     net = models.get_model(name, weights=None, zero_init_residual=zero_init_residual)
@@ -64,13 +96,14 @@ def vit(
 ) -> VisionTransformer:
     """torchvision's vision transformer, the output of the class token: [B, in_channels, S, S] -> [B, F].
 
-    name        vit_ti, vit_s, vit_b, vit_l, vit_h; with the patch after it (vit_b_16) it sets `patch_size` too
-    image_size  S, the only size it takes; `patch_size` must divide it, else InputError
+    name        vit_ti, vit_s, vit_b, vit_l, vit_h; with the patch size after it (vit_b_16) it sets `patch_size` too
+    image_size  S, the only size it accepts; `patch_size` must divide it, else InputError. For views of several sizes
+                (multi-crop) take a ViT of timm, which interpolates its position embeddings: `timm_model`
     """
     size, _, patch = name.rpartition("_") if name.count("_") == 2 else (name, "", "")
     check_name(size, VIT_SIZES, "ViT")
     if patch and not patch.isdecimal():
-        raise InputError(f"'{name}' ends in '{patch}', which is no size of a patch; an example: {size}_16")
+        raise InputError(f"'{name}' ends in '{patch}', which is not a patch size; an example: {size}_16")
     patch_size = patch_size or int(patch or 0)
     if patch_size <= 0 or image_size % patch_size:
         raise InputError(f"patches of {patch_size} pixels do not tile images of {image_size}: set patch_size")
@@ -85,3 +118,50 @@ def vit(
     net.class_token.no_decay = True
     net.encoder.pos_embedding.no_decay = True
     return finish(net, hidden, channels_last, compile)
+
+
+def timm_model(
+    name: str,
+    in_channels: int = 3,
+    image_size: int = 32,
+    channels_last: bool = False,
+    compile: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Any model of timm by name, [B, in_channels, S, S] -> [B, F]: `pip install 'contrast[timm]'`.
+
+    image_size  S, given to architectures that are built for one size (ViT, Swin, MLP-Mixer). Those that can interpolate
+                their position embeddings (ViT, DeiT, EVA, Swin) accept other sizes as well: `dynamic_img_size` is on
+    options     of `timm.create_model`: pretrained, patch_size, drop_path_rate, ...
+    Raises InputError without timm, for an unknown name, for options that the model does not take, and for a size that
+    it does not accept.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"the encoder '{name}' needs timm: pip install 'contrast[timm]'") from error
+    architecture = name.partition(".")[0]  # vit_small_patch16_224.dino: an architecture and the tag of its weights
+    check_name(architecture, timm.list_models(), "model of timm")
+    published = timm.get_pretrained_cfg(architecture)
+    if published is not None and published.fixed_input_size:
+        options = {"img_size": image_size, "dynamic_img_size": True, **options}
+    create = partial(timm.create_model, name, num_classes=0, in_chans=in_channels)
+    try:
+        try:
+            net: Any = create(**options)
+        except TypeError:  # an architecture that cannot interpolate, or an option that it does not have
+            options.pop("dynamic_img_size", None)
+            net = create(**options)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise InputError(f"timm cannot build '{name}' with {given or 'its defaults'}: {error}") from error
+    reason = size_error(net, in_channels, image_size)
+    if reason:
+        raise InputError(f"timm's '{name}' does not accept images of {image_size} pixels: {reason}")
+    unweighted = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
+    for key, parameter in net.named_parameters():
+        if key in unweighted:
+            parameter.no_decay = True
+    # some nets (MobileNetV3, VGG) keep a wider layer before the classifier they no longer have
+    num_features = getattr(net, "head_hidden_size", None) or net.num_features
+    return finish(net, num_features, channels_last, compile)

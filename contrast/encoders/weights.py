@@ -1,4 +1,4 @@
-"""Weights from a file into an encoder: all of them, or an error that lists what does not match."""
+"""Loading weights from a file into an encoder: either all of them fit, or an error lists what does not."""
 
 import pickle
 from collections.abc import Iterable, Mapping
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from contrast.errors import InputError
 
-SHOWN = 4  # keys of each kind in an error message
+MAX_KEYS = 4  # of each kind in an error message
 
 
-def load_encoder(encoder: nn.Module, source: str | Path | Mapping[str, Any], prefix: str | None = None) -> None:
+def load_encoder(encoder: nn.Module, source: str | Path | Mapping[str, object], prefix: str | None = None) -> None:
     """Load every parameter and buffer of `encoder`, in place, from `source`.
 
-    source  a Lightning checkpoint, a state dict saved by `torch.save` or a .safetensors file, or what one holds
-    prefix  the encoder's keys start with it; other keys belong to something else and are left out.
+    source  a file (a Lightning checkpoint, a state dict saved by `torch.save`, or .safetensors) or its contents
+    prefix  with which the encoder's keys start; keys that start otherwise belong to other modules and are ignored.
             None: "encoder." in a checkpoint (a mapping with the entry "state_dict"), "" in a plain state dict
 
-    Raises InputError if the file is absent or damaged, and with the missing, unexpected and misshapen keys if the
-    match is not exact; the encoder is then unchanged. Pickled code is never run (`weights_only=True`).
+    Raises InputError if the file is absent or damaged. If keys are missing or unexpected or have another shape, the
+    InputError lists them and the encoder is unchanged. Pickled code is never run (`weights_only=True`).
     """
     saved = source if isinstance(source, Mapping) else read(Path(source))
     label = "the state dict" if isinstance(source, Mapping) else str(source)
@@ -30,46 +30,42 @@ def load_encoder(encoder: nn.Module, source: str | Path | Mapping[str, Any], pre
     if prefix is None:
         prefix = "encoder." if isinstance(inner, Mapping) else ""
     state = inner if isinstance(inner, Mapping) else saved
-    found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    if not found:
-        tops = sorted({key.partition(".")[0] for key in state})
-        raise InputError(f"{label} has no key that starts with '{prefix}'; its keys start with {listed(tops)}")
-    alien = [key for key, value in found.items() if not isinstance(value, Tensor)]
-    if alien:
-        raise InputError(f"{label} is no state dict: not tensors are {listed(alien)}")
+    selected = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if not selected:
+        first_parts = sorted({key.partition(".")[0] for key in state})
+        raise InputError(f"{label} has no key that starts with '{prefix}'; its keys start with {listed(first_parts)}")
+    weights = {key: value for key, value in selected.items() if isinstance(value, Tensor)}
+    if len(weights) < len(selected):
+        others = [key for key in selected if key not in weights]
+        raise InputError(f"{label} is no state dict: not tensors are {listed(others)}")
 
-    own = encoder.state_dict()
-    missing = [f"{key} {list(own[key].shape)}" for key in own if key not in found]
-    unexpected = [f"{key} {list(found[key].shape)}" for key in found if key not in own]
-    misshapen = [
-        f"{key} {list(found[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in found and found[key].shape != own[key].shape
-    ]
-    if missing or unexpected or misshapen:
-        raise InputError(
-            f"{label} does not fit the encoder ({len(own)} keys): "
-            f"{len(missing)} missing{': ' if missing else ''}{listed(missing)}; "
-            f"{len(unexpected)} unexpected{': ' if unexpected else ''}{listed(unexpected)}; "
-            f"{len(misshapen)} of another shape{': ' if misshapen else ''}{listed(misshapen)}"
-        )
-    encoder.load_state_dict(found)
+    shapes = {key: list(value.shape) for key, value in encoder.state_dict().items()}
+    given = {key: list(value.shape) for key, value in weights.items()}
+    wrong = {
+        "missing": [f"{key} {shape}" for key, shape in shapes.items() if key not in given],
+        "unexpected": [f"{key} {shape}" for key, shape in given.items() if key not in shapes],
+        "of another shape": [
+            f"{key} {given[key]} for {shape}" for key, shape in shapes.items() if given.get(key, shape) != shape
+        ],
+    }
+    if any(wrong.values()):
+        counts = [f"{len(keys)} {kind}{': ' if keys else ''}{listed(keys)}" for kind, keys in wrong.items()]
+        raise InputError(f"{label} does not fit the encoder ({len(shapes)} keys): {'; '.join(counts)}")
+    encoder.load_state_dict(weights)
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """What a file of weights holds, on the CPU."""
+    """The contents of a file of weights, on the CPU."""
     if not path.is_file():
         raise InputError(f"no such file of weights: {path}")
     try:
         if path.suffix == ".safetensors":
-            saved = load_file(path)
+            saved: object = load_file(path)
         else:
             saved = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # damaged bytes surface as nearly any exception, of pickle, zipfile or torch
+    except Exception as error:  # damaged bytes can raise nearly any exception of pickle, zipfile or torch
         reason = (str(error).splitlines() or [""])[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run whatever code the file holds
+        if isinstance(error, pickle.UnpicklingError):  # torch's text advises running the code that the file holds
             reason = "neither a checkpoint nor plain weights"
         raise InputError(f"cannot read weights from {path}: {type(error).__name__}: {reason}") from error
     if not isinstance(saved, Mapping) or not all(isinstance(key, str) for key in saved):
@@ -78,6 +74,7 @@ def read(path: Path) -> Mapping[str, Any]:
 
 
 def listed(names: Iterable[str]) -> str:
+    """The first names, separated by commas, and the number of the others."""
     names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MAX_KEYS} more" if len(names) > MAX_KEYS else ""
+    return ", ".join(names[:MAX_KEYS]) + more

@@ -1,26 +1,27 @@
-"""Which parameters decay: matrices and kernels do, the rest does not."""
+"""Weight decay for matrices and convolution kernels, and none for the other parameters."""
 
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from contrast.errors import InputError
 
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+# The norms whose parameters can have several dimensions; those of all other norms have one and need no mention.
+NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
-    """Groups for an optimiser that hold every trainable parameter of `module` exactly once.
+    """Parameter groups for an optimiser, which hold every trainable parameter of `module` exactly once.
 
-    No weight decay, and no layer-wise adaptation in LARS, for biases and everything else of at most one dimension
-    (scales, a log temperature), the parameters of norm layers and those with the attribute `no_decay = True` (tokens,
-    position embeddings; `copy.deepcopy` drops the attribute). The others decay by `weight_decay`; None leaves it to
-    the optimiser's own setting. Raises InputError if nothing is trainable.
+    The first group decays by `weight_decay`; None leaves the decay to the optimiser's own setting. The second has no
+    weight decay and no layer-wise adaptation in LARS. It holds the biases and everything else of at most one dimension
+    (scales, a log temperature), the parameters of norm layers, and parameters with the attribute `no_decay = True`
+    (class tokens, position embeddings; `copy.deepcopy` drops the attribute). An empty group is left out. Raises
+    InputError if nothing is trainable.
     """
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
-    seen = set()
+    seen: set[nn.Parameter] = set()
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:

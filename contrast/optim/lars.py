@@ -1,7 +1,6 @@
-"""LARS: momentum SGD whose step in every tensor is proportional to the norm of that tensor."""
+"""LARS: SGD with momentum whose step in each tensor is proportional to the norm of that tensor."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -20,9 +19,9 @@ class LARS(Optimizer):
         v <- momentum * v + lr * r * g
         w <- w - v
 
-    You et al. divide by |g| + weight_decay * |w| instead. `lr` is inside the velocity, so that a change of the
+    You et al. divide by |g| + weight_decay * |w| instead. `lr` is part of the velocity v, so that a change of the
     learning rate does not rescale the steps already taken. `parameter_groups` sets `adapt: False` and no decay for
-    biases and norms. A step never waits for the device. Raises InputError for settings out of range.
+    biases and norms. A step never makes the host wait for the GPU. Raises InputError for settings out of range.
     """
 
     def __init__(
@@ -43,33 +42,24 @@ class LARS(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step on the gradients as they are, or after `closure` has computed them; returns the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                self._step_group(group, weights)
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                update = weight.grad.add(weight, alpha=group["weight_decay"])
+                if group["adapt"]:
+                    weight_norm, update_norm = weight.norm(), update.norm()
+                    ratio = group["trust"] * weight_norm / update_norm
+                    update.mul_(torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0))
+                state = self.state[weight]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
+                weight.sub_(velocity)
         return loss
-
-    def _step_group(self, group: dict[str, Any], weights: list[torch.Tensor]) -> None:
-        grads = [weight.grad for weight in weights if weight.grad is not None]
-        # the first operation copies, so that .grad stays as backward left it
-        updates = torch._foreach_add(grads, weights, alpha=group["weight_decay"])
-        if group["adapt"]:
-            weight_norms = torch.stack(torch._foreach_norm(weights))  # [T], T tensors
-            grad_norms = torch.stack(torch._foreach_norm(updates))  # [T]
-            ratios = group["trust"] * weight_norms / grad_norms
-            ratios = torch.where((weight_norms > 0) & (grad_norms > 0), ratios, 1.0)
-            torch._foreach_mul_(updates, list(ratios.unbind()))
-        velocities = []
-        for weight in weights:
-            state = self.state[weight]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(weight)
-            velocities.append(state["momentum_buffer"])
-        torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, updates, alpha=group["lr"])
-        torch._foreach_sub_(weights, velocities)

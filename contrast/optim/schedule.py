@@ -1,9 +1,12 @@
-"""The learning rate as a function of the optimiser step, in closed form: a resumed run continues it exactly.
+"""The learning rate: its schedule as a function of the optimiser step, and its scaling with the batch size.
 
-Both schedules return a `LambdaLR` that is stepped once after every optimiser step.
+The schedules are closed formulas of the step, so that a resumed run continues them exactly. Each returns a `LambdaLR`
+that is stepped once after every optimiser step. Their `total_steps` is the length T of the training, and None or
+infinity if that is unknown, as in a training that ends after a given time: the rate is then constant after the warm-up.
 """
 
 import math
+import warnings
 from functools import partial
 
 from torch.optim import Optimizer
@@ -12,15 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from contrast.errors import InputError
 
 
-def warmup_cosine_factor(step: int, total_steps: int, warmup_steps: int, final: float) -> float:
-    """Share of the base learning rate at step s = 0, 1, ... of T, with W steps of warm-up.
+def warmup_cosine_factor(step: int, total_steps: float, warmup_steps: int, final: float) -> float:
+    """The factor on the base learning rate at step s = 0, 1, ... of T, with W steps of warm-up.
 
         (s + 1) / (W + 1)                                        s < W
         final + (1 - final) (1 + cos(pi (s - W) / (T - W))) / 2  W <= s <= T
         final                                                    s > T
 
-    The first step is above 0, step W has the whole rate, and the rate would reach `final` at step T, one after the
-    last: no step is wasted on a rate of 0.
+    The first factor is above 0 and that of step W is 1. The factor would reach `final` at step T, one after the last
+    step, so that no step is spent on a rate of 0.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -30,37 +33,52 @@ def warmup_cosine_factor(step: int, total_steps: int, warmup_steps: int, final: 
 
 def warmup_cosine(
     optimizer: Optimizer,
-    total_steps: int,
+    total_steps: float | None,
     warmup_fraction: float = 0.05,
     warmup_steps: int | None = None,
     final: float = 0.0,
 ) -> LambdaLR:
     """Linear warm-up, then half a cosine down to `final` times the base rate (Loshchilov & Hutter 2017, eq. 5).
 
-    The warm-up takes `warmup_steps`, or if None that fraction of `total_steps`, rounded. InputError unless
-    0 <= warm-up < total_steps and 0 <= final <= 1.
+    The warm-up takes `warmup_steps` steps; if that is None, `warmup_fraction` of `total_steps`, rounded. There is no
+    fraction of an unknown length, so that such a training starts without warm-up, with a warning. Raises InputError
+    unless 0 <= warm-up < total_steps and 0 <= final <= 1.
     """
-    warmup = _warmup(total_steps, warmup_fraction, warmup_steps)
+    total = math.inf if total_steps is None else total_steps
+    if warmup_steps is None and total == math.inf:
+        warmup_steps = 0
+        if warmup_fraction:
+            warnings.warn(f"no warm-up: {warmup_fraction=} of an unknown length; set warmup_steps", stacklevel=2)
+    elif warmup_steps is None:
+        warmup_steps = round(warmup_fraction * total)
+    if not 0 <= warmup_steps < total:
+        raise InputError(f"a warm-up of {warmup_steps} steps does not fit a training of {total_steps}")
     if not 0 <= final <= 1:
-        raise InputError(f"a cosine ends at a share of the learning rate in [0, 1], not {final}")
-    return LambdaLR(optimizer, partial(warmup_cosine_factor, total_steps=total_steps, warmup_steps=warmup, final=final))
-
-
-def constant_factor(step: int, warmup_steps: int) -> float:
-    """min(1, (s + 1) / (W + 1)) at step s, with W steps of warm-up."""
-    return min(1.0, (step + 1) / (warmup_steps + 1))
+        raise InputError(f"a cosine ends at a fraction of the learning rate in [0, 1], not {final}")
+    factor = partial(warmup_cosine_factor, total_steps=total, warmup_steps=warmup_steps, final=final)
+    return LambdaLR(optimizer, factor)
 
 
 def constant(
-    optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.0, warmup_steps: int | None = None
+    optimizer: Optimizer,
+    total_steps: float | None = None,
+    warmup_fraction: float = 0.0,
+    warmup_steps: int | None = None,
 ) -> LambdaLR:
     """The base rate throughout, after a warm-up as in `warmup_cosine`."""
-    warmup = _warmup(total_steps, warmup_fraction, warmup_steps)
-    return LambdaLR(optimizer, partial(constant_factor, warmup_steps=warmup))
+    return warmup_cosine(optimizer, total_steps, warmup_fraction, warmup_steps, final=1.0)
 
 
-def _warmup(total_steps: int, fraction: float, steps: int | None) -> int:
-    warmup = round(fraction * total_steps) if steps is None else steps
-    if not 0 <= warmup < total_steps:
-        raise InputError(f"a warm-up of {warmup} steps does not fit a training of {total_steps}")
-    return warmup
+def linear_scaled(base_lr: float, batch_size: int, reference: int = 256) -> float:
+    """base_lr * batch_size / reference (Goyal et al. 2017), for SGD and LARS. The batch is that of all ranks."""
+    if batch_size < 1 or reference < 1:
+        raise InputError(f"a learning rate scales with batches of 1 or more, not {batch_size} by {reference}")
+    return base_lr * (batch_size / reference)
+
+
+def sqrt_scaled(base_lr: float, batch_size: int, reference: int = 256) -> float:
+    """base_lr * sqrt(batch_size / reference), for Adam and small batches.
+
+    SimCLR's `0.075 * sqrt(batch)` (Chen et al. 2020, B.1) is `sqrt_scaled(0.075, batch, reference=1)`.
+    """
+    return base_lr * math.sqrt(linear_scaled(1.0, batch_size, reference))

@@ -8,7 +8,7 @@ import json
 
 from omegaconf import DictConfig, OmegaConf
 
-from contrast.optim.scaling import linear_scaled, sqrt_scaled
+from contrast.optim.schedule import linear_scaled, sqrt_scaled
 from contrast.run.folder import without_hydra
 
 DIGITS = 10  # hexadecimal, of a digest

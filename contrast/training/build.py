@@ -6,6 +6,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from contrast.encoders.contract import check_view_sizes
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
 from contrast.facts import CAPTIONS, complete
@@ -28,6 +29,7 @@ def build(cfg: DictConfig, images: Any, tokenizer: Any = None) -> Contrastive:
     """
     encoder = instantiate(cfg.encoder, in_channels=images.channels, image_size=images.size)
     views = instantiate(cfg.views, **({} if cfg.views.get("size") else {"size": images.size}))
+    check_view_sizes(encoder, images.channels, images.size, getattr(views, "sizes", []))
     projector = instantiate(cfg.projector, in_features=encoder.num_features)
     normalize = Normalize(*images.statistics())
     counts = id_counts(images, cfg.same_label)

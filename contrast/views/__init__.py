@@ -1,4 +1,4 @@
-"""Random views of images, made for a whole batch at once with parameters per image."""
+"""Random views (augmentations) of images, computed for a whole batch at once with random parameters per image."""
 
 from contrast.views.grid import grid, save_grid
 from contrast.views.simclr import SimCLRViews

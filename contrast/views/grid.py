@@ -1,4 +1,4 @@
-"""A picture of images and their views, to look at before hours are spent on them."""
+"""A picture of images and their views, to check the augmentation before training on it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from torchvision.utils import make_grid
 def grid(pixels: Tensor, views: Sequence[Tensor], images: int = 8, side: int = 64) -> Tensor:
     """One row per image: the original, then its views.
 
-    pixels [B, C, H, W] uint8 or floats in 0..1, views V x [B, C, S, S] floats in 0..1; the first `images` of the batch
-    are shown, all at `side` x `side` pixels, nearest neighbour, so that no blur comes from the picture itself.
-    Returns [3, height, width] uint8 on the CPU.
+    pixels [B, C, H, W] uint8 or floats in 0..1, views V x [B, C, S, S] floats in 0..1  ->  [3, height, width] uint8 on
+    the CPU. The picture shows the first `images` of the batch, each resized to `side` x `side` pixels by nearest
+    neighbour, which adds no blur.
     """
     original = pixels[:images].cpu()
     original = original / 255 if original.dtype == torch.uint8 else original.float()
@@ -26,5 +26,5 @@ def grid(pixels: Tensor, views: Sequence[Tensor], images: int = 8, side: int = 6
 
 
 def save_grid(path: str | Path, pixels: Tensor, views: Sequence[Tensor], images: int = 8, side: int = 64) -> None:
-    """`grid` as a PNG file."""
+    """Write `grid` to a PNG file."""
     write_png(grid(pixels, views, images, side), str(path))

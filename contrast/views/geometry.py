@@ -1,0 +1,118 @@
+"""Where the pixels of a view come from: rotation and translation, random resized crop, horizontal flip.
+
+N images, C channels, H x W pixels in, S x S pixels out. A box is (top, left, height, width) in whole pixels.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contrast.views.batched import separable
+
+ATTEMPTS = 10
+BOX_UNIFORMS = 2 * ATTEMPTS + 2
+
+
+def affine(images: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
+    """Images rotated about their centre, then translated; bilinear, black outside.
+
+    images [N, C, H, W] float; angle [N] in degrees, clockwise; shift [N, 2] in pixels, right and down. Equal to
+    torchvision's `F.affine(..., scale=1.0, interpolation=BILINEAR)`.
+    """
+    height, width = images.shape[2:]
+    radians = angle.to(images.dtype) * (math.pi / 180)
+    cos, sin = torch.cos(radians), torch.sin(radians)  # [N]
+    # The inverse map: the output pixel at p (from the centre) takes the input at R(-angle) (p - shift).
+    turn = torch.stack((cos, sin, -sin, cos), dim=1).view(-1, 2, 2)  # [N, 2, 2]
+    x = torch.arange(width, dtype=images.dtype, device=images.device) - (width - 1) / 2
+    y = torch.arange(height, dtype=images.dtype, device=images.device) - (height - 1) / 2
+    target = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(1, height * width, 2)
+    source = (target - shift.to(images.dtype)[:, None]) @ turn.mT  # [N, H W, 2] @ [N, 2, 2], in pixels
+    source = torch.stack((source[..., 0] * (2 / width), source[..., 1] * (2 / height)), dim=-1)  # -> -1..1
+    grid = source.view(-1, height, width, 2)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def random_boxes(
+    uniforms: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Boxes of Inception-style random crops (Szegedy et al. 2015, as in torchvision's `RandomResizedCrop`).
+
+    There are ten attempts. Each draws an area, uniform in `scale` times the image's, and an aspect ratio, log-uniform
+    in `ratio`. The first box that fits into the image is taken; if none fits, the largest central box whose ratio is
+    allowed. The position is uniform.
+
+    uniforms [N, 22] in [0, 1)  ->  boxes [N, 4], whole numbers in the dtype of `uniforms`.
+    """
+    areas, ratios, places = uniforms.split((ATTEMPTS, ATTEMPTS, 2), dim=1)
+    areas = height * width * (scale[0] + (scale[1] - scale[0]) * areas)  # [N, 10]
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    ratios = torch.exp(low + (high - low) * ratios)  # [N, 10]
+    sizes = torch.stack((torch.sqrt(areas / ratios), torch.sqrt(areas * ratios))).round_()  # [2, N, 10]
+    fits = (sizes[0] > 0) & (sizes[0] <= height) & (sizes[1] > 0) & (sizes[1] <= width)
+    first = fits.int().argmax(dim=1)  # of equal values argmax gives the first
+    sizes = sizes.gather(2, first.expand(2, 1, -1).mT)[..., 0]  # [2, N]
+    positions = torch.stack((height + 1 - sizes[0], width + 1 - sizes[1]))  # how many there are along each axis
+    boxes = torch.cat(((places.mT * positions).floor(), sizes))  # [4, N]
+    central_rows = min(height, round(width / ratio[0]))
+    central_columns = min(width, round(height * ratio[1]))
+    central = ((height - central_rows) // 2, (width - central_columns) // 2, central_rows, central_columns)
+    fitted = fits.any(dim=1)
+    return torch.stack([torch.where(fitted, *pair) for pair in zip(boxes, central, strict=True)], dim=1)
+
+
+class Points(NamedTuple):
+    """Positions of pixels along both axes, in units of the interpolation radius.
+
+    Output pixel i takes source pixel j with weight max(0, 1 - |target i - source j|), normalised over j. A source
+    pixel outside the box has the position infinity.
+    """
+
+    target_rows: Tensor  # [N, S]
+    source_rows: Tensor  # [N, H]
+    target_columns: Tensor  # [N, S]
+    source_columns: Tensor  # [N, W]
+
+
+def crop_points(boxes: Tensor, height: int, width: int, size: int, flip: Tensor) -> Points:
+    """The points at which `resample` crops each image to its box, resized to S x S and mirrored where `flip`.
+
+    boxes [N, 4] in the dtype of the images, flip [N] bool; the images have height x width pixels.
+    """
+    top, left, rows, columns = boxes[..., None].unbind(dim=1)  # [N, 1] each
+    return Points(*_points(top, rows, height, size), *_points(left, columns, width, size, flip))
+
+
+def _points(start: Tensor, length: Tensor, source: int, size: int, flip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Along one axis: output pixel i has its centre at start + (i + 1/2) length / size.
+
+    The interpolation radius is one pixel of the coarser of the two grids.
+    """
+    step = length / size
+    radius = step.clamp(min=1)
+    target = torch.arange(size, dtype=start.dtype, device=start.device) + 0.5  # [S]
+    if flip is not None:
+        target = torch.where(flip[:, None], size - target, target)  # [N, S]
+    position = torch.arange(source, dtype=start.dtype, device=start.device) + 0.5  # [source]
+    inside = (position > start) & (position < start + length)  # [N, source]
+    return (start + step * target) / radius, torch.where(inside, position / radius, torch.inf)
+
+
+def resample(images: Tensor, points: Points) -> Tensor:
+    """images [N, C, H, W] float at `points`  ->  [N, C, S, S], by antialiased bilinear interpolation.
+
+    Equal to torchvision's `F.resized_crop(..., antialias=True)` and `F.hflip`. The flip only changes the matrix of the
+    columns, so it costs nothing.
+    """
+    rows = _weights(points.target_rows, points.source_rows)
+    return separable(images, rows, _weights(points.target_columns, points.source_columns))
+
+
+def _weights(target: Tensor, source: Tensor) -> Tensor:
+    """[N, S], [N, H]  ->  [N, S, H]."""
+    weights = target[:, :, None] - source[:, None, :]
+    weights = weights.abs_().sub_(1).clamp_(max=0)  # minus the weights: dividing by their sum removes the sign
+    return weights.div_(weights.sum(dim=2, keepdim=True))
