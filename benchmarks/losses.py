@@ -38,7 +38,12 @@ from views import installed, processor
 
 HERE = Path(__file__).resolve().parent
 SMALL = (64, 128, 256, 512, 1024, 2048)
-SIZES = {"NT-Xent": (*SMALL, 4096, 8192, 16384, 65536), "CLIP": (*SMALL, 4096, 8192), "SupCon": SMALL, "SigLIP": SMALL}
+SIZES = {
+    "NT-Xent": (*SMALL, 4096, 8192, 16384, 32768, 65536),
+    "CLIP": (*SMALL, 4096, 8192),
+    "SupCon": SMALL,
+    "SigLIP": SMALL,
+}
 REPETITION = 0.005  # seconds, at least
 MEMORY_FROM, ALONE_ABOVE = 512, 16384
 QUANTITIES = {
