@@ -1,6 +1,6 @@
-"""One call of a loss in a process of its own, for `tiled.py`: the peak memory in bytes and the seconds, as JSON.
+"""One call of a loss in a process of its own, for `losses.py`: the peak memory in bytes and the seconds, as JSON.
 
-python benchmarks/tiled_memory.py TABLE NAME N GIB THREADS
+python benchmarks/loss_memory.py TABLE NAME N GIB THREADS
 """
 
 import json
@@ -10,20 +10,14 @@ import time
 from pathlib import Path
 
 import torch
-from tiled_losses import DIM, TABLES, Loss
+from loss_functions import TABLES, Loss, inputs
 from torch import Tensor
 
 
-def inputs(n: int) -> Tensor:
-    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
-
-
-def call(loss: Loss, z: Tensor) -> float:
-    """Seconds of a forward and a backward pass."""
-    z.grad = None
-    start = time.perf_counter()
-    loss(z).backward()
-    return time.perf_counter() - start
+def call(loss: Loss, z1: Tensor, z2: Tensor) -> None:
+    """A forward and a backward pass."""
+    z1.grad = z2.grad = None
+    loss(z1, z2).backward()
 
 
 def status(name: str) -> int:
@@ -35,18 +29,19 @@ def status(name: str) -> int:
 
 
 def alone(table: str, name: str, n: int, limit: float) -> None:
-    """Prints the peak memory in bytes and the seconds of one call."""
-    loss, z = TABLES[table][name](), inputs(n)
-    call(loss, inputs(64))  # what the libraries load once does not count
+    """Prints the peak memory in bytes above what was held before, and the seconds of one call."""
+    make, pair, small = TABLES[table][name], inputs(table, n), inputs(table, 64)
+    loss = make(len(pair[0]))
+    call(make(len(small[0])), *small)  # what the libraries load once does not count
     room = status("VmSize") + int(limit * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
-    before = status("VmRSS")
+    before, start = status("VmRSS"), time.perf_counter()
     try:
-        seconds = call(loss, z)
+        call(loss, *pair)
     except (RuntimeError, MemoryError):  # no room
         sys.exit(1)
-    print(json.dumps({"bytes": status("VmHWM") - before, "seconds": seconds}))
+    print(json.dumps({"bytes": status("VmHWM") - before, "seconds": time.perf_counter() - start}))
 
 
 if __name__ == "__main__":
