@@ -6,7 +6,6 @@ negatives, because tiles leave those out of the product.
 B queries, C candidates, M pairs.
 """
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -20,6 +19,7 @@ MIN_SCORES_MASKED = 256 * 256  # the same for tiles that make their masks
 MIN_SCORES_BLOCKS = 2**22  # the same for blocks of rows: 16 MiB in float32
 MIN_SCORES_TRITON = 1024 * 1024  # a guess: no GPU has been measured yet
 MIN_SCORES_TORCH_GPU = 4096 * 4096  # likewise
+TRITON_DEVICES = ("cuda",)
 TILE_ROWS, TILE_COLUMNS = 768, 768  # on a CPU: 2.3 MiB in float32, of which two or three stay in the caches
 MAX_PAIRS_PER_ROW = 32  # of a list, for each query and each candidate: about 100 bytes a pair
 MIN_PAIRS_PER_ROW = 4  # so many are always listed. Beyond them:
@@ -80,21 +80,23 @@ class Tiles:
             down = -(-queries // self.rows)
             self.start += torch.bincount(tile, minlength=down * self.across).cumsum(0).tolist()
 
-    def parts(self, upper: bool = False) -> Iterator[tuple[slice, slice, Tensor | None]]:
-        """(rows, columns, excluded) of one tile after another.
+    def parts(self, upper: bool = False) -> list[tuple[slice, slice, Tensor | None]]:
+        """(rows, columns, excluded) of every tile.
 
         excluded  positions in the flattened tile of the pairs that are left out, or None
         upper     only the tiles on and above the diagonal
         """
+        parts = []
         for i in range(0, self.queries, self.rows):
             rows = slice(i, min(i + self.rows, self.queries))
             for j in range(i if upper else 0, self.candidates, self.columns):
-                columns = slice(j, min(j + self.columns, self.candidates))
                 excluded = None
                 if len(self.start) > 1:
                     tile = i // self.rows * self.across + j // self.columns
                     excluded = self.index[self.start[tile] : self.start[tile + 1]]
-                yield rows, columns, excluded if excluded is not None and len(excluded) else None
+                columns = slice(j, min(j + self.columns, self.candidates))
+                parts.append((rows, columns, excluded if excluded is not None and len(excluded) else None))
+        return parts
 
 
 class Ring(Protocol):
@@ -144,13 +146,10 @@ def plan(
     count = len(query) * vectors.shape[-2]
     if (scoring.tiled is False and not ring) or torch.compiler.is_compiling():
         return Plan("matrix")
-    if (
-        triton
-        and not ring
-        and (scoring.tiled or count >= MIN_SCORES_TRITON)
-        and can_run(query, candidates, scoring.margin is not None)
-    ):
-        return Plan("triton")
+    if triton and not ring and query.device.type in TRITON_DEVICES:
+        large = scoring.tiled or count >= MIN_SCORES_TRITON
+        if large and can_run(query, candidates, scoring.margin is not None):
+            return Plan("triton")
     tiled = scoring.tiled or ring
     if tiled or count >= (MIN_SCORES_CPU if query.device.type == "cpu" else MIN_SCORES_TORCH_GPU):
         shared = vectors.ndim == 2 and (candidates.log_q is None or candidates.log_q.ndim == 1)

@@ -9,7 +9,6 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.distributed import gather, rank, world_size
 from contrast.errors import InputError
-from contrast.ids import as_ids
 from contrast.negatives.source import Queries, Source
 
 
@@ -37,24 +36,28 @@ class InBatch(Source):
         Raises InputError for fewer than two views, and for a batch of one image over all ranks: there are no negatives.
         """
         views, images, _ = query.shape
+        ranks = world_size()
         if views < 2:
             raise InputError(f"in-batch negatives need at least 2 views of an image, got {views}")
-        _at_least_two(images)
-        ids, groups = as_ids("ids", ids), None if groups is None else as_ids("groups", groups)
-        flat = query.flatten(0, 1)  # [V, B, D] -> [V B, D]
-        query_ids = ids.repeat(views)  # [V B]
-        query_groups = None if groups is None else groups.repeat(views)
+        _check_images(images * ranks)
+        flat, ids = query.flatten(0, 1), ids.repeat(views)  # [V, B, D] -> [V B, D], [V B]
+        groups = None if groups is None else groups.repeat(views)
         index = torch.arange(len(flat), device=ids.device)
-        ring = self.ring and world_size() > 1
+        if ranks == 1 or self.ring:
+            everything = flat, ids, groups
+        else:
+            everything = gather(flat), gather(ids), None if groups is None else gather(groups)  # [W V B, D], [W V B]
+            index = rank() * len(flat) + index
+        vectors, all_ids, all_groups = everything
         candidates = Candidates(
-            vectors=flat if ring else gather(flat),  # [W V B, D]
-            query_ids=query_ids,
-            ids=query_ids if ring else gather(query_ids),
-            self_index=index if ring else rank() * len(flat) + index,
-            excluded_groups=query_groups if ring or query_groups is None else gather(query_groups),
-            query_groups=query_groups,
+            vectors=vectors,
+            query_ids=ids,
+            ids=all_ids,
+            self_index=index,
+            excluded_groups=all_groups,
+            query_groups=groups,
             symmetric=True,
-            ring=ring,
+            ring=self.ring and ranks > 1,
         )
         return [(flat, candidates)]
 
@@ -82,22 +85,20 @@ class Paired(Source):
         """A direction for each of the P pairs, twice as many with `reverse`. InputError for a batch of one image."""
         if key is None:
             raise InputError("paired negatives need a key encoder, or a second view")
-        _at_least_two(len(ids))
-        ids, groups = as_ids("ids", ids), None if groups is None else as_ids("groups", groups)
+        _check_images(len(ids) * world_size())
         ring = self.ring and world_size() > 1
         all_ids = ids if ring else gather(ids)
         all_groups = groups if ring or groups is None else gather(groups)
 
         def direction(queries: Tensor, keys: Tensor) -> tuple[Tensor, Candidates]:
             vectors = keys if ring else gather(keys)
-            return queries, Candidates(
-                vectors, ids, all_ids, excluded_groups=all_groups, query_groups=groups, ring=ring
-            )
+            rules = Candidates(vectors, ids, all_ids, excluded_groups=all_groups, query_groups=groups, ring=ring)
+            return queries, rules
 
         forth = [direction(q, k) for q, k in zip(query, key, strict=True)]
         return forth + [direction(k, q) for q, k in zip(query, key, strict=True) if self.reverse]
 
 
-def _at_least_two(images: int) -> None:
-    if images * world_size() < 2:
+def _check_images(images: int) -> None:
+    if images < 2:
         raise InputError(f"a batch of {images} image has no negatives: in-batch negatives need at least 2 images")

@@ -312,11 +312,12 @@ def softplus(scores: Tensor) -> Tensor:
 def pair_products(query: Tensor, vectors: Tensor, lists: PairLists) -> Tensor:
     """q_row . v_column of every listed positive pair, [M], without ever holding [M, D]."""
     row, column = lists.positive
-    products = query.new_empty(len(row))
-    for part in pieces(len(row)):
-        q = query[part] if lists.one_positive else query.index_select(0, row[part])
-        products[part] = (q * vectors.index_select(0, column[part])).sum(dim=1)  # [m, D] -> [m]
-    return products
+    if lists.one_positive:
+        return (query * vectors.index_select(0, column)).sum(dim=1)  # [B, D] -> [B]
+    if not len(row):
+        return query.new_empty(0)
+    parts = [(query.index_select(0, row[m]) * vectors.index_select(0, column[m])).sum(dim=1) for m in pieces(len(row))]
+    return torch.cat(parts)  # pieces of [m, D] -> [M]
 
 
 def moved_offset(offset: Tensor | None, shift: float | None, factor: float, dtype: torch.dtype) -> Tensor | None:

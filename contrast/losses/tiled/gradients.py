@@ -117,15 +117,16 @@ def add_pair_gradients(
 ) -> None:
     """Adds the gradients of `pair_products` to `of_query` [B, D] and `of_vectors` [C, D]."""
     row, column = lists.positive
+    if lists.one_positive:
+        of_query.addcmul_(grad[:, None], vectors.index_select(0, column))
+        if of_vectors is not None:
+            of_vectors.index_add_(0, column, query * grad[:, None])
+        return
     for part in pieces(len(row)):
         factor = grad[part, None]  # [m, 1]
-        if lists.one_positive:
-            of_query[part].addcmul_(factor, vectors.index_select(0, column[part]))
-        else:
-            of_query.index_add_(0, row[part], vectors.index_select(0, column[part]).mul_(factor))
+        of_query.index_add_(0, row[part], vectors.index_select(0, column[part]).mul_(factor))
         if of_vectors is not None:
-            q = query[part] if lists.one_positive else query.index_select(0, row[part])
-            of_vectors.index_add_(0, column[part], q * factor)
+            of_vectors.index_add_(0, column[part], query.index_select(0, row[part]).mul_(factor))
 
 
 def pieces(pairs: int) -> Iterator[slice]:
