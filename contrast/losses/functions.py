@@ -22,8 +22,8 @@ Raises InputError for shapes that do not fit, a temperature that is not positive
 """
 
 import math
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -38,7 +38,7 @@ from contrast.losses.logistic import logistic_loss, logistic_losses
 from contrast.losses.plan import PairLists, Scoring, pair_lists
 from contrast.losses.scores import Scores
 from contrast.losses.similarity import LOWEST_LOG_Q, at_least_float32
-from contrast.losses.softmax import loss_of, softmax_loss, statistics, two_way_losses
+from contrast.losses.softmax import loss_of, pair_losses, softmax_loss, statistics
 
 Reduction = Literal["mean", "none"]
 
@@ -58,8 +58,7 @@ def nt_xent(
         loss_i = -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ).
     """
     z, candidates, lists = _views(z1, z2, None, gather)
-    stats = statistics(z, candidates, _scoring(temperature, normalize), lists=lists)
-    return _reduced(loss_of(stats), None, reduction, gather)
+    return _reduced(_info_nce(z, candidates, _scoring(temperature, normalize), lists), None, reduction, gather)
 
 
 def dcl(
@@ -136,8 +135,7 @@ def info_nce(
             )
         shared = gather_rows(negatives) if gather else negatives
         candidates, lists = Candidates(shared, torch.arange(b, device=query.device), positives=key[:, None]), None
-    stats = statistics(query, candidates, _scoring(temperature, normalize), lists=lists)
-    return _reduced(loss_of(stats), None, reduction, gather)
+    return _reduced(_info_nce(query, candidates, _scoring(temperature, normalize), lists), None, reduction, gather)
 
 
 def clip_loss(
@@ -158,10 +156,11 @@ def clip_loss(
     scoring = _scoring(temperature, normalize)
     candidates, lists = _paired(image, text, gather)
     if lists is not None:
-        to_text, to_image = two_way_losses(image, candidates, scoring, lists)
+        to_text, to_image = pair_losses(image, candidates, scoring, lists, two_way=True)
+        assert to_image is not None
     else:
-        to_text = loss_of(statistics(image, candidates, scoring))
-        to_image = loss_of(statistics(text, _paired(text, image, gather)[0], scoring))
+        to_text = _info_nce(image, candidates, scoring, None)
+        to_image = _info_nce(text, _paired(text, image, gather)[0], scoring, None)
     return _reduced((to_text + to_image) / 2, None, reduction, gather)
 
 
@@ -268,6 +267,12 @@ def _fitting(name: str, log_q: float | Tensor, scores: Tensor) -> Tensor:
     return log_q.clamp(min=LOWEST_LOG_Q)
 
 
+def _info_nce(query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists | None) -> Tensor:
+    if lists is not None:  # one positive each, without margin or log_q
+        return pair_losses(query, candidates, scoring, lists)[0]
+    return loss_of(statistics(query, candidates, scoring))
+
+
 def _scoring(temperature: float | Tensor, normalize: bool) -> Scoring:
     if not isinstance(temperature, Tensor):
         if not 0 < temperature < math.inf:
@@ -287,8 +292,8 @@ def _views(
     _check_pairs("z1", z1, "z2", z1 if z2 is None else z2, least=1 if gather else 2)
     z = at_least_float32(z1) if z2 is None else torch.cat([at_least_float32(z1), at_least_float32(z2)])  # [2N, D]
     if labels is None and not gather:
-        candidates, lists = _known_rules(2, len(z1), z.device)
-        return z, replace(candidates, vectors=z), lists
+        rules, lists = _known_rules(2, len(z1), z.device)
+        return z, rules(z), lists
     if labels is None:
         labels = rank() * len(z1) + torch.arange(len(z1), device=z.device)
     ids, self_index = labels.repeat(len(z) // len(z1)), torch.arange(len(z), device=z.device)
@@ -303,14 +308,14 @@ def _views(
 def _paired(query: Tensor, key: Tensor, gather: bool) -> tuple[Candidates, PairLists | None]:
     """Queries against the keys of the whole batch, key i the positive of query i; the lists of pairs where known."""
     if not gather or world_size() == 1:
-        candidates, lists = _known_rules(1, len(query), query.device)
-        return replace(candidates, vectors=key), lists
+        rules, lists = _known_rules(1, len(query), query.device)
+        return rules(key), lists
     ids = rank() * len(query) + torch.arange(len(query), device=query.device)
     return Candidates(gather_rows(key), ids, gather_rows(ids)), None
 
 
-def _known_rules(views: int, n: int, device: torch.device) -> tuple[Candidates, PairLists | None]:
-    """Rules of `views` views of n images among themselves (2), or of n pairs (1), without vectors, and their lists.
+def _known_rules(views: int, n: int, device: torch.device) -> tuple[Callable[[Tensor], Candidates], PairLists | None]:
+    """Candidates of given vectors, `views` views of n images among themselves (2) or n pairs (1), and their lists.
 
     On a CPU they are kept from call to call. torch.compile traces them instead, and needs no lists.
     """
@@ -320,15 +325,15 @@ def _known_rules(views: int, n: int, device: torch.device) -> tuple[Candidates, 
 
 
 @lru_cache(maxsize=16)
-def _kept_rules(views: int, n: int) -> tuple[Candidates, PairLists | None]:
+def _kept_rules(views: int, n: int) -> tuple[Callable[[Tensor], Candidates], PairLists | None]:
     rules = _rules(views, n, torch.device("cpu"))
-    return rules, pair_lists(rules)
+    return rules, pair_lists(rules(torch.empty(views * n, 0)))
 
 
-def _rules(views: int, n: int, device: torch.device) -> Candidates:
+def _rules(views: int, n: int, device: torch.device) -> Callable[[Tensor], Candidates]:
     ids = torch.arange(n, device=device).repeat(views)
-    own = torch.arange(len(ids), device=device) if views == 2 else None
-    return Candidates(torch.empty(len(ids), 0, device=device), ids, ids, self_index=own, symmetric=views == 2)
+    index = torch.arange(len(ids), device=device) if views == 2 else None
+    return partial(Candidates, query_ids=ids, ids=ids, self_index=index, symmetric=views == 2)
 
 
 def _check_pairs(one: str, a: Tensor, other: str, b: Tensor, least: int = 2) -> None:

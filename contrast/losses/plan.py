@@ -69,6 +69,7 @@ class Tiles:
         self.rows = max(1, min(rows or TILE_ROWS, queries))
         self.columns = max(1, min(columns or TILE_COLUMNS, candidates))
         self.across = -(-candidates // self.columns)  # tiles side by side
+        self.single = self.rows == queries and self.columns == candidates
         self.index = torch.empty(0, dtype=torch.long)
         self.start = [0]
         if excluded is not None and len(excluded.row):

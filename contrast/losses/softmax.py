@@ -215,15 +215,16 @@ def _of_lists(
     )
 
 
-def two_way_losses(query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists) -> tuple[Tensor, Tensor]:
-    """InfoNCE of queries against candidates and of candidates against queries, [B] each, from one pass over the scores.
+def pair_losses(
+    query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists, two_way: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """InfoNCE of queries with one positive each among plain candidates, [B], without statistics that nothing reads.
 
-    Candidate i is the one positive of query i (CLIP).
+    two_way  the losses of candidates against queries, too, from one pass over the scores: CLIP, where candidate i is
+             the positive of query i
     """
-    sums = list_sums(query, candidates, scoring, lists, columns=True)
-    assert sums.columns is not None
-    positive, _ = positive_scores(sums, query, candidates, scoring, lists)
-    return F.softplus(sums.negatives - positive), F.softplus(sums.columns - positive)
+    sums = list_sums(query, candidates, scoring, lists, columns=two_way, loss=True)
+    return sums.negatives, sums.columns
 
 
 def of_positives(listed: Tensor, own: Tensor | None, lists: PairLists) -> tuple[Tensor, Tensor]:

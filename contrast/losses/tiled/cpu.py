@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from contrast.candidates import Candidates
@@ -24,6 +25,7 @@ from contrast.losses.tiled.gradients import (
     add_pair_gradients,
     differentiable,
     gradients,
+    of_loss,
     of_lse,
     of_softplus,
     pieces,
@@ -59,6 +61,7 @@ def list_sums(
     bias: Tensor | None = None,
     logistic: bool = False,
     columns: bool = False,
+    loss: bool = False,
 ) -> Sums:
     """The sums of `factor` times the scores, plus the bias; around a ring those over the candidates of all ranks."""
     vectors, scale = candidates.vectors, factor / scoring.temperature
@@ -74,7 +77,7 @@ def list_sums(
         offset = scale.new_zeros(len(vectors)) if offset is None else offset
         offset = offset.masked_fill(lists.absent, -torch.inf)
     symmetric = candidates.symmetric and offset is None and not logistic
-    options = Options(lists, scoring.cosine, logistic, symmetric and vectors is not query, columns)
+    options = Options(lists, scoring.cosine, logistic, symmetric and vectors is not query, columns, loss)
     others = None if symmetric and vectors is query else vectors
     return Sums(*NegativeSums.apply(query, others, candidates.positives, scale, offset, options))
 
@@ -122,47 +125,71 @@ class NegativeSums(torch.autograd.Function):
         dtype = torch.promote_types(dtype, torch.float32)
         q, q_norm = _unit(query, dtype, cosine)
         v, v_norm = (q, q_norm) if vectors is None else _unit(vectors, dtype, cosine)
-        shift = common_shift(q, v, scale.item(), offset, cosine)
+        factor = scale.item()  # a number is several operations cheaper than a scalar tensor
+        shift = common_shift(q, v, factor, offset, cosine)
         few = tiles.queries * tiles.candidates <= MAX_KEPT
         kept: list[Tensor] | None = None
         if few and shift is not None and not options.logistic and any(ctx.needs_input_grad):
             kept = []
         columns = q.new_zeros(len(v)) if options.columns else None
         if options.logistic:
-            negatives = row_sums(q * scale, v, moved_offset(offset, None, 1.0, dtype), tiles, softplus)
+            negatives = row_sums(q * factor, v, moved_offset(offset, None, 1.0, dtype), tiles, softplus)
         else:
-            scaled, moved = q * (scale * LOG2_E), moved_offset(offset, shift, LOG2_E, dtype)
+            scaled, moved = q * (factor * LOG2_E), moved_offset(offset, shift, LOG2_E, dtype)
             if shift is None:
                 negatives = online_lse(scaled, v, moved, tiles, columns)
             else:
-                negatives = as_lse(row_sums(scaled, v, moved, tiles, torch.exp2_, upper, columns, kept), shift)
+                sums = row_sums(scaled, v, moved, tiles, torch.exp2_, upper, columns, kept)
+                negatives = as_lse(sums, shift)
                 columns = None if columns is None else as_lse(columns, shift)
         similarities = pair_products(q, v, lists)
+        lse, column_lse = negatives, columns
+        if options.loss:
+            positive = similarities * factor
+            negatives = F.softplus(lse - positive)
+            columns = None if columns is None else F.softplus(columns - positive)
         own = p = p_norm = None
         if positives is not None:
             p, p_norm = _unit(positives, dtype, cosine)
             own = (p * q[:, None]).sum(dim=2)  # [B, P, D] x [B, 1, D] -> [B, P]
         ctx.save_for_backward(
-            query, vectors, positives, scale, offset, q, q_norm, v, v_norm, p, p_norm, negatives, columns, *(kept or [])
+            query,
+            vectors,
+            positives,
+            scale,
+            offset,
+            q,
+            q_norm,
+            v,
+            v_norm,
+            p,
+            p_norm,
+            lse,
+            column_lse,
+            similarities,
+            *(kept or []),
         )
-        ctx.has_kept, ctx.shift, ctx.options = kept is not None, shift, options
+        ctx.has_kept, ctx.shift, ctx.factor, ctx.options = kept is not None, shift, factor, options
         ctx.set_materialize_grads(False)
         return negatives, columns, similarities, own
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        query, vectors, positives, scale, offset, q, q_norm, v, v_norm, p, p_norm, lse, column_lse, *kept = (
+        query, vectors, positives, scale, offset, q, q_norm, v, v_norm, p, p_norm, lse, column_lse, sims, *kept = (
             ctx.saved_tensors
         )
-        options, shift, upper = ctx.options, ctx.shift, vectors is None
+        options, shift, factor, upper = ctx.options, ctx.shift, ctx.factor, vectors is None
         if torch.is_grad_enabled():  # create_graph=True: the gradients will be differentiated again
             return differentiable(options, (query, vectors, positives, scale, offset), grads)
         grad, column_grad, of_similarities, of_own = grads
         grad = q.new_zeros(len(q)) if grad is None else grad
+        if options.loss:
+            grad, column_grad, of_positive = of_loss(grad, column_grad, lse, column_lse, sims * factor)
+            of_similarities = of_positive * factor
         if options.logistic:
-            scaled, moved, slope = q * scale, moved_offset(offset, None, 1.0, q.dtype), of_softplus(grad)
+            moved, slope = moved_offset(offset, None, 1.0, q.dtype), of_softplus(grad)
         else:
-            scaled, moved = q * (scale * LOG2_E), moved_offset(offset, shift, LOG2_E, q.dtype)
+            moved = moved_offset(offset, shift, LOG2_E, q.dtype)
             if options.ranked:
                 column_grad, column_lse = gather(grad), gather(lse)
             elif upper:
@@ -173,13 +200,17 @@ class NegativeSums(torch.autograd.Function):
         if ctx.has_kept:
             parts = ((rows, columns, tile) for (rows, columns, _), tile in zip(tiles.parts(upper), kept, strict=True))
         else:
+            scaled = q * (factor if options.logistic else factor * LOG2_E)
             parts = tile_scores(scaled, v, moved, tiles, upper)
         of_q, of_v, of_offset = gradients(parts, q, v, slope, wanted, upper)
-        along = (of_q * q).sum()  # d loss / d scale times what the negatives send back
-        of_scale = along / 2 if upper or options.ranked else along
-        of_q *= scale
+        of_scale = None
+        if ctx.needs_input_grad[3]:
+            along = (of_q * q).sum()  # sum of slopes times similarities; of both roles that is twice as much
+            of_scale = along / 2 if upper or options.ranked else along
+            of_scale = (of_scale + (of_positive * sims).sum() if options.loss else of_scale).to(scale.dtype)
+        of_q *= factor
         if of_v is not None:
-            of_v *= scale
+            of_v *= factor
         elif ctx.needs_input_grad[1]:
             of_v = torch.zeros_like(v)  # of the positives alone
         if of_similarities is not None:
@@ -193,7 +224,7 @@ class NegativeSums(torch.autograd.Function):
             through_unit(of_q, q, q_norm).to(query.dtype),
             None if of_v is None else through_unit(of_v, v, v_norm).to(vectors.dtype),
             of_positives,
-            of_scale.to(scale.dtype),
+            of_scale,
             None if of_offset is None else of_offset.to(offset.dtype),
             None,
         )
@@ -211,7 +242,8 @@ def tile_scores(
     for rows, columns, excluded in tiles.parts(upper):
         shape = rows.stop - rows.start, columns.stop - columns.start
         scores = query.new_empty(shape) if buffer is None else buffer[: shape[0] * shape[1]].view(shape)
-        torch.mm(query[rows], vectors[columns].T, out=scores)  # [b, D] x [c, D] -> [b, c]; autocast spares `out`
+        q, v = (query, vectors) if tiles.single else (query[rows], vectors[columns])
+        torch.mm(q, v.T, out=scores)  # [b, D] x [c, D] -> [b, c]; autocast spares `out`
         if offset is not None:
             scores += offset[columns]
         if excluded is not None:
@@ -233,17 +265,20 @@ def row_sums(
 
     column_sums  [C], to which the sums over the rows are added; kept: to which the values of each tile are appended
     """
-    total = query.new_zeros(tiles.queries)
+    total = None if tiles.single else query.new_zeros(tiles.queries)
     for rows, columns, scores in tile_scores(query, vectors, offset, tiles, upper, reuse=kept is None):
         part = value(scores)
-        total[rows] += part.sum(dim=1)
+        if total is None:
+            total = part.sum(dim=1)
+        else:
+            total[rows] += part.sum(dim=1)
         if upper and columns.start > rows.start:
             total[columns] += part.sum(dim=0)
         if column_sums is not None:
             column_sums[columns] += part.sum(dim=0)
         if kept is not None:
             kept.append(part)
-    return total
+    return query.new_zeros(tiles.queries) if total is None else total
 
 
 def online_lse(
@@ -274,7 +309,8 @@ def fold(scores: Tensor, highest: Tensor, total: Tensor) -> None:
 
 
 def as_lse(total: Tensor, shift: float) -> Tensor:
-    return (total.log() + shift).clamp(min=torch.finfo(total.dtype).min)
+    lse = total.log().clamp_(min=torch.finfo(total.dtype).min)
+    return lse.add_(shift) if shift else lse
 
 
 def common_shift(query: Tensor, vectors: Tensor, scale: float, offset: Tensor | None, cosine: bool) -> float | None:
@@ -327,7 +363,7 @@ def moved_offset(offset: Tensor | None, shift: float | None, factor: float, dtyp
 
 def _unit(vectors: Tensor, dtype: torch.dtype, cosine: bool) -> tuple[Tensor, Tensor | None]:
     """As `contrast.losses.similarity.unit`, and the lengths [..., 1], of which that of a zero vector is 1."""
-    vectors = vectors.detach().to(dtype)
+    vectors = vectors.to(dtype)
     if not cosine:
         return vectors, None
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)

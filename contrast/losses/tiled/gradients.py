@@ -28,6 +28,8 @@ class Options(NamedTuple):
     logistic  sums of softplus(score); False: log-sum-exp of the scores
     ranked    the vectors are the queries of all ranks: each rank computes its own rows, and the gradient of both roles
     columns   the log-sum-exp over the queries of every candidate, too: the second direction of CLIP
+    loss      every query has one listed positive, with the score s: softplus(log-sum-exp - s) takes the place of the
+              log-sum-exp, and of that of the columns. One node of the graph in place of four
     """
 
     lists: PairLists
@@ -35,6 +37,7 @@ class Options(NamedTuple):
     logistic: bool = False
     ranked: bool = False
     columns: bool = False
+    loss: bool = False
 
 
 def gradients(
@@ -64,6 +67,17 @@ def gradients(
         if of_offset is not None:
             of_offset[columns] += slopes.sum(dim=0)
     return of_query, of_vectors, of_offset
+
+
+def of_loss(
+    grad: Tensor, column_grad: Tensor | None, lse: Tensor, column_lse: Tensor | None, positive: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Gradients of lse, column_lse and the positives' scores, [B], of softplus(lse - positive) in both directions."""
+    grad = grad * (lse - positive).sigmoid_()
+    if column_grad is None or column_lse is None:
+        return grad, None, -grad
+    column_grad = column_grad * (column_lse - positive).sigmoid_()
+    return grad, column_grad, -(grad + column_grad)
 
 
 def of_softplus(grad: Tensor) -> Slope:
@@ -98,7 +112,9 @@ def of_lse(
 
         return both
     of_rows = _share(grad, lse, shift)
-    of_columns = None if column_grad is None or column_lse is None else _share(column_grad, column_lse, shift)
+    of_columns = of_rows if column_grad is grad else None
+    if of_columns is None and column_grad is not None and column_lse is not None:
+        of_columns = _share(column_grad, column_lse, shift)
 
     def slope(tile: Tensor, rows: slice, columns: slice) -> Tensor:
         factor = of_rows[rows, None] if of_columns is None else of_rows[rows, None] + of_columns[columns]
@@ -109,7 +125,8 @@ def of_lse(
 
 def _share(grad: Tensor, lse: Tensor, shift: float) -> Tensor:
     """g exp(shift - lse); 0 for a query without negatives, whose lse is the dtype's lowest number."""
-    return torch.where(lse > torch.finfo(lse.dtype).min, grad * (shift - lse).exp(), 0)
+    total = (lse - shift if shift else lse).exp()
+    return (grad / total).masked_fill_(total == 0, 0)
 
 
 def add_pair_gradients(
@@ -183,4 +200,8 @@ def _as_matrix(
     else:
         scores = scores.masked_fill(~valid, lowest).clamp(min=lowest)
         negatives, column_lse = scores.logsumexp(dim=1), scores.logsumexp(dim=0) if options.columns else None
-    return negatives, column_lse, values[lists.positive.row, lists.positive.column], own
+    listed = values[lists.positive.row, lists.positive.column]
+    if options.loss:
+        negatives = F.softplus(negatives - listed * scale)
+        column_lse = None if column_lse is None else F.softplus(column_lse - listed * scale)
+    return negatives, column_lse, listed, own
