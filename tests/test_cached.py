@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from test_distributed import free_port, join, leave
+from test_extend import hinge
 from test_module import images, trainer
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from contrast.errors import InputError
 from contrast.grad_cache import Embedded, cached_gradients
 from contrast.heads import NCE, Estimated, InfoNCE, Learnable, LearnedBias
 from contrast.keys import Momentum, Second, Shared
-from contrast.module import Contrastive
+from contrast.module import Contrastive, equal_parts
 from contrast.negatives import Bank, InBatch, Nearest, Paired, Queue, Table
 from contrast.optim import constant
 from contrast.samplers import Uniform
@@ -59,6 +60,7 @@ METHODS: dict[str, Any] = {
         "negatives": Bank(24, DIM, Uniform(24), draws=8),
         "head": NCE(0.2, bias=Estimated()),
     },
+    "a loss of a user's own": lambda enc, proj, norm: {"negatives": InBatch(), "head": hinge()(0.5)},
     "full softmax": lambda enc, proj, norm: {
         "negatives": Table(3, DIM),
         "head": InfoNCE(1.0, cosine=False),
@@ -234,3 +236,13 @@ def test_two_ranks_equal_one_with_one_synchronisation(tmp_path: Path) -> None:
     for rank in range(2):
         for grad, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), encoder.parameters(), strict=True):
             torch.testing.assert_close(grad, parameter.grad)
+
+
+@pytest.mark.parametrize(("count", "most"), [(257, 256), (256, 256), (5, 2), (1, 3), (7, 1)])
+def test_parts_are_as_equal_as_they_can_be(count: int, most: int) -> None:
+    """A last part of one image would be too small for batch norm."""
+    parts = equal_parts(count, most)
+    assert [i for part in parts for i in range(count)[part]] == list(range(count))
+    lengths = [part.stop - part.start for part in parts]
+    assert max(lengths) <= most
+    assert max(lengths) - min(lengths) <= 1

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -272,3 +273,22 @@ def test_batches_that_do_not_fit(name: str) -> None:
 def test_other_bad_shapes(call: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(rows(6, 4))
+
+
+@pytest.mark.parametrize(
+    "labels", [np.array([0, 1, 0, 2, 1, 0], dtype=d) for d in ("int32", "int16", "uint8", "float64")]
+)
+def test_labels_of_any_type_of_whole_numbers(dtype: str) -> None:
+    """The mark of absent ids does not fit narrow types: class 0 was left out silently."""
+    z1, z2 = torch.randn(2, 6, 4)
+    labels = np.array([0, 1, 0, 2, 1, 0], dtype=dtype)
+    expected = sup_con(z1, z2, torch.tensor([0, 1, 0, 2, 1, 0]))
+    torch.testing.assert_close(sup_con(z1, z2, labels), expected)
+    torch.testing.assert_close(sup_con(z1, z2, torch.from_numpy(labels)), expected)
+
+
+def test_labels_that_are_no_whole_numbers_are_refused() -> None:
+    z1, z2 = torch.randn(2, 3, 4)
+    for labels in (torch.tensor([0.5, 1, 2]), torch.tensor([True, False, True]), np.array(["a", "b", "c"])):
+        with pytest.raises(InputError, match="labels must be whole numbers"):
+            sup_con(z1, z2, labels)

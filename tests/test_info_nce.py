@@ -215,3 +215,29 @@ def test_errors_carry_the_numbers() -> None:
         InBatch()(z[:1], None, torch.arange(1))
     with pytest.raises(InputError, match="queries have 3 dimensions, candidates 4"):
         similarity(torch.randn(2, 3), torch.randn(5, 4))
+
+
+def test_a_collapsed_encoder_has_top1_of_0() -> None:
+    """All scores are equal: argmax would take the first of them, which is the query's own positive."""
+    same = torch.ones(4, 3)
+    queue = Candidates(torch.ones(9, 3), torch.arange(4), positives=same[:, None])
+    batch = Candidates(same, torch.arange(4), ids=torch.arange(4))
+    for candidates in (queue, batch):
+        assert InfoNCE(0.2).describe(same, candidates)["top1"] == 0
+
+
+def test_what_no_query_measures_is_not_a_number() -> None:
+    """The nodes of a path are all positive: there is no negative to rank a positive against."""
+    ids = torch.zeros(4, dtype=torch.long)
+    metrics = InfoNCE(0.2).describe(torch.randn(4, 3), Candidates(torch.randn(5, 3), ids, ids=torch.zeros(5)))
+    assert all(metrics[name].isnan() for name in ("top1", "positive_score", "negative_score", "bound"))
+    assert metrics["temperature"] == pytest.approx(0.2)
+
+
+def test_float64_queries_and_float32_candidates_are_compared_in_float64() -> None:
+    query, vectors = torch.randn(4, 3, dtype=torch.float64), torch.randn(6, 3)
+    ids = torch.arange(4), torch.arange(6)
+    for tiled in (True, False):
+        losses, _ = InfoNCE(0.2, tiled=tiled)(query, Candidates(vectors, *ids))
+        expected, _ = InfoNCE(0.2, tiled=tiled)(query, Candidates(vectors.double(), *ids))
+        torch.testing.assert_close(losses, expected)

@@ -280,3 +280,8 @@ def test_errors_carry_the_numbers() -> None:
     batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2).long(), torch.arange(2))
     with pytest.raises(InputError, match="a second encoder needs captions"):
         Second(Words(), 4)(views(1, 2), torch.zeros(1, 2, 4), batch, GENERATOR)
+
+
+def test_a_momentum_that_rises_needs_its_steps() -> None:
+    with pytest.raises(InputError, match="steps=N"):
+        momentum(Scale(), momentum=0.9, final=1.0).advance(Scale(), nn.Identity())

@@ -169,3 +169,28 @@ def test_vectors_of_one_direction_and_of_no_length_have_finite_gradients(name: s
 def test_margins_out_of_range(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_arcface_is_exact_at_the_edges_with_a_finite_gradient() -> None:
+    cosine = torch.tensor([1.0, 1.0 - 1e-9, 0.5, -1.0], dtype=torch.float64, requires_grad=True)
+    margined = ArcFace(0.5)(cosine)
+    expected = torch.cos(torch.acos(cosine.detach()[:3]) + 0.5)
+    torch.testing.assert_close(margined[:3], expected, rtol=0, atol=1e-12)
+    assert torch.autograd.grad(margined.sum(), cosine)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_dclw_weighs_by_the_cosine_whatever_margin_and_log_q_are(tiled: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, noise = (torch.randn(n, 5, dtype=torch.float64, generator=generator) for n in (4, 4, 6))
+    log_q, own_log_q = (torch.randn(n, dtype=torch.float64, generator=generator) for n in (6, 4))
+    sigma, t = 0.5, 0.3
+    cos = torch.nn.functional.cosine_similarity(query, key)
+    weight = 2 - (cos / sigma).exp() / (cos / sigma).exp().mean()
+    unit = torch.nn.functional.normalize
+    negatives = unit(query) @ unit(noise).T / t - log_q
+    expected = negatives.logsumexp(dim=1) - weight * ((cos - 0.35) / t - own_log_q)
+    rules = {"log_q": log_q, "positives": key[:, None], "positives_log_q": own_log_q[:, None]}
+    head = InfoNCE(t, margin=CosFace(0.35), decoupled=True, positive_sigma=sigma, tiled=tiled).double()
+    losses, _ = head(query, Candidates(noise, torch.arange(4), **rules))
+    torch.testing.assert_close(losses, expected)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from contrast.candidates import ABSENT, Candidates
 from contrast.errors import InputError
 from contrast.heads import NCE, Estimated, FixedBias, Learnable, LearnedBias, logistic_loss
+from contrast.losses.logistic import log_partition
 from contrast.negatives import Paired
 
 S = torch.tensor([2.0, 1.0, 0.0, -1.0], dtype=torch.float64)  # scores of 4 classes
@@ -369,3 +371,41 @@ def test_bad_biases() -> None:
         Estimated(momentum=1)
     with pytest.raises(InputError, match=r"0\.9, 0"):
         Estimated(momentum=0.9, warmup=0)
+
+
+def poisson_samples(pi: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """Every sample of a Poisson draw with its probability."""
+    for chosen in itertools.product([False, True], repeat=len(pi)):
+        mask = torch.tensor(chosen)
+        yield torch.where(mask, pi, 1 - pi).prod().item(), mask.nonzero().flatten()
+
+
+def test_the_estimate_of_z_is_unbiased_under_poisson_draws_and_with_a_whole_table() -> None:
+    """By exact enumeration of the samples, which leave out the query's own class."""
+    class_scores = torch.tensor([0.3, -0.5, 1.0, 0.2], dtype=torch.float64)
+    pi, z = torch.tensor([0.6, 0.2, 0.5, 0.9], dtype=torch.float64), class_scores.exp().sum()
+    query, own = torch.ones(1, 1, dtype=torch.float64), torch.tensor([2])
+    scoring = NCE(1.0, cosine=False).double().scoring()
+    shared = {"positives": class_scores[own].view(1, 1, 1), "query_groups": own}
+    expected = 0.0
+    for probability, drawn in poisson_samples(pi):
+        rules = {"excluded_groups": drawn, "log_q": pi[drawn].log(), "positives_log_q": pi[own].log()[:, None]}
+        estimate = log_partition(query, Candidates(class_scores[drawn][:, None], own, **shared, **rules), scoring)
+        noise = bool((drawn != own).any())
+        expected += probability * (estimate.exp().item() if noise else class_scores[own].exp().item())
+    assert expected == pytest.approx(z.item(), rel=1e-9)
+    whole = Candidates(class_scores[:, None], own, excluded_groups=torch.arange(4), **shared)
+    assert log_partition(query, whole, scoring).exp().item() == pytest.approx(z.item(), rel=1e-9)
+
+
+def test_an_estimate_of_z_without_correction_is_refused() -> None:
+    with pytest.raises(InputError, match="correction=true"):
+        NCE(bias=Estimated(), correction=False)
+
+
+def test_scores_are_read_without_writing() -> None:
+    head = NCE(0.2, bias=Estimated())
+    candidates = Candidates(rows(6).float(), torch.arange(3), log_q=torch.zeros(6), positives=rows(3)[:, None].float())
+    head.scores(rows(3).float(), candidates)
+    head.describe(rows(3).float(), candidates)
+    assert head.bias.pending == []

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from contrast.distributed import mean_counted
 from contrast.errors import InputError
 from contrast.heads import NCE, AdaptiveSoftmax, ArcFace, CosFace, InfoNCE
-from contrast.negatives import Table, Targets
+from contrast.negatives import Bank, InBatch, Paired, Queue, Source, Table, Targets, Tree
 from contrast.samplers import LogUniform, Poisson, Uniform, Unigram
 
 N, D = 6, 4
@@ -277,3 +277,21 @@ def test_errors_carry_the_numbers() -> None:
     for sampler in (Uniform(7), Poisson([0.5] * 7)):
         with pytest.raises(InputError, match="a sampler of 7 ids does not fit a table of 6 classes"):
             Table(N, D, sampler)
+
+
+@pytest.mark.parametrize("source", [lambda: Table(5, 3), lambda: Bank(5, 3), lambda: Tree(torch.arange(1, 6), 3)])
+@pytest.mark.parametrize("ids", [[0, -1], [5, 1]])
+def test_ids_that_are_no_rows_are_refused(source: Callable[[], Source], ids: list[int]) -> None:
+    """-1 would be the last row, with a finite and wrong loss."""
+    query = torch.randn(1, 2, 3)
+    with pytest.raises(InputError, match=r"rows 0\.\.4"):
+        source()(query, query, torch.tensor(ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float32])
+def test_ids_of_any_type_of_whole_numbers(dtype: torch.dtype) -> None:
+    query = torch.randn(2, 4, 3)
+    ids = torch.tensor([0, 1, 0, 2])
+    for source in (InBatch(), Paired(), Queue(8, 3), Bank(3, 3), Table(3, 3)):
+        losses = [InfoNCE(0.2)(*source(query, query, each)[0])[0] for each in (ids, ids.to(dtype))]
+        torch.testing.assert_close(*losses)

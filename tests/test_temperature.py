@@ -89,3 +89,12 @@ def test_other_bad_schedules() -> None:
         Cosine(0.5, 0.1, steps=0)
     with pytest.raises(InputError, match=r"got 0\.1, 0\.07, 1\.0"):
         Learnable(0.07, minimum=0.1)
+
+
+def test_a_schedule_that_was_never_planned_is_refused() -> None:
+    """It would jump to its end after one step."""
+    with pytest.raises(InputError, match="steps=N"):
+        Cosine(0.5, 0.1).advance()
+    schedule = Cosine(0.5, 0.1, steps=4)
+    schedule.advance()
+    assert 0.1 < schedule().item() < 0.5
