@@ -210,6 +210,19 @@ def test_it_begins_where_its_expected_loss_is_least(source: str, head: Any, temp
         assert least <= float(grad[:, -1].abs().max()) <= most
 
 
+def test_the_optimum_of_nce_under_poisson_draws_is_the_log_odds() -> None:
+    """By enumeration of all samples: the gradient is 0 at log(p / (1 - p)), and not at log p."""
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    negatives = Table(3, 2, Poisson([0.3, 0.9, 0.5]), std=0).double()
+    slopes = []
+    for scores in (p.logit(), p.log()):
+        negatives.vectors.data[:, -1] = scores
+        (grad,) = torch.autograd.grad(expected_loss(negatives, NCE(1.0, cosine=False), p), negatives.vectors)
+        slopes.append(float(grad[:, -1].abs().max()))
+    assert slopes[0] < 1e-12
+    assert slopes[1] > 0.01
+
+
 @pytest.mark.parametrize("negatives", [Table(V, DIM), Tree(COUNTS, DIM)])
 def test_a_cosine_has_no_bias_to_begin_with(negatives: Any) -> None:
     with pytest.raises(InputError, match=r"a cosine has none: model\.frequencies=false"):
