@@ -239,7 +239,7 @@ def text_recipe_trains(pretrain: Command, name: str) -> None:
     Path("text.txt").write_text("a word and another word or two of a line\n" * 400)
     words = [] if name.endswith("docs") else ["data=corpus", "data.path=text.txt"]
     words += ["data.most=20000"] if name.endswith("docs") else []
-    few = ["model.span=800", "model.subsample=0"] if "skipgram" in name else ["model.batch=8"]
+    few = ["model.chunk=800", "model.subsample=0"] if "skipgram" in name else ["model.batch=8"]
     few += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1", "logger=csv"]
     assert pretrain(f"experiment={name.rpartition('/')[2]}", *words, *few, "hydra.run.dir=run") == 0
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2

@@ -164,18 +164,19 @@ def test_counts_come_as_a_list_an_array_or_a_tensor() -> None:
     assert codes(huffman(np.array(COUNTS))) == expected
     assert codes(huffman(torch.tensor(COUNTS))) == expected
     assert codes(huffman(np.array(COUNTS) / 32)) == expected
+    assert codes(huffman(np.array(COUNTS[::-1])[::-1])) == expected  # a negative stride
 
 
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ([], r"at least 2 words, got shape \[0\]"),
+        ([], r"at least 1 class, got shape \[0\]"),
         ([4], r"at least 2 words, got shape \[1\]"),
         ([[1, 2], [3, 4]], r"got shape \[2, 2\]"),
-        ([3, 0, 1], r"word 1 of 3 has 0\.0"),
-        ([3, 1, -2], r"word 2 of 3 has -2\.0"),
-        ([math.nan, 1], "word 0 of 2 has nan"),
-        ([1, math.inf], "word 1 of 2 has inf"),
+        ([3, 0, 1], "word 1 of 3 has 0"),
+        ([3, 1, -2], r"class 2 of 3 has -2\.0"),
+        ([math.nan, 1], "class 0 of 2 has nan"),
+        ([1, math.inf], "class 1 of 2 has inf"),
     ],
 )
 def test_bad_counts(counts: list, message: str) -> None:
@@ -188,6 +189,8 @@ def test_bad_counts(counts: list, message: str) -> None:
 
 def test_a_given_tree() -> None:
     tree = from_parents(PARENT, TURN)
+    reversed_arrays = (np.array(each[::-1])[::-1] for each in (PARENT, TURN))
+    assert codes(from_parents(*reversed_arrays)) == codes(tree)
     assert codes(tree) == [([0, 0], [2, 0]), ([0, 1], [2, 0]), ([1, 1], [2, 1]), ([1, 0], [2, 1])]
     # the root may have any number, and a tree any shape: 2 | (0 | (3 | 1)) with the root at node 4
     tree = from_parents(torch.tensor([5, 6, 4, 6, -1, 4, 5]), torch.tensor([0, 1, 0, 0, 1, 1, 1], dtype=torch.bool))
@@ -213,10 +216,10 @@ def test_a_huffman_tree_given_again(seed: int) -> None:
     [
         ({"parent": {6: 4}}, "0 of 7 nodes are roots"),
         ({"parent": {5: -1}}, "2 of 7 nodes are roots"),
-        ({"parent": {0: 1}}, r"parent of node 0 must be an inner node, 4\.\.6, but is 1"),
-        ({"parent": {3: 7}}, r"parent of node 3 .* but is 7"),
-        ({"parent": {3: -2}}, r"parent of node 3 .* but is -2"),
-        ({"turn": {2: 2}}, "turn of node 2 must be 0 or 1, but is 2"),
+        ({"parent": {0: 1}}, r"node 0 needs an inner node, 4\.\.6, as its parent .* has 1 and 0"),
+        ({"parent": {3: 7}}, "node 3 needs .* has 7 and 0"),
+        ({"parent": {3: -2}}, "node 3 needs .* has -2 and 0"),
+        ({"turn": {2: 2}}, "node 2 needs .* 0 or 1 as its turn, but has 5 and 2"),
         ({"turn": {1: 0}}, "inner node 4 must have 1 child of turn 0 and 1 of turn 1, has 2 and 0"),
         ({"parent": {1: 5}}, "inner node 4 .* has 1 and 0"),
         ({"parent": {5: 5, 2: 6}, "turn": {5: 1, 2: 1}}, "2 of 7 nodes are not below the root, node 3 first"),

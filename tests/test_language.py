@@ -79,7 +79,7 @@ def test_the_loss_of_the_full_softmax_is_cross_entropy_with_gradients() -> None:
 
 def test_windows_of_a_span() -> None:
     made = full()
-    assert made.span == 15
+    assert made.chunk == 15
     assert made.windows(torch.arange(17)).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13, 14]]
     assert made.windows(torch.arange(3)).tolist() == [[0, 1, 2]]
     assert [made.count(span(length)) for length in (17, 10, 7)] == [12, 8, 4]
@@ -210,9 +210,22 @@ def test_it_begins_where_its_expected_loss_is_least(source: str, head: Any, temp
         assert least <= float(grad[:, -1].abs().max()) <= most
 
 
+def test_the_optimum_of_nce_under_poisson_draws_is_the_log_odds() -> None:
+    """By enumeration of all samples: the gradient is 0 at log(p / (1 - p)), and not at log p."""
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    negatives = Table(3, 2, Poisson([0.3, 0.9, 0.5]), std=0).double()
+    slopes = []
+    for scores in (p.logit(), p.log()):
+        negatives.vectors.data[:, -1] = scores
+        (grad,) = torch.autograd.grad(expected_loss(negatives, NCE(1.0, cosine=False), p), negatives.vectors)
+        slopes.append(float(grad[:, -1].abs().max()))
+    assert slopes[0] < 1e-12
+    assert slopes[1] > 0.01
+
+
 @pytest.mark.parametrize("negatives", [Table(V, DIM), Tree(COUNTS, DIM)])
 def test_a_cosine_has_no_bias_to_begin_with(negatives: Any) -> None:
-    with pytest.raises(InputError, match=r"a cosine has none: model\.frequencies=false"):
+    with pytest.raises(InputError, match=r"cosines have no bias .* model\.frequencies=false"):
         model(negatives, NCE(0.2))
     assert not model(Table(V, DIM, std=0), NCE(0.2), frequencies=False).negatives.vectors.any()
 
@@ -231,15 +244,21 @@ def test_it_may_begin_without_the_frequencies() -> None:
 
 def test_without_held_out_text_there_are_no_figures() -> None:
     corpus = Corpus("c", torch.tensor([0, -1], dtype=torch.int32), ("a",), torch.tensor([1]), 1, 1)
-    assert full().figures(corpus, torch.device("cpu")) == {}
+    assert full().metrics(corpus, torch.device("cpu")) == {}
     assert "no text was held out" in full().table({})
 
 
 def test_the_table_of_figures() -> None:
     found = {"perplexity": 1234.5, "perplexity_with_log_q": 99.0, "log_z": 1.5, "log_z_std": 0.25}
     told = full().table(found | {"unigram_perplexity": 700.0, "held_out_words": 20_000})
-    assert [line.split()[-1] for line in told.splitlines()] == ["1,234.50", "99.00", "0.25", "700.00"]
-    assert "20,000 held-out words" in told
+    assert [line.split()[-1] for line in told.splitlines()] == [
+        "1,234.50",
+        "99.00",
+        "1.50",
+        "0.25",
+        "700.00",
+        "20,000.00",
+    ]
 
 
 # --- sparse gradients
@@ -298,7 +317,9 @@ def test_no_output_layer(negatives: object, head: object) -> None:
         model(negatives, head)
 
 
-@pytest.mark.parametrize("options", [{"length": 0}, {"batch": 0}, {"most": 0}, {"streams": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "options", [{"length": 0}, {"batch": 0}, {"max_held_out_words": 0}, {"streams": 0}, {"seed": -1}]
+)
 def test_values_out_of_range(options: dict[str, int]) -> None:
     with pytest.raises(InputError):
         full(**options)
@@ -422,7 +443,7 @@ def test_another_text_is_not_resumed(pretrain: Command, text: Path, capsys: Any)
     text.write_text(text.read_text() + "w11 w11 w11 w11 w11\n" * 40)
     assert pretrain("resume=run", "trainer.max_epochs=2") == 2
     said = capsys.readouterr().err
-    assert re.search(r"12 words, and this text has 12, number \d+ is '[^']+' there and '[^']+' here", said)
+    assert re.search(r"12 words and this text 12; word \d+ was '[^']+' and is now '[^']+'", said)
 
 
 @pytest.mark.parametrize(
@@ -464,9 +485,9 @@ def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.
     class Module:
         logged = False
 
-        def held_out(self, ids: Tensor, most: int) -> dict[str, float]:
+        def held_out(self, ids: Tensor, max_words: int) -> dict[str, float]:
             now[0] += 100
-            return {"perplexity": 7.0, "held_out_words": most}
+            return {"perplexity": 7.0, "held_out_words": max_words}
 
     class Trainer:
         world_size, should_stop, global_step = 1, False, 0

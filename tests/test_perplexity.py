@@ -100,7 +100,7 @@ def test_perplexity_is_that_of_the_definition(name: str) -> None:
     made = model(*outputs()[name], streams=3)
     ids = text(47)  # three streams of 16, the last one short of a word
     expected = naive(made, name, ids, 3, 16)
-    found = made.held_out(ids, most=1000)
+    found = made.held_out(ids, max_words=1000)
     more = {"nce": {"log_z", "log_z_std"}}
     more["negative_sampling"] = more["poisson"] = more["nce"] | {"perplexity_with_log_q"}
     assert set(found) == {"perplexity", "unigram_perplexity", "held_out_words"} | more.get(name, set())
@@ -108,7 +108,7 @@ def test_perplexity_is_that_of_the_definition(name: str) -> None:
 
 
 def test_at_most_so_many_words_of_every_stream() -> None:
-    found = model(*outputs()["full_softmax"], streams=3).held_out(text(47), most=20)
+    found = model(*outputs()["full_softmax"], streams=3).held_out(text(47), max_words=20)
     assert found["held_out_words"] == 18
 
 

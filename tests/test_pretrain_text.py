@@ -30,7 +30,7 @@ SMALL = (
     "data.path=corpus.txt",
     "encoder.num_features=16",
     "model.subsample=0",
-    "model.span=2000",
+    "model.chunk=2000",
     "model.workers=1",
     "model.block=8",
     "model.blocks=2",
@@ -140,8 +140,8 @@ def test_a_run_is_evaluated(pretrain: Command, evaluate: Command, corpus: Path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("data=digits", "model.span=5"), "images, and the model is one of text"),
-        (("model.span=0",), "span 0"),
+        (("data=digits", "model.chunk=5"), "images, and the model is one of text"),
+        (("model.chunk=0",), "chunk 0"),
         (("negatives.sampler.power=-1",), "power"),
         (("data.min_count=100000",), "100000 times"),
         (("trainer.devices=2",), "one device, not on 2"),
@@ -152,7 +152,7 @@ def test_a_run_is_evaluated(pretrain: Command, evaluate: Command, corpus: Path, 
         (("~evaluation",), "as evaluation=words says"),
         (("evaluation=null",), "cannot be null on the command line"),
         (("optimizer=adagrad",), "WordVectors has no use for an optimizer: leave it out"),
-        (("model.limit=0",), "more than 0 pairs an update, or with null not at all: got 0"),
+        (("model.max_pairs_per_row=0",), "more than 0, or null for no limit, got 0"),
         (("head=hierarchical_softmax", "+head.num_noise=5"), "Tree under NCE is no output layer"),
     ],
 )
@@ -171,7 +171,7 @@ def test_text_needs_a_model_of_text(pretrain: Command, corpus: Path, capsys: Any
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(pretrain: Command, corpus: Path, capsys: Any) -> None:
-    assert pretrain(*SMALL, "model.lr=1e30", "model.limit=null", "hydra.run.dir=run") == 2
+    assert pretrain(*SMALL, "model.lr=1e30", "model.max_pairs_per_row=null", "hydra.run.dir=run") == 2
     assert "take a lower lr" in capsys.readouterr().err
 
 

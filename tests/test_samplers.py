@@ -440,3 +440,24 @@ def test_bad_samples() -> None:
         Poisson([0.5, 0.5], 2)
     with pytest.raises(InputError, match="class 1 of 2 has nan"):
         inclusion(torch.tensor([0.0, math.nan]), 1)
+
+
+def test_arrays_with_negative_strides_are_accepted() -> None:
+    counts = np.array([1.0, 10, 50, 100])[::-1]
+    ids = torch.arange(4)
+    assert torch.equal(Unigram(counts).log_prob(ids), Unigram([100, 50, 10, 1]).log_prob(ids))
+    assert torch.equal(Alias(counts).alias, Alias([100, 50, 10, 1]).alias)
+    assert Poisson(counts / 100).log_inclusion(ids).exp().tolist() == pytest.approx([1, 0.5, 0.1, 0.01])
+    assert Poisson((np.array([1.0, 10, 50, 100]) / 100)[::-1]).always.tolist() == [0]
+
+
+@pytest.mark.parametrize("wrong", [-1, -2, 4, 2**40])
+@pytest.mark.parametrize("make", [lambda: Uniform(4), lambda: LogUniform(4), lambda: Unigram(COUNTS), None])
+def test_ids_out_of_range_are_refused(make, wrong: int) -> None:
+    """An id of -1 would wrap around to the last class."""
+    log_prob = make().log_prob if make else Poisson([0.5, 0.1, 1.0, 0.2]).log_inclusion
+    assert log_prob(torch.arange(4)).isfinite().all()
+    assert log_prob(torch.empty(0, 3, dtype=torch.int64)).shape == (0, 3)
+    for ids in (torch.tensor(wrong), torch.tensor([[0, 3], [wrong, 1]])):
+        with pytest.raises(InputError, match=rf"must be in 0\.\.3, got {wrong}"):
+            log_prob(ids)

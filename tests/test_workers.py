@@ -20,7 +20,7 @@ class Counts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.values = nn.Parameter(torch.zeros(4))
-        self.register_buffer("pids", torch.zeros(4, dtype=torch.int64))
+        self.pids = nn.Parameter(torch.zeros(4, dtype=torch.int64), requires_grad=False)
 
     @torch.no_grad()
     def work(self, worker: int, task: float) -> None:

@@ -1,6 +1,6 @@
-"""A recurrent encoder of the words before: what a next-word model asks with.
+"""A recurrent encoder of the preceding words, whose features are the queries of a next-word model.
 
-B sequences, T words, V ids, E dimensions of a word, H of the state, L layers, F = H + 1 features.
+B sequences, T words, V ids, E dimensions of a word vector, H of the state, L layers, F = H + 1 features.
 """
 
 import torch
@@ -10,14 +10,16 @@ from contrast.errors import InputError
 
 
 class GRU(nn.Module):
-    """Word vectors and gated recurrent units (Cho et al. 2014) -> their last layer's states and a last feature of 1.
+    """Word vectors and gated recurrent units (Cho et al. 2014); the features are the last layer's states and a 1.
 
     size     V, number of different ids
-    dim      E; hidden  H; layers  L
-    dropout  of the word vectors, between layers and of the states
-    sparse   the word vectors' gradient is sparse: it wants an optimiser that takes sparse gradients (Adagrad)
+    dim      E
+    hidden   H
+    layers   L
+    dropout  rate on the word vectors, between layers and on the states
+    sparse   gives the word vectors a sparse gradient, which only some optimisers accept, such as Adagrad
 
-    The feature of 1 makes the last component of a class's vector its bias; `num_features` counts it.
+    The constant feature 1 makes the last component of a class's vector its bias. `num_features` includes it.
     """
 
     def __init__(
@@ -36,9 +38,9 @@ class GRU(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features after each word of `ids` [B, T], [B, T, F], and the state [L, B, H] for the words that follow.
+        """Features [B, T, F] after each word of `ids` [B, T], and the state [L, B, H] after the last one.
 
-        state  after the words before, [L, B, H]; None: there are none
+        state  [L, B, H] after the words before `ids`; None: `ids` is the beginning of the text
         """
         states, state = self.gru(self.dropout(self.words(ids)), state)  # [B, T, H], [L, B, H]
         return torch.cat([self.dropout(states), states.new_ones(*ids.shape, 1)], dim=2), state

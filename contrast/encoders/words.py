@@ -1,4 +1,4 @@
-"""A vector for each word, looked up: the encoder of word2vec."""
+"""A table with a vector for each word: the encoder of word2vec."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from contrast.errors import InputError
 
 
 class WordTable(nn.Module):
-    """Vectors of `size` words, `num_features` each, uniform in +-1 / (2 num_features) at the start as in word2vec.c.
+    """Vectors of `size` words with `num_features` each, at first uniform in +-1 / (2 num_features), as in word2vec.c.
 
-    forward(ids int64 [...]) -> [..., num_features], whose gradient is sparse: nothing of the table's size is made.
+    forward(ids int64 [...]) -> [..., num_features]. Its gradient is sparse, so no tensor of the table's size is made.
     """
 
     def __init__(self, size: int, num_features: int = 100) -> None:

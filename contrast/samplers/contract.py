@@ -1,14 +1,18 @@
-"""What a sampler is, and what samplers share: the random numbers and the number of classes.
+"""What a sampler is, and what samplers share: checks of their input, and where random numbers are drawn.
 
 N classes.
 """
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from contrast.errors import InputError
+
+Values: TypeAlias = Tensor | np.ndarray | Sequence[float]
 
 
 @runtime_checkable
@@ -20,16 +24,19 @@ class Sampler(Protocol):
     def draw(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Class ids int64 of that shape, on the device of the sampler's buffers.
 
-        The random numbers are drawn where the generator lives, so a CPU generator gives the same ids on every device;
-        without one they come from the default generator of the sampler's device.
+        The random numbers are drawn on the generator's device, so a CPU generator gives the same ids on every device.
+        Without a generator they come from the default generator of the sampler's device.
         """
 
     def log_prob(self, ids: Tensor) -> Tensor:
-        """log q of `ids` int64, float32 of the same shape. Ids outside 0..N-1 are not looked for."""
+        """log q of `ids` int64, float32 of the same shape.
+
+        Raises InputError for ids on the CPU outside 0..N-1 (`check_ids`). Ids on a GPU are not checked.
+        """
 
 
-class Closed(nn.Module):
-    """A distribution in closed form: N alone determines it. N is in the state dict, and loading another N is refused.
+class ClosedForm(nn.Module):
+    """A distribution that N alone determines. N is in the state dict, and loading another N raises InputError.
 
     Raises InputError for less than one class.
     """
@@ -43,23 +50,59 @@ class Closed(nn.Module):
             raise InputError(f"a sampler needs at least 1 class, got {size}")
         self.size = size
         self.register_buffer("classes", torch.tensor(size))
-        self.register_load_state_dict_post_hook(_refuse_another_size)
+        self.register_load_state_dict_post_hook(_check_size)
 
     def extra_repr(self) -> str:
         return str(self.size)
 
 
+def check_ids(ids: Tensor, size: int) -> Tensor:
+    """`ids`. Raises InputError for an id outside 0..size - 1, which indexing would wrap around to another class.
+
+    Ids on a GPU are returned unchecked, because reading them would make the training step wait for the device.
+    """
+    if ids.device.type == "cpu" and ids.numel():
+        low, high = map(int, ids.aminmax())
+        if low < 0 or high >= size:
+            raise InputError(f"class ids must be in 0..{size - 1}, got {low if low < 0 else high}")
+    return ids
+
+
+def as_array(values: Values, dtype: torch.dtype = torch.float64) -> np.ndarray:
+    """Numbers as a numpy array on the CPU. torch refuses numpy arrays with negative strides, so they are copied."""
+    values = values.copy() if isinstance(values, np.ndarray) else values
+    return torch.as_tensor(values, dtype=dtype, device="cpu").numpy()
+
+
+def check_weights(values: Values, name: str) -> np.ndarray:
+    """Values [N] as float64.
+
+    Raises InputError, which calls the values `name`, unless they are a vector of finite numbers of which none is
+    negative and at least one is positive.
+    """
+    vector = as_array(values)
+    if vector.ndim != 1 or not len(vector):
+        raise InputError(f"{name} must be a vector with at least 1 class, got shape {list(vector.shape)}")
+    bad = np.flatnonzero(~(np.isfinite(vector) & (vector >= 0)))
+    if len(bad):
+        first = f"class {bad[0]} of {len(vector)} has {vector[bad[0]]}"
+        raise InputError(f"{name} must be finite and not negative, but {first}")
+    if not vector.any():
+        raise InputError(f"{name} must not all be 0, but those of all {len(vector)} classes are")
+    return vector
+
+
 def uniforms(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1) with 53 bits: float64, on the generator's device, or on `device` without one."""
-    return torch.rand(shape, generator=generator, device=source(generator, device), dtype=torch.float64)
+    """Uniform numbers in [0, 1) with 53 random bits: float64, on the generator's device, or on `device` without one."""
+    return torch.rand(shape, generator=generator, device=random_device(generator, device), dtype=torch.float64)
 
 
-def source(generator: torch.Generator | None, device: torch.device) -> torch.device:
-    """Where random numbers are drawn."""
+def random_device(generator: torch.Generator | None, device: torch.device) -> torch.device:
+    """The device on which random numbers are drawn: the generator's, or `device` without a generator."""
     return device if generator is None else generator.device
 
 
-def _refuse_another_size(module: nn.Module, _: object) -> None:
-    assert isinstance(module, Closed)
+def _check_size(module: nn.Module, _: object) -> None:
+    assert isinstance(module, ClosedForm)
     if int(module.classes) != module.size:
         raise InputError(f"a sampler over {module.size} classes cannot resume one over {int(module.classes)}")

@@ -33,11 +33,11 @@ def pretrain_text(cfg: DictConfig, corpus: Corpus, run_dir: Path) -> float | Non
     """Train the model of text that `cfg` describes; returns the figure `cfg.metric`, for sweeps."""
     with ending(run_dir):
         model = build_text(cfg, corpus)
-        data = SpanData(corpus.ids, model.span, cfg.seed)
+        data = SpanData(corpus.ids, model.chunk, cfg.seed)
         throughput = Throughput("words", model.count)
         check_wishes(cfg, model, corpus, {"loss", *throughput.figures()})
         looking = [StopAfterNonFinite(), throughput, *looking_on(cfg, corpus)]
-        trainer = make_trainer(cfg, run_dir, looking, -(-len(corpus.ids) // model.span))
+        trainer = make_trainer(cfg, run_dir, looking, -(-len(corpus.ids) // model.chunk))
         if trainer.world_size > 1:  # before Lightning starts the others
             raise InputError(f"models of text train on one device, not on {trainer.world_size}: trainer.devices=1")
         what = f"{corpus.total_words:,} words of {corpus.name}, {len(corpus.words):,} different ones"
@@ -110,7 +110,7 @@ def check_wishes(cfg: DictConfig, model: Any, corpus: Corpus, names: set[str]) -
             file_format(file)
         names = names | score_names(pairs_of(cfg.evaluation), cfg.evaluation.analogies)
     else:
-        names = names | model.figure_names(corpus)
+        names = names | model.metric_names(corpus)
     if cfg.metric not in names:
         none = "; no text is held out for it: data.held_out=0.05" if cfg.metric == "perplexity" else ""
         raise InputError(f"metric={cfg.metric} will not be among the figures: {', '.join(sorted(names))}{none}")
@@ -131,14 +131,14 @@ def worth(
 ) -> tuple[dict[str, float], str]:
     """The final figures, and what is printed of them; word vectors are saved first."""
     if not isinstance(model, WordVectors):
-        figures = model.figures(corpus, device)
+        figures = model.metrics(corpus, device)
         return figures, model.table(figures)
     chosen, vectors = cfg.evaluation, model.vectors()
     for name in files_of(chosen):
         save_vectors(run_dir / name, corpus.words, vectors)
     pairs = pairs_of(chosen)
     asked = bool(pairs or chosen.analogies)
-    figures = model.figures()
+    figures = model.metrics()
     if asked:
         figures |= word_scores(corpus.words, vectors, pairs, chosen.analogies, chosen.restrict)
     lines = [f"{name:<34}{value:>9.4f}" for name, value in figures.items()]

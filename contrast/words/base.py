@@ -1,30 +1,49 @@
-"""What the models of text share: the vocabulary and the number of the batch, which are in the checkpoint."""
+"""What the two models of text share: checks of their parts and options, and what their checkpoints hold."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import nn
 
 from contrast.data.text.spans import Span
 from contrast.errors import InputError
+from contrast.heads import NCE, AdaptiveSoftmax, FixedBias, InfoNCE
+from contrast.heads.head import Head
 from contrast.module import is_logged
+from contrast.negatives import Table, Targets, Tree
 
 
 class TextModel(pl.LightningModule):
-    """A model whose rows are words, trained in one process.
+    """A model with one row of an output layer for each word, trained in one process.
 
-    words   the vocabulary, in the order of the rows; None: it is not known, and not checked on resuming
-    seed    of all draws, with the number of the batch
-    config  the configuration of the run, for the checkpoint
+    words    the vocabulary, in the order of the rows; None: unknown, and not checked on resuming
+    seed     of all random numbers, together with the number of the batch
+    config   the configuration of the run, which the checkpoint stores
+    options  whole numbers that must be at least 1
+
+    Raises InputError for a negative seed, for other options, and as `check_output_layer`.
     """
 
-    def __init__(self, words: Sequence[str] | None, seed: int, config: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        negatives: nn.Module,
+        head: nn.Module,
+        words: Sequence[str] | None,
+        seed: int,
+        config: dict[str, Any] | None,
+        **options: int,
+    ) -> None:
         super().__init__()
+        check_output_layer(negatives, head)
         if seed < 0:
             raise InputError(f"the seed must not be negative, but is {seed}")
+        if min(options.values()) < 1:
+            given = ", ".join(f"{name} {value}" for name, value in options.items())
+            raise InputError(f"each of these must be at least 1: {given}")
         self.words, self.seed, self.config = words, seed, config
         self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
-        self.logged = False  # whether the current batch is
+        self.logged = False  # whether metrics of the current batch are logged
 
     def on_train_batch_start(self, batch: Span, batch_idx: int) -> None:
         self.batch_number += 1
@@ -40,8 +59,22 @@ class TextModel(pl.LightningModule):
         saved = checkpoint.get("words")
         if saved is None or self.words is None or list(self.words) == saved:
             return
-        told = f"the checkpoint knows {len(saved):,} words, and this text has {len(self.words):,}"
-        both = zip(saved, self.words, strict=False)
-        other = next(((n, old, new) for n, (old, new) in enumerate(both) if old != new), None)
-        first = "" if other is None else ", number {:,} is '{}' there and '{}' here".format(*other)
-        raise InputError(f"{told}{first}: it is not the text of the run")
+        sizes = f"the checkpoint has {len(saved):,} words and this text {len(self.words):,}"
+        pairs = enumerate(zip(saved, self.words, strict=False))
+        first = next((f"; word {n:,} was '{old}' and is now '{new}'" for n, (old, new) in pairs if old != new), "")
+        raise InputError(f"a run must be resumed on its own text: {sizes}{first}")
+
+
+def check_output_layer(negatives: nn.Module, head: nn.Module) -> None:
+    """InputError unless the source and the head form an output layer together."""
+    plain = isinstance(head, Head) and head.margin is None
+    no_bias = isinstance(head, NCE) and type(head.bias) is FixedBias and float(head.bias()) == 0
+    if not (
+        (isinstance(negatives, Table) and isinstance(head, InfoNCE | NCE) and plain)
+        or (isinstance(negatives, Tree) and isinstance(head, NCE) and plain and no_bias and head.num_noise is None)
+        or (isinstance(negatives, Targets) and isinstance(head, AdaptiveSoftmax))
+    ):
+        raise InputError(
+            f"{type(negatives).__name__} under {type(head).__name__} is no output layer: a Table goes with InfoNCE or "
+            "NCE without a margin, a Tree with NCE without margin, bias and noise, Targets with AdaptiveSoftmax"
+        )

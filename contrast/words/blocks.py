@@ -1,24 +1,28 @@
-"""A span of text as blocks: centre words, the words around them, and which of these are a centre's context.
+"""A chunk of text as blocks of centre words with the words around them, some of which are a centre word's context.
 
-N blocks, L centres of a block, W the window, C = L + 2 W places around, T places of a span, V words. A block's L x C
-scores are one matrix product, of which the pairs are a band: every row of a table is read and written once a block.
+T positions of a chunk, N blocks, L centre words of a block, W the window, C = L + 2 W words around, V words of the
+vocabulary. The L x C scores of a block are one matrix product, in which the pairs form a band, so that every row of a
+table is read and written once a block.
 """
 
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from contrast.errors import InputError
 
 
 class Blocks(NamedTuple):
-    """Words of a span that were kept, in order.
+    """The words of a chunk that are kept, in order.
 
-    centre  [N, L] int64 ids; around [N, C], the same with W words before the first and after the last centre
-    reach   [N, L] int32, how far the context of a centre goes, 1..W; 0 behind the end of the text
-    line, lines_around  [N, L] and [N, C] int32, the line of the corpus that a word stands in: no pair crosses lines
+    centre        [N, L] int64, the ids of the centre words
+    around        [N, C], the ids of the same words, with W words before the first and W after the last
+    reach         [N, L] int32, how many words to either side a centre word's context extends, 1..W; 0 for padding
+    line          [N, L] int32, the line of the corpus that a centre word is in; no pair crosses lines
+    lines_around  [N, C] int32, likewise for `around`
     """
 
     centre: Tensor
@@ -34,62 +38,54 @@ class Blocks(NamedTuple):
         return Blocks(*(each[start:stop] for each in self))
 
     def pairs(self) -> Tensor:
-        """Whether a word around is in a centre's context, [N, L, C] bool; never the centre itself."""
-        length, places = self.centre.shape[1], self.around.shape[1]
-        near = (
-            distances(length, (places - length) // 2).to(self.reach.device) <= self.reach[:, :, None]
-        )  # [L, C] x [N, L, 1]
-        return near & (self.line[:, :, None] == self.lines_around[:, None, :])
+        """Whether a word around is in a centre word's context, [N, L, C] bool; a centre word itself never is."""
+        length, around = self.centre.shape[1], self.around.shape[1]
+        distance = distances(length, (around - length) // 2).to(self.reach.device)  # [L, C]
+        return (distance <= self.reach[:, :, None]) & (self.line[:, :, None] == self.lines_around[:, None, :])
 
 
 @lru_cache(maxsize=8)
 def distances(length: int, window: int) -> Tensor:
-    """How far apart centres and places around are, [L, C] int32; more than any reach for the centre's own place."""
-    apart = (torch.arange(length)[:, None] + window - torch.arange(length + 2 * window)).abs()
-    return apart.masked_fill_(apart == 0, torch.iinfo(torch.int32).max).int()
+    """Distances between centre words and words around, [L, C] int32; infinite for a centre word itself."""
+    distance = (torch.arange(length)[:, None] + window - torch.arange(length + 2 * window)).abs()
+    return distance.masked_fill_(distance == 0, torch.iinfo(torch.int32).max).int()
 
 
 def keep_probability(counts: Tensor, threshold: float) -> Tensor:
-    """Probability that an occurrence of a word is kept, [V] float32: min(1, sqrt(t / f) + t / f), f its share.
+    """Probability that an occurrence of a word is kept, [V] float32: min(1, sqrt(t / f) + t / f).
 
-    As word2vec.c has it; Mikolov et al. (2013, eq. 5) print sqrt(t / f) alone. A threshold t of 0 keeps all words.
+    f is the word's share of the text, t the threshold; 0 keeps all words. This is the formula of word2vec.c; Mikolov et
+    al. (2013, eq. 5) print sqrt(t / f) alone. Raises InputError for a threshold outside [0, 1).
     """
     if not 0 <= threshold < 1:
-        raise InputError(f"frequent words are subsampled from a share in [0, 1) on, got {threshold}; 0 keeps them all")
+        raise InputError(f"the threshold for subsampling frequent words must be in [0, 1), got {threshold}")
     if threshold == 0:
         return torch.ones(len(counts))
-    share = threshold * counts.sum() / counts.double()  # t / f
-    return (share.sqrt() + share).clamp(max=1).float()
+    ratio = threshold * counts.sum() / counts.double()  # t / f
+    return (ratio.sqrt() + ratio).clamp(max=1).float()
 
 
-def blocks(ids: Tensor, keep: Tensor, window: int, length: int, generator: torch.Generator) -> Blocks:
-    """The blocks of a span.
+def cut_blocks(ids: Tensor, keep: Tensor, window: int, length: int, generator: torch.Generator) -> Blocks:
+    """The blocks of a chunk. N is 0 if no word is kept.
 
-    ids     [T] int64, -1 between lines
-    keep    [V] float32, `keep_probability`: words that are dropped bring their neighbours closer, as in word2vec
-    window  W; a centre's own reach is drawn uniformly from 1..W, which weights near words more (Mikolov et al. 2013)
-
-    N is 0 where no word was kept. The random numbers are drawn on the CPU.
+    ids        [T] int64, -1 between lines
+    keep       [V] float32, `keep_probability`; as in word2vec, words that are dropped bring their neighbours closer
+    window     W; the reach of a centre word is uniform in 1..W, which weights near words more (Mikolov et al. 2013)
+    length     L
+    generator  on the CPU
     """
     line = (ids < 0).cumsum(0).int()  # [T]
-    chance = torch.rand(len(ids), generator=generator).to(ids.device)
-    kept = ((ids >= 0) & (chance < keep[ids.clamp(min=0)])).nonzero().squeeze(1)
-    words = len(kept)
-    reach = torch.randint(1, window + 1, (words,), generator=generator, dtype=torch.int32).to(ids.device)
-    behind = -words % length
-    padded_ids = _padded(ids[kept], window, window + behind, 0)
-    padded_line = _padded(line[kept], window, window + behind, -1)
-    padded_reach = _padded(reach, window, window + behind, 0)
-    whole = slice(window, window + words + behind)
-    around = length + 2 * window
-    return Blocks(
-        padded_ids[whole].view(-1, length),
-        padded_ids.unfold(0, around, length) if words else padded_ids.new_empty(0, around),
-        padded_reach[whole].view(-1, length),
-        padded_line[whole].view(-1, length),
-        padded_line.unfold(0, around, length) if words else padded_line.new_empty(0, around),
-    )
+    uniform = torch.rand(len(ids), generator=generator).to(ids.device)
+    kept = ((ids >= 0) & (uniform < keep[ids.clamp(min=0)])).nonzero().squeeze(1)
+    reach = torch.randint(1, window + 1, (len(kept),), generator=generator, dtype=torch.int32).to(ids.device)
+    padding = -len(kept) % length
 
+    def centre_and_around(values: Tensor, fill: int) -> tuple[Tensor, Tensor]:
+        padded = F.pad(values, (window, window + padding), value=fill)
+        width = length + 2 * window
+        around = padded.unfold(0, width, length) if len(kept) else padded.new_empty(0, width)
+        return padded[window : len(padded) - window].view(-1, length), around
 
-def _padded(values: Tensor, before: int, after: int, value: int) -> Tensor:
-    return torch.nn.functional.pad(values, (before, after), value=value)
+    centre, around = centre_and_around(ids[kept], 0)
+    lines, lines_around = centre_and_around(line[kept], -1)
+    return Blocks(centre, around, centre_and_around(reach, 0)[0], lines, lines_around)

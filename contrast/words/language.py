@@ -1,7 +1,7 @@
-"""A next-word model: an encoder of the words before, and any head and source over words as its output layer.
+"""A next-word model: an encoder of the preceding words, and any head and source over words as its output layer.
 
-B sequences, T words, N places of a span, Q predicted words, D features, V classes: the end of a line
-and the words.
+B sequences, T words, N positions of a chunk of text, Q predicted words, D features, V classes: the end of a line and
+the words.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from contrast.data.text.corpus import Corpus
 from contrast.data.text.spans import Span
@@ -16,65 +17,64 @@ from contrast.distributed import mean_counted
 from contrast.errors import InputError
 from contrast.evaluation.features import evaluating
 from contrast.evaluation.perplexity import PerWord, normalised, over_text, perplexity
-from contrast.heads import NCE, FixedBias
+from contrast.heads import NCE, AdaptiveSoftmax, FixedBias
+from contrast.heads.head import Head
 from contrast.losses.similarity import similarity
-from contrast.negatives import Table
+from contrast.negatives import Table, Targets, Tree
 from contrast.optim import LARS
 from contrast.optim.groups import parameter_groups
 from contrast.rng import generator
 from contrast.samplers import Sampler
 from contrast.words.base import TextModel
 from contrast.words.frequencies import start_at_frequencies
-from contrast.words.output import check_pair
 
 
 class LanguageModel(TextModel):
-    """The words before ask, the next word answers (Bengio et al. 2003), against what `negatives` and `head` make of it.
+    """Predicts each word from the words before it (Bengio et al. 2003), with any output layer.
 
     encoder      `encoder(ids [B, T], state) -> features [B, T, D], state`, the last feature 1; `contrast.encoders.GRU`
     negatives    `Table`, whole or sampled, under InfoNCE or NCE; `Tree` under NCE; `Targets` under AdaptiveSoftmax
     head         `head(query [Q, D], candidates) -> losses [Q], counted [Q]`
     counts       [V] int64, how often each class occurs: at least once
-    optimizer    called with parameter groups; scheduler called with the optimizer and `total_steps`, or None
-    length       T, words of a window; each begins without a context. batch: B, windows of a step
-    frequencies  the model begins as the unigram model of `counts` (contrast.words.frequencies)
-    most         held-out words, evenly spread, on which the final perplexity is measured; streams: S, read in parallel
+    optimizer    called with parameter groups
+    scheduler    called with the optimizer and `total_steps`; None: a constant learning rate
+    length       T, words of a window; each window begins without a context
+    batch        B, windows of a training step
+    frequencies  whether the model starts as the unigram model of `counts` (contrast.words.frequencies)
+    max_held_out_words  on which the final perplexity is measured, evenly spread over the streams
+    streams      parts of the held-out text that are read in parallel
 
-    words, seed, config  as of every `TextModel`
+    words, seed, config  as in every `TextModel`
 
-    A step's loss is the mean over its predicted words; the first word of a window is only read.
+    A step's loss is the mean over its predicted words. The first word of a window is not predicted.
     """
 
-    encoder: Any
-    negatives: Any
-    head: Any
+    head: Head | AdaptiveSoftmax
     log_p: Tensor
 
     def __init__(
         self,
         encoder: nn.Module,
-        negatives: nn.Module,
-        head: nn.Module,
+        negatives: Table | Tree | Targets,
+        head: Head | AdaptiveSoftmax,
         counts: Tensor,
-        optimizer: Callable[..., torch.optim.Optimizer],
-        scheduler: Callable[..., Any] | None = None,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., object] | None = None,
         length: int = 20,
         batch: int = 64,
         frequencies: bool = True,
-        most: int = 20_000,
+        max_held_out_words: int = 20_000,
         streams: int = 32,
         words: Sequence[str] | None = None,
         seed: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(words, seed, config)
-        if min(length, batch, most, streams) < 1:
-            raise InputError(f"length {length}, batch {batch}, most {most}, streams {streams}: 1 or more")
-        check_pair(negatives, head)
+        sizes = {"length": length, "batch": batch, "max_held_out_words": max_held_out_words, "streams": streams}
+        super().__init__(negatives, head, words, seed, config, **sizes)
         self.encoder, self.negatives, self.head = encoder, negatives, head
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.length, self.span = length, batch * (length + 1)
-        self.most, self.streams = most, streams
+        self.length, self.chunk = length, batch * (length + 1)
+        self.max_held_out_words, self.streams = max_held_out_words, streams
         self.register_buffer("log_p", (counts.double() / counts.sum()).log().float())  # [V]
         if frequencies:
             start_at_frequencies(negatives, head, counts)
@@ -83,29 +83,28 @@ class LanguageModel(TextModel):
     def counts(corpus: Corpus) -> Tensor:
         """How often each class occurs, [V]: the end of a line, then the words by falling frequency.
 
-        The end of a line is first for the adaptive softmax, in whose head it belongs: it is frequent in most text.
-
-        An <unk> that stands for no word of the text counts as once: it has to be drawn, and to have a place in a tree.
+        The end of a line comes first because it is frequent in most text, and an adaptive softmax has its frequent
+        classes first. An <unk> that replaces no word of the text counts as 1: it must be drawn, and be in a tree.
         """
         return torch.cat([corpus.counts.new_tensor([corpus.lines]), corpus.counts]).clamp(min=1)
 
     def classes(self, ids: Tensor) -> Tensor:
-        """Places of a corpus as classes: the end of a line, -1, is class 0, and word n class n + 1."""
+        """Ids of a corpus as classes: the end of a line, -1, is class 0, and word n is class n + 1."""
         return ids.long() + 1
 
     def windows(self, ids: Tensor) -> Tensor:
-        """A span [N] as windows of text, [B, T + 1], what is left over dropped; a shorter span is one window."""
+        """A chunk [N] as windows [B, T + 1], without the remainder; a chunk shorter than a window is one window."""
         width = min(self.length + 1, len(ids))
         rows = len(ids) // width
         return ids[: rows * width].view(rows, width)
 
     def count(self, batch: Span) -> int:
-        """Words that are predicted in a batch."""
+        """Predicted words of a batch."""
         return self.windows(batch.ids)[:, 1:].numel()
 
     def training_step(self, batch: Span, batch_idx: int) -> dict[str, Tensor]:
         text = self.windows(self.classes(batch.ids))  # [B, T + 1]
-        if text.shape[1] == 1:  # a span of one place
+        if text.shape[1] == 1:  # a single word: nothing to predict
             return {"loss": 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()}
         features, _ = self.encoder(text[:, :-1])  # [B, T, D]
         query, ids = features.flatten(0, 1), text[:, 1:].flatten()  # [Q, D], [Q]
@@ -122,99 +121,87 @@ class LanguageModel(TextModel):
         self.head.advance()
 
     def log_probs(self, query: Tensor, ids: Tensor) -> PerWord:
-        """What the model gives the classes `ids` [Q] after the contexts `query` [Q, D], by name, [Q] float64 each.
+        """Log probabilities of the classes `ids` [Q] after the contexts `query` [Q, D], by name, [Q] float64 each.
 
-        log_prob             log of the probability, over all classes exactly
-        log_z                of NCE's scores, the log normaliser: 0 where the model normalises itself
-        log_prob_with_log_q  of negative sampling, after log q was added to the scores: their optimum is
-                             log p - log(K q), so these give p back and the scores alone do not; of Poisson draws
-                             log pi, their probability
+        log_prob             normalised exactly over all classes
+        log_z                NCE: the log normaliser of the scores, 0 where the model is normalised already
+        log_prob_with_log_q  negative sampling: with log q added to the scores, whose optimum is log p - log(K q), so
+                             that this is log p, unlike log_prob; for Poisson samples log pi takes the place of log q
 
-        A tree's and an adaptive softmax's probabilities sum to 1 by construction: their loss is -log p.
+        The probabilities of a tree and of an adaptive softmax sum to 1 by construction: their loss is -log p.
         """
         if not isinstance(self.negatives, Table):
             ((query, candidates),) = self.negatives(query[None], None, ids)
             return {"log_prob": -self.head(query, candidates)[0].double()}
         offsets = [torch.zeros_like(self.log_p, dtype=torch.float64)]
-        logistic, sampler = isinstance(self.head, NCE), self.negatives.sampler
-        if logistic and not self.head.correction and sampler is not None:
-            everything = torch.arange(len(self.log_p), device=ids.device)
-            drawn = sampler.log_prob(everything) if isinstance(sampler, Sampler) else sampler.log_inclusion(everything)
-            offsets.append(drawn.double())
+        sampler, is_nce = self.negatives.sampler, isinstance(self.head, NCE)
+        if isinstance(self.head, NCE) and not self.head.correction and sampler is not None:
+            log_q = sampler.log_prob if isinstance(sampler, Sampler) else sampler.log_inclusion
+            offsets.append(log_q(torch.arange(len(self.log_p), device=ids.device)).double())
         log_prob, log_z = normalised(self.score, query, ids, self.negatives.vectors, torch.stack(offsets))
-        told = {"log_prob": log_prob[0]}
-        if logistic:
-            told["log_z"] = log_z[0]
-        if len(offsets) > 1:
-            told["log_prob_with_log_q"] = log_prob[1]
-        return told
+        values = {"log_prob": log_prob[0]} | ({"log_z": log_z[0]} if is_nce else {})
+        return values | ({"log_prob_with_log_q": log_prob[1]} if len(offsets) > 1 else {})
 
     def score(self, query: Tensor, vectors: Tensor) -> Tensor:
-        """Scores of a table's rows, uncorrected, [Q, D] x [C, D] -> [Q, C]."""
+        """Scores of rows of a table without the correction, [Q, D] x [C, D] -> [Q, C]."""
+        assert isinstance(self.head, Head)
         values = similarity(query, vectors, self.head.cosine) / self.head.temperature()
         return values + self.head.bias() if isinstance(self.head, NCE) else values
 
-    def held_out(self, ids: Tensor, most: int) -> dict[str, float]:
-        """Figures of held-out text `ids` [N], on at most `most` words of it: see `figures`."""
+    def held_out(self, ids: Tensor, max_words: int) -> dict[str, float]:
+        """Metrics of held-out text `ids` [N], on at most `max_words` words of it: see `metrics`."""
 
-        def encode(words: Tensor, state: Any) -> tuple[Tensor, Any]:
+        def encode(words: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
             return self.encoder(words.to(self.device), state)
 
-        def told(query: Tensor, ids: Tensor) -> PerWord:
+        def log_probs(query: Tensor, ids: Tensor) -> PerWord:
             return self.log_probs(query, ids) | {"unigram": self.log_p[ids].double()}
 
         with evaluating(self):
-            found = over_text(encode, told, self.classes(ids).to(self.device), 0, self.streams, most)
-        figures = {"perplexity": perplexity(found["log_prob"])}
-        if "log_prob_with_log_q" in found:
-            figures["perplexity_with_log_q"] = perplexity(found["log_prob_with_log_q"])
-        if "log_z" in found:
-            figures |= {"log_z": float(found["log_z"].mean()), "log_z_std": float(found["log_z"].std(correction=0))}
-        figures["unigram_perplexity"] = perplexity(found["unigram"])
-        return figures | {"held_out_words": len(found["log_prob"])}
+            values = over_text(encode, log_probs, self.classes(ids).to(self.device), 0, self.streams, max_words)
+        metrics = {"perplexity": perplexity(values["log_prob"])}
+        if "log_prob_with_log_q" in values:
+            metrics["perplexity_with_log_q"] = perplexity(values["log_prob_with_log_q"])
+        if "log_z" in values:
+            metrics |= {"log_z": float(values["log_z"].mean()), "log_z_std": float(values["log_z"].std(correction=0))}
+        metrics["unigram_perplexity"] = perplexity(values["unigram"])
+        return metrics | {"held_out_words": len(values["log_prob"])}
 
-    def figures(self, corpus: Corpus, device: torch.device) -> dict[str, float]:
-        """What the model is worth on the held-out text; nothing where none is held out.
+    def metrics(self, corpus: Corpus, device: torch.device) -> dict[str, float]:
+        """Metrics of the model on the held-out text; nothing if none is held out.
 
         perplexity             exp of the mean of -log p over words and ends of lines, normalised exactly
         unigram_perplexity     that of the classes' frequencies
-        log_z, log_z_std       NCE, negative sampling: mean and deviation of the log normaliser of the scores
+        log_z, log_z_std       NCE, negative sampling: mean and standard deviation of the log normaliser of the scores
         perplexity_with_log_q  negative sampling: with log q added to the scores
         held_out_words         how many words were predicted
         """
-        return {} if corpus.held_out is None else self.to(device).held_out(corpus.held_out, self.most)
+        return {} if corpus.held_out is None else self.to(device).held_out(corpus.held_out, self.max_held_out_words)
 
-    def figure_names(self, corpus: Corpus) -> set[str]:
-        """Names of the figures that `figures` may give on this corpus."""
+    def metric_names(self, corpus: Corpus) -> set[str]:
+        """Names of the metrics that `metrics` may return on this corpus."""
         if corpus.held_out is None:
             return set()
-        names = {"perplexity", "unigram_perplexity", "held_out_words"}
-        return names | ({"log_z", "log_z_std", "perplexity_with_log_q"} if isinstance(self.head, NCE) else set())
+        of_nce = {"log_z", "log_z_std", "perplexity_with_log_q"} if isinstance(self.head, NCE) else set()
+        return {"perplexity", "unigram_perplexity", "held_out_words"} | of_nce
 
-    def table(self, figures: dict[str, float]) -> str:
-        """The figures as lines of text."""
-        if not figures:
+    def table(self, metrics: dict[str, float]) -> str:
+        """The metrics as lines of text."""
+        if not metrics:
             return "no text was held out (data.held_out=0.05), so there is no perplexity"
-        lines = [f"perplexity of {figures['held_out_words']:,.0f} held-out words {figures['perplexity']:12,.2f}"]
-        if "perplexity_with_log_q" in figures:
-            lines.append(f"  with log q added to the scores      {figures['perplexity_with_log_q']:12,.2f}")
-        if "log_z" in figures:
-            lines.append(f"  log Z of the scores          {figures['log_z']:8.2f} ± {figures['log_z_std']:.2f}")
-        lines.append(f"  of the words' frequencies alone     {figures['unigram_perplexity']:12,.2f}")
-        return "\n".join(lines)
+        return "\n".join(f"{name:<28}{value:>12,.2f}" for name, value in metrics.items())
 
     def on_fit_start(self) -> None:
-        if self.sparse_parts() and self.trainer.gradient_clip_algorithm == "value":
-            raise InputError("clipping by value needs dense gradients: encoder.sparse=false negatives.sparse=false")
         if self.sparse_parts():
-            torch.sparse.check_sparse_tensor_invariants.disable()  # as by default: said aloud, or torch warns
+            if self.trainer.gradient_clip_algorithm == "value":
+                raise InputError("clipping by value needs dense gradients: encoder.sparse=false negatives.sparse=false")
+            torch.sparse.check_sparse_tensor_invariants.disable()  # the default, but torch warns unless it is set
         self.head.plan(int(self.trainer.estimated_stepping_batches))
 
     def sparse_parts(self) -> list[str]:
         """Which parts have sparse gradients."""
-        embeddings = [module for module in self.encoder.modules() if isinstance(module, nn.Embedding)]
-        parts = ["encoder"] if any(module.sparse for module in embeddings) else []
-        return [*parts, "negatives"] if getattr(self.negatives, "sparse", False) else parts
+        parts = {"encoder": self.encoder, "negatives": self.negatives}
+        return [name for name, part in parts.items() if any(getattr(m, "sparse", False) for m in part.modules())]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(parameter_groups(self))
@@ -224,17 +211,17 @@ class LanguageModel(TextModel):
         schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """InputError for an optimiser that would stop at the first sparse gradient."""
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """InputError for an optimiser that would fail at the first sparse gradient."""
         parts = self.sparse_parts()
-        decay = max((group.get("weight_decay", 0) for group in optimizer.param_groups), default=0)
         dense = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | torch.optim.RMSprop | LARS)
+        decay = max((group.get("weight_decay", 0) for group in optimizer.param_groups), default=0)
         if parts and (dense or decay):
             name = type(optimizer).__name__ + (f" with weight decay {decay}" if decay and not dense else "")
-            mend = " ".join(f"{part}.sparse=false" for part in parts)
-            less = "" if dense else ", or optimizer.weight_decay=0"
-            raise InputError(f"{name} takes no sparse gradients: {mend}{less}; or optimizer=adagrad")
+            remedy = " ".join(f"{part}.sparse=false" for part in parts)
+            other = "" if dense else ", or optimizer.weight_decay=0"
+            raise InputError(f"{name} takes no sparse gradients: {remedy}{other}; or optimizer=adagrad")
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.logged:
             self.log("train/lr", optimizer.param_groups[0]["lr"])

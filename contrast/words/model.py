@@ -1,121 +1,124 @@
 """Skip-gram and CBOW: word vectors under any head and any table of words.
 
-T places of a span, N blocks, L centres of a block, C places around, M draws, D dimensions, V words, P pairs.
+T positions of a chunk of text, L centre words of a block, D dimensions, V words, P pairs.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from contrast.candidates import Candidates
 from contrast.data.text.corpus import Corpus
 from contrast.data.text.spans import Span
+from contrast.encoders import WordTable
 from contrast.errors import InputError
-from contrast.heads import NCE, AdaptiveSoftmax
-from contrast.heads.scalars import Fixed, FixedBias
-from contrast.losses.similarity import LOWEST_LOG_Q
-from contrast.negatives import Table
+from contrast.heads import AdaptiveSoftmax
+from contrast.heads.head import Head
+from contrast.negatives import Table, Tree
 from contrast.rng import generator
-from contrast.samplers import Sampler
 from contrast.words import by_autograd, closed_form
 from contrast.words.base import TextModel
-from contrast.words.blocks import Blocks, blocks, keep_probability
-from contrast.words.by_autograd import Questions, questions
-from contrast.words.closed_form import Rule
-from contrast.words.output import check_pair
+from contrast.words.blocks import Blocks, cut_blocks, keep_probability
+from contrast.words.descent import Descent
 from contrast.words.workers import Workers
 
 
 class Task(NamedTuple):
-    """A worker's part of a span."""
+    """A worker's part of a chunk."""
 
     ids: np.ndarray  # [T] int32, -1 between lines
     batch_number: int
-    total: int  # steps of the run
+    steps: int  # training steps of the run
 
 
 class WordVectors(TextModel):
-    """word2vec (Mikolov et al. 2013): a word and its context, each pair scored against noise by a head.
+    """word2vec (Mikolov et al. 2013): input and output vectors of words, trained on pairs under a head.
 
-    encoder    ids -> vectors, `contrast.encoders.WordTable`: what is kept in the end
-    negatives  a source over words: `Table`, whole or sampled, or `Tree`
+    encoder    the input vectors, which are the result of the training
+    negatives  the output vectors: a `Table`, whole or sampled, or the nodes of a `Tree`
     head       `head(query [P, D], candidates) -> losses [P], counted [P]`
     counts     [V] int64, how often each word occurs
-    method     skipgram: the centre asks, every word of its context answers; cbow: the mean of the context's vectors
-               asks, the centre answers
-    window     words on either side that a context reaches at most; subsample: see `keep_probability`
-    lr, lr_end learning rate of the sum over pairs, falling linearly over the run, as in word2vec
-    span       places of the corpus in a training step, which is many updates; no pair crosses its ends
-    block      L, centres that share the draws of `negatives`; blocks: in one update, each with draws of its own
-    limit      of a row that more pairs change in one update, the step is scaled down to so many; None: never
-    workers    processes that update the same tables without locks, `contrast.words.workers`: the result then depends on
-               their timing. With one a run is a function of its seed
+    method     skipgram: a centre word's vector is the query, each word of its context a target; cbow: the mean of the
+               context's vectors is the query, the centre word the target
+    window     the most words to either side that a context extends
+    subsample  threshold of `keep_probability`
+    lr, lr_end learning rate of the sum over pairs, which falls linearly over the run, as in word2vec
+    chunk      positions of the corpus in a training step, which is many updates; no pair crosses the ends of a chunk
+    block      L, centre words that share the noise words of `negatives`
+    blocks     blocks in an update, each with noise words of its own
+    max_pairs_per_row  if more pairs than this update one row in an update, the row's summed gradient is scaled by
+               max_pairs_per_row / pairs; None: never
+    workers    processes that update the same tables without locks (contrast.words.workers), so that the result depends
+               on their timing. With one worker a run is a function of its seed
 
-    words, seed, config  as of every `TextModel`
+    words, seed, config  as in every `TextModel`
 
     With a logistic head, a fixed temperature of 1 and a bias that is not learned, over dot products with a sampled
-    `Table`, an update is written out (contrast.words.closed_form); all else goes through autograd, with the same sums
-    of the same losses. Training is plain gradient descent on the rows that are touched.
+    `Table`, gradients are computed in closed form, and by autograd otherwise, with the same sums of the same losses.
+    Training is plain gradient descent on the rows that an update touches.
 
-    The loss that is logged is that of two blocks of a span before they change anything; a run's `loss` is its mean
-    over the last epoch. It compares runs with the same head and noise.
+    After every update the head advances: a bounded temperature returns to its bounds, a scheduled one takes a step, an
+    estimate of Z is renewed. Every worker has its own schedule and its own estimate, because without locks shared ones
+    could be torn; those of the first worker are logged and stored in the checkpoint. Learned parameters of the head are
+    shared like the tables. A schedule over the whole training is planned for the expected number of updates, from which
+    the real one differs by a few per cent, because frequent words are dropped at random.
+
+    The logged loss is that of the first two blocks of a chunk before any update on it; a run's metric `loss` is its
+    mean over the last epoch. It compares runs with the same head and noise.
     """
 
-    encoder: Any
-    negatives: Any
-    head: Any
+    encoder: WordTable
+    negatives: Table | Tree
+    head: Head
     keep: Tensor
 
     def __init__(
         self,
-        encoder: nn.Module,
-        negatives: nn.Module,
-        head: nn.Module,
+        encoder: WordTable,
+        negatives: Table | Tree,
+        head: Head,
         counts: Tensor,
         method: Literal["skipgram", "cbow"] = "skipgram",
         window: int = 5,
         subsample: float = 1e-4,
         lr: float = 0.025,
         lr_end: float = 1e-4,
-        span: int = 200_000,
+        chunk: int = 200_000,
         block: int = 32,
         blocks: int = 16,
-        limit: float | None = 64,
+        max_pairs_per_row: float | None = 64,
         workers: int = 1,
         words: Sequence[str] | None = None,
         seed: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(words, seed, config)
+        sizes = {"window": window, "chunk": chunk, "block": block, "blocks": blocks, "workers": workers}
+        super().__init__(negatives, head, words, seed, config, **sizes)
         if method not in ("skipgram", "cbow"):
             raise InputError(f"the method is skipgram or cbow, not {method!r}")
-        if min(window, span, block, blocks, workers) < 1:
-            raise InputError(
-                f"window {window}, span {span}, block {block}, blocks {blocks}, workers {workers}: 1 or more"
-            )
         if not lr > 0 or not 0 <= lr_end <= lr:
             raise InputError(f"the learning rate falls from lr > 0 to lr_end in 0..lr, got {lr} and {lr_end}")
-        if limit is not None and not limit > 0:
-            raise InputError(f"a row is limited to more than 0 pairs an update, or with null not at all: got {limit}")
+        if max_pairs_per_row is not None and not max_pairs_per_row > 0:
+            raise InputError(f"max_pairs_per_row must be more than 0, or null for no limit, got {max_pairs_per_row}")
         if isinstance(head, AdaptiveSoftmax):
-            raise InputError("AdaptiveSoftmax holds its classes itself: word vectors want a Table or a Tree of them")
-        check_pair(negatives, head)
+            raise InputError("AdaptiveSoftmax has its own classes: word vectors need a Table or a Tree")
         self.automatic_optimization = False
         self.encoder, self.negatives, self.head = encoder, negatives, head
         self.method, self.window, self.lr, self.lr_end = method, window, lr, lr_end
-        self.span, self.block, self.blocks, self.limit, self.workers = span, block, blocks, limit, workers
-        self.epoch_loss = (0, 0.0, 0)  # number of the epoch, sum of the losses looked at in it, and how many
+        self.chunk, self.block, self.blocks, self.workers = chunk, block, blocks, workers
+        self.max_pairs_per_row = max_pairs_per_row
         self.register_buffer("keep", keep_probability(counts, subsample))
-        self.looked = torch.empty(0)  # losses of the current span before it changed anything
-        self.pool: Workers | None = None  # while it trains
-        self.written_out = written_out(head, negatives)
-        self.offset: Tensor | None = None
-        self.threads: int | None = None  # torch's, to be set again after training
+        self.kept_share = float((counts * self.keep).sum() / counts.sum())  # of the text
+        self.has_closed_form = closed_form.is_supported(head, negatives)
+        self.epoch_loss = (0, 0.0, 0)  # number of the epoch, sum and number of the losses in it
+        self.first_losses = torch.empty(0)  # [P], of the current chunk before any update on it
+        self.pool: Workers[Task] | None = None  # during training
+        self.heads: list[Head] = []  # of each worker, during training
+        self.threads: int | None = None  # torch's number of threads, which is restored after training
 
     @staticmethod
     def counts(corpus: Corpus) -> Tensor:
@@ -126,107 +129,102 @@ class WordVectors(TextModel):
         """Words in a batch."""
         return int((batch.ids >= 0).sum())
 
+    def on_fit_start(self) -> None:
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # matrix products of a block are too small to share: the workers run in parallel
+        self.start_workers(int(self.trainer.estimated_stepping_batches))
+
+    def start_workers(self, steps: int) -> None:
+        """Starts the workers of a run of so many training steps."""
+        blocks = math.ceil(self.kept_share * self.chunk / self.workers / self.block)
+        self.head.plan(steps * math.ceil(blocks / self.blocks))
+        shared = {
+            id(parameter): parameter for parameter in self.head.parameters()
+        }  # not copied, but used by all copies
+        self.heads = [self.head, *(copy.deepcopy(self.head, dict(shared)) for _ in range(1, self.workers))]
+        self.pool = Workers(self, self.work, self.workers)
+
+    def teardown(self, stage: str) -> None:
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+            self.threads = None
+
     def training_step(self, batch: Span, batch_idx: int) -> dict[str, Tensor]:
-        total = int(self.trainer.estimated_stepping_batches)
-        parts = batch.ids.int().cpu().numpy()
+        steps = int(self.trainer.estimated_stepping_batches)
+        parts = np.array_split(batch.ids.int().cpu().numpy(), self.workers)
         assert self.pool is not None
-        self.pool.run([Task(part, self.batch_number, total) for part in np.array_split(parts, self.workers)])
-        self.head.advance()
-        self.optimizers().step()  # type: ignore[union-attr]  # there are no gradients left: it counts the step
-        return {"loss": self.told(self.looked)}
+        self.pool.run([Task(part, self.batch_number, steps) for part in parts])
+        self.optimizers().step()  # type: ignore[union-attr]  # without gradients: it only counts the step
+        return {"loss": self.log_loss(self.first_losses, steps)}
 
-    def work(self, worker: int, task: "Task") -> None:
-        """Train on a worker's part of a span."""
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)  # changes nothing: see `training_step`
+
+    def work(self, worker: int, task: Task) -> None:
+        """Trains on a worker's part of a chunk."""
         self.batch_number = task.batch_number
-        text = self.read(torch.from_numpy(task.ids).long().to(self.device), worker)
+        ids = torch.from_numpy(task.ids).long().to(self.device)
+        text = cut_blocks(ids, self.keep, self.window, self.block, self.generator(worker, 0))
+        head, random = self.heads[worker], self.generator(worker, 1)
         if worker == 0:
-            self.looked = self.look(text)
-        for share, update in self.updates(text, worker):
-            update(self.rate((task.batch_number - 1 + share) / task.total))
-
-    def read(self, ids: Tensor, worker: int) -> Blocks:
-        return blocks(ids, self.keep, self.window, self.block, self.generator(worker, 0))
-
-    def updates(self, text: Blocks, worker: int = 0) -> Iterator[tuple[float, Callable[[float], None]]]:
-        """The updates of a part of a span in turn: how much of it lies behind, and a step with a learning rate."""
-        draws = self.generator(worker, 1)
-        tally = torch.zeros_like(self.encoder.weight[:, 0])
-        shape = len(text), getattr(self.negatives, "draws", 0)
-        drawn = self.negatives.sampler.draw(shape, draws) if self.written_out else None  # [N, M]: all at once
+            with torch.no_grad():
+                scored = self.score(text.part(0, 2), head, self.generator(0, 2))
+            self.first_losses = torch.cat([self.encoder.weight.new_empty(0), *(each.losses for each in scored)])
+        noise = None  # drawn for all steps at once, which is faster
+        if self.has_closed_form:
+            noise = closed_form.noise_words(head, self.negatives, len(text), random)
+        pair_counts = torch.zeros_like(self.encoder.weight[:, 0])
         for start in range(0, len(text), self.blocks):
             stop = start + self.blocks
-            part = text.part(start, stop)
-            if drawn is None:
-                update = partial(self.step_by_autograd, part, draws, tally)
+            lr = self.learning_rate((task.batch_number - 1 + start / len(text)) / task.steps)
+            descent = Descent(lr, self.max_pairs_per_row, pair_counts)
+            if noise is None:
+                self.step_by_autograd(text.part(start, stop), head, random, descent)
             else:
-                update = partial(self.step, part, drawn[start:stop], tally)
-            yield start / len(text), update
+                part = noise._replace(sampled=noise.sampled[start:stop])
+                self.step_in_closed_form(text.part(start, stop), part, descent)
+            head.advance()
 
     @torch.no_grad()
-    def step(self, text: Blocks, drawn: Tensor, tally: Tensor, rate: float) -> None:
-        """An update written out, with the draws [N, M]."""
+    def step_in_closed_form(self, text: Blocks, noise: closed_form.Noise, descent: Descent) -> None:
         step = closed_form.skip_gram if self.method == "skipgram" else closed_form.cbow
-        rule = Rule(self.head.num_noise or self.negatives.draws, self.word_offset(), self.limit, tally)
-        step(self.encoder.weight, self.negatives.vectors, text, drawn, rate, rule)
+        step(self.encoder.weight, self.negatives.vectors, text, noise, descent)
 
-    def step_by_autograd(self, text: Blocks, draws: torch.Generator, tally: Tensor, rate: float) -> None:
-        asked = [questions(self.encoder, text.part(n, n + 1), self.method) for n in range(len(text))]
-        asked = [each for each in asked if len(each.answers)]
-        if asked:
-            losses, candidates = zip(*(self.answer(each, draws) for each in asked), strict=True)
-            by_autograd.step(self, asked, candidates, torch.cat(losses), rate, self.limit, tally)
+    def step_by_autograd(self, text: Blocks, head: Head, random: torch.Generator, descent: Descent) -> None:
+        scored = self.score(text, head, random)
+        if scored:
+            by_autograd.step(self.encoder, self.negatives, head, scored, descent)
 
-    def losses(self, text: Blocks, draws: torch.Generator) -> Tensor:
-        """The head's losses of the pairs of one block, [P]; of its centres that have a context with CBOW."""
-        asked = questions(self.encoder, text, self.method)
-        return self.answer(asked, draws)[0] if len(asked.answers) else asked.query.sum(dim=1)
+    def score(self, text: Blocks, head: Head, random: torch.Generator) -> list[by_autograd.Scored]:
+        return by_autograd.score(self.encoder, self.negatives, head, text, self.method, random)
 
-    def answer(self, asked: Questions, draws: torch.Generator) -> tuple[Tensor, Candidates]:
-        ((query, candidates),) = self.negatives(asked.query[None], None, asked.answers, None, draws)
-        return self.head(query, candidates)[0], candidates
-
-    def word_offset(self) -> Tensor | None:
-        """What the head adds to the score of each word: bias - log(k q) in NCE, [V]; None: nothing."""
-        if self.offset is None and self.head.correction:
-            everything, draws = torch.arange(len(self.negatives.vectors), device=self.device), self.negatives.draws
-            log_q = (self.negatives.sampler.log_prob(everything) + math.log(draws)).clamp(min=LOWEST_LOG_Q)
-            self.offset = self.head.bias() - log_q - math.log((self.head.num_noise or draws) / draws)
-        if self.offset is None and float(self.head.bias()) != 0:
-            self.offset = self.head.bias().expand(len(self.negatives.vectors))
-        return self.offset
-
-    def rate(self, done: float) -> float:
-        """Learning rate after this share of the run."""
+    def learning_rate(self, done: float) -> float:
+        """After this share of the run."""
         return self.lr + (self.lr_end - self.lr) * min(done, 1.0)
 
     def generator(self, worker: int, stream: int) -> torch.Generator:
         return generator(self.seed, self.batch_number, worker, stream)
 
-    @torch.no_grad()
-    def look(self, text: Blocks) -> Tensor:
-        """Losses [P] of the pairs of the first two blocks of a span, before they change anything."""
-        draws = self.generator(0, 2)
-        losses = [self.losses(text.part(n, n + 1), draws) for n in range(min(2, len(text)))]
-        return torch.cat(losses) if losses else self.encoder.weight.new_zeros(0)
-
-    def told(self, losses: Tensor) -> Tensor:
-        """The mean of the losses [P] that were looked at; logged, and summed up over the epoch."""
+    def log_loss(self, losses: Tensor, steps: int) -> Tensor:
+        """The mean of the losses [P], which is logged and added to the epoch's."""
         loss = losses.mean() if len(losses) else losses.sum()
         if not loss.isfinite():
-            raise InputError(f"the loss of span {self.batch_number} is {loss.item()}: take a lower lr than {self.lr}")
+            raise InputError(f"the loss of chunk {self.batch_number} is {loss.item()}: take a lower lr than {self.lr}")
         epoch, total, number = self.epoch_loss
         if epoch != self.current_epoch:
             total, number = 0.0, 0
         self.epoch_loss = self.current_epoch, total + float(losses.double().sum()), number + len(losses)
         if self.logged:
-            done = self.batch_number / int(self.trainer.estimated_stepping_batches)
-            self.log("train/lr", self.rate(done))
+            self.log("train/lr", self.learning_rate(self.batch_number / steps))
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/largest", self.encoder.weight.abs().max())
         return loss
 
-    def figures(self) -> dict[str, float]:
-        """loss: the mean over the last epoch of the losses that were looked at; nothing where none was."""
+    def metrics(self) -> dict[str, float]:
+        """`loss`, the mean of the logged losses of the last epoch; nothing if there were none."""
         _, total, number = self.epoch_loss
         return {"loss": total / number} if number else {}
 
@@ -238,24 +236,6 @@ class WordVectors(TextModel):
             raise InputError(f"{broken} of {len(vectors)} vectors are not finite: take a lower lr than {self.lr}")
         return vectors
 
-    def on_fit_start(self) -> None:
-        self.offset = None
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # products of a block are too small to be shared: the workers are the threads
-        self.head.plan(int(self.trainer.estimated_stepping_batches))
-        self.pool = Workers(self, self.work, self.workers)
-
-    def teardown(self, stage: str) -> None:
-        if self.pool is not None:
-            self.pool.close()
-            self.pool = None
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-            self.threads = None
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=self.lr)  # it only counts: see `training_step`
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["epoch_loss"] = self.epoch_loss
@@ -263,17 +243,3 @@ class WordVectors(TextModel):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.epoch_loss = checkpoint["epoch_loss"]
-
-
-def written_out(head: nn.Module, negatives: nn.Module) -> bool:
-    """Whether `contrast.words.closed_form` covers this head and this source."""
-    return (
-        type(head) is NCE
-        and not head.cosine
-        and head.margin is None
-        and type(head.temperature) is Fixed
-        and float(head.temperature()) == 1
-        and type(head.bias) is FixedBias
-        and type(negatives) is Table
-        and isinstance(negatives.sampler, Sampler)
-    )
