@@ -85,7 +85,7 @@ class WordVectors(TextModel):
         span: int = 200_000,
         block: int = 32,
         blocks: int = 16,
-        limit: float | None = 64,
+        max_pairs_per_row: float | None = 64,
         workers: int = 1,
         words: Sequence[str] | None = None,
         seed: int = 0,
@@ -100,15 +100,17 @@ class WordVectors(TextModel):
             )
         if not lr > 0 or not 0 <= lr_end <= lr:
             raise InputError(f"the learning rate falls from lr > 0 to lr_end in 0..lr, got {lr} and {lr_end}")
-        if limit is not None and not limit > 0:
-            raise InputError(f"a row is limited to more than 0 pairs an update, or with null not at all: got {limit}")
+        if max_pairs_per_row is not None and not max_pairs_per_row > 0:
+            raise InputError(
+                f"a row is limited to more than 0 pairs an update, or with null not at all: got {max_pairs_per_row}"
+            )
         if isinstance(head, AdaptiveSoftmax):
             raise InputError("AdaptiveSoftmax holds its classes itself: word vectors want a Table or a Tree of them")
         check_pair(negatives, head)
         self.automatic_optimization = False
         self.encoder, self.negatives, self.head = encoder, negatives, head
         self.method, self.window, self.lr, self.lr_end = method, window, lr, lr_end
-        self.span, self.block, self.blocks, self.limit, self.workers = span, block, blocks, limit, workers
+        self.span, self.block, self.blocks, self.limit, self.workers = span, block, blocks, max_pairs_per_row, workers
         self.epoch_loss = (0, 0.0, 0)  # number of the epoch, sum of the losses looked at in it, and how many
         self.register_buffer("keep", keep_probability(counts, subsample))
         self.looked = torch.empty(0)  # losses of the current span before it changed anything
