@@ -61,7 +61,7 @@ def test_labels_are_asked_for_at_the_door(
         assert not Path("run/metrics.csv").exists()
         return capfd.readouterr().err
 
-    assert "Table holds classes: it needs same_label=positive, not negative" in refused("negatives=table")
+    assert "Table holds classes: it needs same_label=positive, not negative" in refused("output=full_softmax")
     assert "same_label is negative, positive or ignored, not 'both'" in refused("same_label=both")
     for i in range(64):
         Image.new("L", (8, 8), color=i).save(f"{i}.png")

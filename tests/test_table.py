@@ -104,7 +104,7 @@ def test_a_margin_is_taken_from_the_true_class_alone(margin: str) -> None:
 
 
 def test_logistic_regression_is_the_case_of_two_classes() -> None:
-    negatives, (query, _) = table(size=2), queries()
+    negatives, (query, _) = table(num_ids=2), queries()
     ids = torch.tensor([1, 0, 1])
     losses = losses_of(InfoNCE(1.0, cosine=False), negatives, query, ids)
     score = query.flatten(0, 1) @ (negatives.vectors[1] - negatives.vectors[0])

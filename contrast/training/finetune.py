@@ -23,13 +23,14 @@ from contrast.evaluation.features import EvaluationData, features
 from contrast.optim.groups import parameter_groups
 from contrast.optim.schedule import warmup_cosine
 from contrast.training.callbacks.progress import RunProgress
+from contrast.views import SimCLRViews
 
 
 class Classifier(pl.LightningModule):
     """An encoder and a linear layer under cross entropy; SGD with Nesterov momentum, warm-up and cosine."""
 
     def __init__(
-        self, encoder: Frozen, classes: int, views: nn.Module, lr: float, weight_decay: float, seed: int
+        self, encoder: Frozen, classes: int, views: SimCLRViews, lr: float, weight_decay: float, seed: int
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -43,7 +44,7 @@ class Classifier(pl.LightningModule):
         return self.classifier(self.encoder(pixels))  # [B, C, H, W] -> [B, K]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        uniforms = self.views.draw(len(batch.pixels), self.generator).to(self.device)  # type: ignore[operator]
+        uniforms = self.views.draw(len(batch.pixels), self.generator).to(self.device)
         (view,) = self.views(batch.pixels, uniforms)
         loss = F.cross_entropy(self(view), batch.labels)
         self.log("loss", loss, prog_bar=True)
@@ -58,7 +59,7 @@ class Classifier(pl.LightningModule):
 
 def finetune(
     bench: EvaluationData,
-    views: Callable[..., nn.Module],
+    views: Callable[..., SimCLRViews],
     epochs: int = 50,
     batch_size: int = 128,
     learning_rates: list[float] | None = None,
@@ -75,12 +76,11 @@ def finetune(
     rates = learning_rates or [0.03]
     if min(rates) <= 0 or epochs < 1:
         raise InputError(f"fine-tuning needs learning rates above 0 and at least 1 epoch, got {rates} and {epochs}")
-    assert isinstance(bench.encoder, Frozen)
-    encoder, classes = bench.encoder, len(bench.train.classes)
+    classes = len(bench.train.classes)
 
     def train(images: Images | ImageFiles, lr: float) -> Classifier:
         pl.seed_everything(bench.seed, verbose=False)
-        model = Classifier(copy.deepcopy(encoder), classes, views(size=images.size), lr, weight_decay, bench.seed)
+        model = Classifier(copy.deepcopy(bench.encoder), classes, views(size=images.size), lr, weight_decay, bench.seed)
         model.train()  # the bench's encoder is in eval mode, and Lightning leaves it so
         data = PretrainData(images, min(batch_size, len(images)), bench.seed, bench.workers)
         trainer = instantiate(
@@ -88,7 +88,7 @@ def finetune(
             max_epochs=epochs,
             logger=False,
             enable_checkpointing=False,
-            callbacks=[RunProgress(desc=f"fine-tuning at learning rate {lr:g}")],
+            callbacks=[RunProgress(f"fine-tuning at learning rate {lr:g}")],
             use_distributed_sampler=False,
         )
         trainer.fit(model, data)
@@ -106,5 +106,5 @@ def finetune(
     elif len(rates) > 1:
         warnings.warn("fine-tuning: a class has a single image, so the learning rate was chosen unseen", stacklevel=2)
     best = max(val, key=lambda lr: val[lr]) if val else sorted(rates)[len(rates) // 2]
-    figures = {"top1": top1(train(bench.train, best), bench.test), "learning_rate": best}
-    return figures | ({"val_top1": val[best]} if val else {})
+    metrics = {"top1": top1(train(bench.train, best), bench.test), "learning_rate": best}
+    return metrics | ({"val_top1": val[best]} if val else {})

@@ -4,6 +4,7 @@ B sequences, T words, N places of a span, Q predicted words, D features, V class
 and the words.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -208,7 +209,9 @@ class LanguageModel(TextModel):
             raise InputError("clipping by value needs dense gradients: encoder.sparse=false negatives.sparse=false")
         if self.sparse_parts():
             torch.sparse.check_sparse_tensor_invariants.disable()  # as by default: said aloud, or torch warns
-        self.head.plan(int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if math.isfinite(steps):
+            self.head.plan(int(steps))
 
     def sparse_parts(self) -> list[str]:
         """Which parts have sparse gradients."""
@@ -221,7 +224,7 @@ class LanguageModel(TextModel):
         self.check_optimizer(optimizer)
         if self.scheduler is None:
             return optimizer
-        schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        schedule = self.scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
