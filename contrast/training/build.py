@@ -5,7 +5,7 @@ Partials in the configuration are called with the facts that `contrast.facts` li
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -68,13 +68,13 @@ def build_text(cfg: DictConfig, corpus: Corpus) -> WordVectors | LanguageModel:
     make = instantiate(cfg.model)
     if not isinstance(make, functools.partial):
         raise InputError("the model of text has to be a partial: _partial_: true")
-    takes = inspect.signature(make.func).parameters
+    kind = cast(type[WordVectors] | type[LanguageModel], make.func)
+    takes = inspect.signature(kind).parameters
     unused = [name for name in ("optimizer", "scheduler") if cfg.get(name) is not None and name not in takes]
     if unused:
-        name = make.func.__name__  # type: ignore[attr-defined]
-        raise InputError(f"{name} has no use for an {' and a '.join(unused)}: leave it out")
+        raise InputError(f"{kind.__name__} has no use for an {' and a '.join(unused)}: leave it out")
     pl.seed_everything(cfg.seed, verbose=False)
-    counts: torch.Tensor = make.func.counts(corpus)
+    counts = kind.counts(corpus)
     facts: dict[str, Any] = {"num_ids": len(counts), "counts": counts}
     encoder = complete(instantiate(cfg.encoder), facts)
     facts["dim"] = encoder.num_features
