@@ -371,19 +371,18 @@ def test_facts_fill_only_parameters_without_a_default() -> None:
 TUNED = {
     "data": "root image_column caption_column label_column test_file test_fraction image_size channels tokenizer "
     "length on_error memory_limit_gb download min_count max_words unknown held_out most",
-    "encoder": "name stem widths compile channels_last dim hidden layers dropout sparse num_features",
+    "encoder": "name stem widths compile channels_last dim hidden layers sparse num_features",
     "head": "cutoffs temperature bias correction num_noise margin.m bias.initial positive_sigma temperature.initial",
-    "key": "momentum shuffle_bn encoder.width encoder.layers encoder.heads",
+    "key": "momentum shuffle_bn encoder.width encoder.layers",
     "negatives": "draws proximity momentum ring in_batch positives sampler std sparse",
     "model": "method window subsample lr lr_end span block blocks max_pairs_per_row length batch frequencies",
-    "optimizer": "momentum",
     "projector": "out_features",
     "scheduler": "warmup_fraction warmup_steps final",
     "callbacks": "held_out.first held_out.growth held_out.most held_out.max_seconds",
-    "logger": "wandb.project wandb.entity wandb.tags",
+    "logger": "wandb.project wandb.entity",
     "protocol": "epochs batch_size views.flip k temperature steps neighbours",
     "trainer": "accelerator strategy num_nodes sync_batchnorm accumulate_grad_batches gradient_clip_val",
-    "views": "views strength blur",
+    "views": "views",
 }
 # values that take back those of the file below them
 OVERRIDING = {

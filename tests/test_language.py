@@ -326,11 +326,9 @@ def test_held_out_values_out_of_range(options: dict[str, float]) -> None:
         HeldOut(Corpus("c", torch.zeros(1), ("a",), torch.ones(1), 1, 1), **options)
 
 
-def test_sparse_gradients_are_not_clipped_by_value(
-    pretrain: Command, text: Path, capsys: pytest.CaptureFixture
-) -> None:
-    words = lm(text, "trainer.gradient_clip_val=1", "+trainer.gradient_clip_algorithm=value", "hydra.run.dir=run")
-    assert pretrain(*words) == 2
+def test_sparse_gradients_are_not_clipped_by_value(words: Command, text: Path, capsys: pytest.CaptureFixture) -> None:
+    settings = lm(text, "trainer.gradient_clip_val=1", "+trainer.gradient_clip_algorithm=value", "hydra.run.dir=run")
+    assert words(*settings) == 2
     assert "clipping by value needs dense gradients" in capsys.readouterr().err
 
 

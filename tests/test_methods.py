@@ -67,4 +67,4 @@ def test_labels_are_asked_for_at_the_door(
         Image.new("L", (8, 8), color=i).save(f"{i}.png")
     flat = ["data=folder", "data.root=.", "data.channels=1"]
     assert "same_label=positive needs labels, and none of the 64 images has one" in refused("method=supcon", *flat)
-    assert "needs captions, which this data set has not" in refused("method=clip", "data=digits")
+    assert "needs captions, and this data set has none" in refused("method=clip", "data=digits")

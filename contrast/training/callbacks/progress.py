@@ -20,6 +20,7 @@ class RunProgress(TQDMProgressBar):
     def __init__(self, description: str = "training") -> None:
         super().__init__()
         self.description = description
+        self.train_progress_bar = tqdm(disable=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         steps = trainer.estimated_stepping_batches
@@ -50,8 +51,7 @@ class RunProgress(TQDMProgressBar):
         return {"epoch": trainer.current_epoch + 1, **shown}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if trainer.training:
-            self.train_progress_bar.close()
+        self.train_progress_bar.close()
 
 
 def _short(value: float) -> str:
