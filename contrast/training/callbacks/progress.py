@@ -31,6 +31,7 @@ class RunProgress(TQDMProgressBar):
             unit="step",
             disable=self.is_disabled,
             dynamic_ncols=True,
+            mininterval=1.0,  # seconds: a log that is a file gets no line for every step
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
