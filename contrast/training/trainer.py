@@ -77,7 +77,7 @@ def strategy(trainer: DictConfig) -> str | DDPStrategy:
 
 
 def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
-    """The loggers besides metrics.csv; the jobs of a sweep are one group."""
+    """The loggers in addition to metrics.csv; the jobs of a sweep are one group."""
     hydra = HydraConfig.get()
     group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
     name = f"{group}/{hydra.job.num}" if group else run_dir.name

@@ -73,7 +73,7 @@ class HeldOut(pl.Callback):
 
 def clock(trainer: pl.Trainer) -> Throughput:
     """The one callback that counts seconds of training."""
-    found = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
-    if len(found) != 1:
-        raise InputError(f"held-out text is measured by the clock of 1 Throughput, and there are {len(found)}")
-    return found[0]
+    clocks = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
+    if len(clocks) != 1:
+        raise InputError(f"held-out text is timed by exactly 1 Throughput, not by {len(clocks)}")
+    return clocks[0]

@@ -93,13 +93,13 @@ def first_non_finite(module: Contrastive, batch: Batch, alone: bool = True) -> s
             return f"{name} {list(parameter.shape)}"
     if not alone:
         return "none among the parameters; run it on one process to see the activations"
-    found: list[str] = []
+    broken: list[str] = []
 
     def check(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             tensors = output if isinstance(output, list | tuple) else [output]
-            if not found and any(isinstance(t, Tensor) and not _finite(t) for t in tensors):
-                found.append(f"the output of {name}")
+            if not broken and any(isinstance(t, Tensor) and not _finite(t) for t in tensors):
+                broken.append(f"the output of {name}")
 
         return hook
 
@@ -112,8 +112,8 @@ def first_non_finite(module: Contrastive, batch: Batch, alone: bool = True) -> s
         for hook in hooks:
             hook.remove()
     # buffers come last: the running statistics of a norm are spoilt by the step itself
-    found += [f"{name} {list(buffer.shape)}" for name, buffer in module.named_buffers() if not _finite(buffer)]
-    return found[0] if found else "none but the loss"
+    broken += [f"{name} {list(buffer.shape)}" for name, buffer in module.named_buffers() if not _finite(buffer)]
+    return broken[0] if broken else "none but the loss"
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ from contrast.data.text.spans import Span
 class RunProgress(TQDMProgressBar):
     """Lightning's progress bar, over all steps of the run instead of those of an epoch.
 
-    The metrics beside the bar change at the end of an epoch only, because reading one makes the host wait for it.
+    The metrics after the bar change at the end of an epoch only, because reading one makes the host wait for it.
     """
 
     def __init__(self, description: str = "training") -> None:
