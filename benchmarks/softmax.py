@@ -1,7 +1,7 @@
 """The approximations of the softmax side by side: held-out perplexity of a next-word model against seconds of training.
 
-    contrast-pretrain -m experiment=language_model \\
-        head=full_softmax,nce,sampled_softmax,negative_sampling,hierarchical_softmax,adaptive_softmax \\
+    contrast-words -m experiment=language_model \\
+        output=full_softmax,nce,sampled_softmax,negative_sampling,hierarchical_softmax,adaptive_softmax \\
         data=corpus data.path=TEXT data.min_count=1 data.max_words=10000,50000,200000 data.held_out=0.02 \\
         trainer.max_epochs=100 callbacks.held_out.max_seconds=60 callbacks.held_out.first=1 \\
         callbacks.held_out.growth=1.6 callbacks.held_out.most=2000 logger=none hydra.sweep.dir=runs/softmax
@@ -175,10 +175,10 @@ def main() -> None:
     out, picture = args.out or args.sweep[0] / "softmax.json", args.picture or args.sweep[0] / "softmax.png"
     by_size: dict[int, dict[str, Any]] = {}
     for job in (job for folder in args.sweep for job in read_jobs(folder)):
-        if job.status == COMPLETE and "perplexity" in job.metrics and job.swept.get("head") in HEADS:
-            by_size.setdefault(int(config(job).data.max_words or 0), {})[job.swept["head"]] = told(job)
+        if job.status == COMPLETE and "perplexity" in job.metrics and job.swept.get("output") in HEADS:
+            by_size.setdefault(int(config(job).data.max_words or 0), {})[job.swept["output"]] = told(job)
     if not by_size:
-        raise SystemExit(f"no complete job of a language model with a swept head in {', '.join(map(str, args.sweep))}")
+        raise SystemExit(f"no complete job of a language model with output= swept in {', '.join(map(str, args.sweep))}")
     print(f"{table(by_size)}\n\n{by_words(by_size)}\n")
     for size, heads in sorted(by_size.items()):
         for head, found in heads.items():

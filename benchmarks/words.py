@@ -3,7 +3,7 @@
     python benchmarks/words.py TEXT --pairs wordsim353.tsv --analogies questions-words.txt \\
         --gensim VENV/bin/python [--word2vec VENV/bin/word2vec]
 
-TEXT is a plain file, an article or a sentence a line. Ours runs as a user runs it, contrast-pretrain
+TEXT is a plain file, an article or a sentence a line. Ours runs as a user runs it, contrast-words
 experiment=skipgram; gensim in the environment of its own that --gensim names, on `corpus_file`, its fastest way;
 word2vec.c where a binary is given (the package `word2vec` on PyPI builds one). All: dimension 100, window 5, 5 noise
 words, minimum count 5, subsampling 1e-4, two threads. They take turns, seed by seed, each in a process of its own;
@@ -87,7 +87,7 @@ def imported(python: str, module: str) -> float:
 def ours(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     settings = [f"data.path={args.text}", f"seed={seed}", f"trainer.max_epochs={args.epochs}", "logger=none"]
     settings += [f"hydra.run.dir={folder}/run", *args.set]
-    program = "from contrast.cli.pretrain import main; main()"
+    program = "from contrast.cli.words import main; main()"
     whole, memory = run([sys.executable, "-c", program, "experiment=skipgram", *settings], folder)
     told = json.loads((folder / "run" / "metrics.json").read_text())
     return {"seconds": told["seconds"], "whole": whole, "memory": memory, "file": folder / "run/vectors.safetensors"}
@@ -137,7 +137,9 @@ def main() -> None:
     parser.add_argument("--word2vec", help="the binary of word2vec.c")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], help="more settings of ours, such as model.max_pairs_per_row=32")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="our settings, such as model.max_pairs_per_row=32"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "words.json")
     args = parser.parse_args()
     score_names(args.pairs, args.analogies)  # for its errors, before anything is run

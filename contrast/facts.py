@@ -1,7 +1,22 @@
-"""Parts of a configuration that are completed with facts of the data and of the model."""
+"""Facts of the data and of the model, with which the partials of a configuration are called.
+
+A part of a configuration with `_partial_: true` needs something that no YAML file knows. `contrast.training.build`
+calls it with the facts that its signature names. Only parameters without a default value are filled, and a value in the
+YAML file comes first:
+
+    dim                 D, dimensions of a query: those of the projections, or of a text encoder's features
+    in_features         the same number, for a predictor
+    num_ids             number of different ids: of the classes with same_label=positive and on text, else of the images
+    counts              [num_ids] int64, how often each id occurs
+    normalize, encoder, projector   the trained modules, for a key encoder that copies them
+    vocabulary, length  of captions: number of token ids, and number of tokens of a caption
+    images              the labelled training images, for a callback
+    corpus              the encoded text, for a callback
+"""
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from contrast.errors import InputError
@@ -9,20 +24,23 @@ from contrast.errors import InputError
 CAPTIONS = ("vocabulary", "length")  # facts that only a data set with captions has
 
 
-def complete(part: Any, facts: dict[str, Any]) -> Any:
-    """Calls a partial with those facts that its signature names and it does not have yet; those inside it first.
+def complete(part: object, facts: Mapping[str, object]) -> Any:
+    """Calls a partial with the facts that it needs, after the partials among its own arguments; returns others as is.
 
-    InputError where it cannot be called without the facts of captions, and there are none.
+    Raises InputError if a parameter without a default has no value, or if the partial has unknown arguments.
     """
     if not isinstance(part, functools.partial):
         return part
     given = {name: complete(value, facts) for name, value in part.keywords.items()}
     signature, called = inspect.signature(part.func), getattr(part.func, "__name__", part.func)
-    wanted = {name: each for name, each in signature.parameters.items() if name not in given}
-    lacking = [name for name in CAPTIONS if name in wanted and wanted[name].default is inspect.Parameter.empty]
-    if lacking and not all(name in facts for name in lacking):
-        raise InputError(f"{called} needs captions, which this data set has not: data=captions, data=digits_words")
-    given |= {name: facts[name] for name in wanted if name in facts}
+    required = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty and name not in given
+    ]
+    if any(name in CAPTIONS and name not in facts for name in required):
+        raise InputError(f"{called} needs captions, and this data set has none: data=captions, data=digits_words")
+    given |= {name: facts[name] for name in required if name in facts}
     try:
         signature.bind(*part.args, **given)
     except TypeError as error:

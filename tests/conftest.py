@@ -11,6 +11,7 @@ import pytest
 
 import contrast.cli.evaluate
 import contrast.cli.pretrain
+import contrast.cli.words
 
 # 22 steps an epoch on 8 x 8 digits, no figures at the end and no W&B
 TINY = (
@@ -44,6 +45,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def pretrain(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`contrast-pretrain` with these words in this process; returns its exit status."""
     return lambda *words: called(contrast.cli.pretrain.main, monkeypatch, *words)
+
+
+@pytest.fixture
+def words(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`contrast-words` with these words in this process; returns its exit status."""
+    return lambda *words: called(contrast.cli.words.main, monkeypatch, *words)
 
 
 @pytest.fixture

@@ -196,10 +196,10 @@ def test_a_run_that_did_not_look_at_captions_is_evaluated(pretrain: Command, eva
     assert figures("eval")["top1"] > 0.2
 
 
-def test_a_run_on_text_says_which_protocol(pretrain: Command, evaluate: Command, capsys: Any) -> None:
+def test_a_run_on_text_says_which_protocol(words: Command, evaluate: Command, capsys: Any) -> None:
     Path("text.txt").write_text("one two three four five six seven\n" * 20)
     few = ("data.path=text.txt", "data.min_count=1", "trainer.max_epochs=1", "model.workers=1", "logger=none")
-    assert pretrain("experiment=skipgram", *few, "hydra.run.dir=run") == 0
+    assert words("experiment=skipgram", *few, "hydra.run.dir=run") == 0
     assert evaluate("checkpoint=run", "hydra.run.dir=eval") == 2
     assert "last.ckpt is of a run on text: protocol=words evaluates it" in capsys.readouterr().err
 

@@ -347,11 +347,9 @@ def test_held_out_values_out_of_range(options: dict[str, float]) -> None:
         HeldOut(Corpus("c", torch.zeros(1), ("a",), torch.ones(1), 1, 1), **options)
 
 
-def test_sparse_gradients_are_not_clipped_by_value(
-    pretrain: Command, text: Path, capsys: pytest.CaptureFixture
-) -> None:
-    words = lm(text, "trainer.gradient_clip_val=1", "+trainer.gradient_clip_algorithm=value", "hydra.run.dir=run")
-    assert pretrain(*words) == 2
+def test_sparse_gradients_are_not_clipped_by_value(words: Command, text: Path, capsys: pytest.CaptureFixture) -> None:
+    settings = lm(text, "trainer.gradient_clip_val=1", "+trainer.gradient_clip_algorithm=value", "hydra.run.dir=run")
+    assert words(*settings) == 2
     assert "clipping by value needs dense gradients" in capsys.readouterr().err
 
 
@@ -381,9 +379,9 @@ def draws(head: str) -> list[str]:
 
 
 @pytest.mark.parametrize("head", APPROXIMATIONS)
-def test_every_head_trains(pretrain: Command, text: Path, head: str) -> None:
-    words = lm(text, f"head={head}", *draws(head), "trainer.limit_train_batches=2", "trainer.max_epochs=1")
-    assert pretrain(*words, "callbacks.held_out.first=1e-6", "hydra.run.dir=run") == 0
+def test_every_head_trains(words: Command, text: Path, head: str) -> None:
+    settings = lm(text, f"output={head}", *draws(head), "trainer.limit_train_batches=2", "trainer.max_epochs=1")
+    assert words(*settings, "callbacks.held_out.first=1e-6", "hydra.run.dir=run") == 0
     found = figures("run")
     assert 1 < found["perplexity"] < 100
     assert found["unigram_perplexity"] == pytest.approx(13, rel=0.1)
@@ -396,40 +394,40 @@ def test_every_head_trains(pretrain: Command, text: Path, head: str) -> None:
     assert float(told[0]["train/words"]) > 0
 
 
-def test_perplexity_needs_held_out_text(pretrain: Command, text: Path, capsys: Any) -> None:
-    assert pretrain(*lm(text, "data.held_out=0", "hydra.run.dir=run")) == 2
+def test_perplexity_needs_held_out_text(words: Command, text: Path, capsys: Any) -> None:
+    assert words(*lm(text, "data.held_out=0", "hydra.run.dir=run")) == 2
     assert "no text is held out for it: data.held_out=0.05" in capsys.readouterr().err
     assert not Path("run/metrics.csv").exists()  # before the first step
     few = ("data.held_out=0", "metric=loss", "trainer.max_epochs=1", "hydra.run.dir=loss")
-    assert pretrain(*lm(text, *few)) == 0
+    assert words(*lm(text, *few)) == 0
     assert "perplexity" not in figures("loss")
 
 
-def test_it_learns_what_follows_what(pretrain: Command, text: Path) -> None:
-    assert pretrain(*lm(text, "trainer.max_epochs=6", "optimizer.lr=0.3", "hydra.run.dir=run")) == 0
+def test_it_learns_what_follows_what(words: Command, text: Path) -> None:
+    assert words(*lm(text, "trainer.max_epochs=6", "optimizer.lr=0.3", "hydra.run.dir=run")) == 0
     found = figures("run")
     assert found["perplexity"] < 0.7 * found["unigram_perplexity"]
 
 
-def test_it_ends_after_so_many_seconds(pretrain: Command, text: Path) -> None:
-    words = lm(
+def test_it_ends_after_so_many_seconds(words: Command, text: Path) -> None:
+    settings = lm(
         text,
         "trainer.max_epochs=1000000",
         "trainer.gradient_clip_val=1",
         "callbacks.held_out.max_seconds=0.2",
         "hydra.run.dir=run",
     )
-    assert pretrain(*words) == 0
+    assert words(*settings) == 0
     assert 0.2 <= figures("run")["seconds"] < 2
     last = read_rows(Path("run/metrics.csv"))[1][-2:]  # the last step, and the final figures
     assert any("held_out/perplexity" in row for row in last)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(pretrain: Command, text: Path) -> None:
-    words = lm(text, "head=sampled_softmax", "negatives.draws=6")
-    assert pretrain(*words, "trainer.max_epochs=3", "hydra.run.dir=whole") == 0
-    assert pretrain(*words, "trainer.max_epochs=1", "hydra.run.dir=parts") == 0
-    assert pretrain("resume=parts", "trainer.max_epochs=3") == 0
+def test_a_resumed_run_is_the_uninterrupted_one(words: Command, text: Path) -> None:
+    settings = lm(text, "output=sampled_softmax", "negatives.draws=6")
+    assert words(*settings, "trainer.max_epochs=3", "hydra.run.dir=whole") == 0
+    assert words(*settings, "trainer.max_epochs=1", "hydra.run.dir=parts") == 0
+    assert words("resume=parts", "trainer.max_epochs=3") == 0
     whole, parts = (
         torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in ("whole", "parts")
     )
@@ -437,17 +435,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(pretrain: Command, text: Path) -
     assert figures("whole")["perplexity"] == figures("parts")["perplexity"]
 
 
-def test_another_text_is_not_resumed(pretrain: Command, text: Path, capsys: Any) -> None:
-    assert pretrain(*lm(text, "trainer.max_epochs=1", "data.max_words=11", "hydra.run.dir=run")) == 0
+def test_another_text_is_not_resumed(words: Command, text: Path, capsys: Any) -> None:
+    assert words(*lm(text, "trainer.max_epochs=1", "data.max_words=11", "hydra.run.dir=run")) == 0
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["words"][0] == "<unk>"
     text.write_text(text.read_text() + "w11 w11 w11 w11 w11\n" * 40)
-    assert pretrain("resume=run", "trainer.max_epochs=2") == 2
+    assert words("resume=run", "trainer.max_epochs=2") == 2
     said = capsys.readouterr().err
     assert re.search(r"12 words and this text 12; word \d+ was '[^']+' and is now '[^']+'", said)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("settings", "message"),
     [
         (("optimizer=adamw",), "AdamW takes no sparse gradients: encoder.sparse=false negatives.sparse=false; or"),
         (("optimizer=sgd",), "SGD with weight decay 0.0001 takes no sparse gradients: encoder.sparse=false neg"),
@@ -456,18 +454,18 @@ def test_another_text_is_not_resumed(pretrain: Command, text: Path, capsys: Any)
     ],
 )
 def test_what_does_not_fit_is_refused(
-    pretrain: Command, text: Path, capsys: Any, words: tuple[str, ...], message: str
+    words: Command, text: Path, capsys: Any, settings: tuple[str, ...], message: str
 ) -> None:
-    assert pretrain(*lm(text, "head=sampled_softmax", *draws("sampled_softmax"), *words, "hydra.run.dir=run")) == 2
+    assert words(*lm(text, "output=sampled_softmax", *draws("sampled_softmax"), *settings, "hydra.run.dir=run")) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "words", [("optimizer=sgd", "optimizer.weight_decay=0"), ("optimizer=adamw", "encoder.sparse=false")]
+    "settings", [("optimizer=sgd", "optimizer.weight_decay=0"), ("optimizer=adamw", "encoder.sparse=false")]
 )
-def test_other_optimisers_train(pretrain: Command, text: Path, words: tuple[str, ...]) -> None:
+def test_other_optimisers_train(words: Command, text: Path, settings: tuple[str, ...]) -> None:
     assert (
-        pretrain(*lm(text, *words, "trainer.limit_train_batches=2", "trainer.max_epochs=1", "hydra.run.dir=run")) == 0
+        words(*lm(text, *settings, "trainer.limit_train_batches=2", "trainer.max_epochs=1", "hydra.run.dir=run")) == 0
     )
 
 
@@ -490,7 +488,7 @@ def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.
             return {"perplexity": 7.0, "held_out_words": max_words}
 
     class Trainer:
-        world_size, should_stop, global_step = 1, False, 0
+        world_size, should_stop, global_step, accumulate_grad_batches = 1, False, 0, 1
         loggers = (Logger(),)
 
     throughput = Throughput("words", lambda batch: 5)
@@ -504,7 +502,7 @@ def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.
         throughput.on_train_batch_start(trainer, Module(), None, 0)
         now[0] += 1
         for each in trainer.callbacks:
-            each.on_train_batch_end(trainer, Module(), None, None, 0)
+            each.on_train_batch_end(trainer, Module(), {"loss": torch.ones(())}, None, 0)
     assert [row["train/seconds"] for row in logged] == [2, 4, 8, 9]
     assert [row["train/words"] for row in logged] == [10, 20, 40, 45]
     assert [row["step"] for row in logged] == [1, 3, 7, 8]

@@ -61,10 +61,10 @@ def test_labels_are_asked_for_at_the_door(
         assert not Path("run/metrics.csv").exists()
         return capfd.readouterr().err
 
-    assert "Table holds classes: it needs same_label=positive, not negative" in refused("negatives=table")
+    assert "Table holds classes: it needs same_label=positive, not negative" in refused("output=full_softmax")
     assert "same_label is negative, positive or ignored, not 'both'" in refused("same_label=both")
     for i in range(64):
         Image.new("L", (8, 8), color=i).save(f"{i}.png")
     flat = ["data=folder", "data.root=.", "data.channels=1"]
     assert "same_label=positive needs labels, and none of the 64 images has one" in refused("method=supcon", *flat)
-    assert "needs captions, which this data set has not" in refused("method=clip", "data=digits")
+    assert "needs captions, and this data set has none" in refused("method=clip", "data=digits")

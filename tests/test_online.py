@@ -91,3 +91,12 @@ def test_at_most_so_many_images_are_looked_at() -> None:
     assert (len(probe.fit_rows), len(probe.held_rows)) == (8, 2)
     with pytest.raises(InputError, match="at least 1, got 0"):
         OnlineKNN(striped(60), every_n_epochs=0)
+
+
+def test_a_few_images_have_every_class_among_them() -> None:
+    """Rows sorted by class, of which evenly spaced ones miss some."""
+    pixels = torch.zeros(1000, 1, 8, 8, dtype=torch.uint8)
+    labels = torch.cat([torch.zeros(991, dtype=torch.int64), torch.arange(1, 10)]).repeat_interleave(2)[:1000]
+    labels[-20:] = torch.arange(10).repeat_interleave(2)
+    probe = OnlineKNN(Images(pixels, labels, tuple("abcdefghij")), max_fit=40, held_out=0.5)
+    assert set(labels[probe.fit_rows].tolist()) == set(labels[probe.held_rows].tolist()) == set(range(10))

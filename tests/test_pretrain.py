@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import FEW, TINY, Command, figures
 from omegaconf import OmegaConf
 from PIL import Image
+from pytorch_lightning.strategies import DDPStrategy
 
 import contrast.cli.pretrain
 from contrast.run.csv_log import read_rows
+from contrast.training.trainer import strategy
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SCORES = ("knn_top1", "linear_top1", "linear_2_per_class_top1")
@@ -144,6 +147,13 @@ ERRORS = [
     (["optimizer.lr=1e30"], "first non-finite tensor"),
     (["checkpoints.every_n_epochs=-1"], "-1"),
     (["callbacks.online_knn.every_n_epochs=0"], "every_n_epochs of at least 1"),
+    (["+trainer.fast_dev_run=true"], "debug=quick takes 2 steps"),
+    (["trainer.precision=bf16-true"], "trainer.precision=bf16-mixed"),
+    (["trainer.precision=16-true"], "trainer.precision=16-mixed"),
+    (["method=full_softmax", "head=nce"], "head=nce and output=full_softmax both set head"),
+    (["method=moco", "output=nce"], "negatives=queue and output=nce both set negatives"),
+    (["output=sampled_softmax"], "Table holds classes: it needs same_label=positive"),
+    (["method=moco", "~negatives.size"], "missing a required argument: 'size'"),
 ]
 
 
@@ -176,6 +186,36 @@ def test_the_real_command_ends_in_one_line(workplace: Path) -> None:
     assert last.startswith("error: the loss of batch 2 is nan; first non-finite tensor: ")
     (run,) = Path("runs/simclr").iterdir()
     assert str(next(run.glob("nonfinite_2.pt"))) in last
+
+
+@pytest.mark.parametrize("words", [["trainer.limit_train_batches=2"], ["+trainer.max_steps=3"]])
+def test_a_run_shorter_than_the_interval_of_its_log_has_its_last_step_in_it(
+    pretrain: Command, returned: list[Any], words: list[str]
+) -> None:
+    assert pretrain(*TINY, *words, "metric=loss", "trainer.log_every_n_steps=50", "hydra.run.dir=run") == 0
+    (row,) = [row for row in read_rows(Path("run/metrics.csv"))[1] if "train/loss" in row]
+    assert int(row["step"]) == torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] - 1
+    assert returned == [figures("run")["loss"]]
+    assert returned[0] == pytest.approx(float(row["train/loss"]))
+
+
+def test_a_run_may_end_by_its_time_alone(pretrain: Command, returned: list[Any]) -> None:
+    words = ("trainer.max_epochs=-1", "+trainer.max_time='00:00:00:02'", "scheduler.warmup_steps=3", "metric=loss")
+    assert pretrain(*TINY, *words, "trainer.log_every_n_steps=1", "hydra.run.dir=run") == 0
+    assert figures("run")["loss"] == returned[0] > 0
+    rates = [float(row["train/lr"]) for row in read_rows(Path("run/metrics.csv"))[1] if "train/lr" in row]
+    assert rates[:4] == pytest.approx([0.0005, 0.001, 0.0015, 0.002])
+    assert set(rates[4:]) == {rates[3]}  # constant after the warm-up
+
+
+def test_ranks_do_not_send_buffers_round() -> None:
+    node = OmegaConf.load(CHECKOUT / "conf" / "trainer" / "default.yaml")
+    assert strategy(node) == "auto"
+    for named in ("auto", "ddp"):
+        chosen = strategy(OmegaConf.merge(node, {"accelerator": "cpu", "devices": 2, "strategy": named}))
+        assert isinstance(chosen, DDPStrategy)
+        assert pl.Trainer(accelerator="cpu", devices=2, strategy=chosen, logger=False).world_size == 2
+    assert strategy(OmegaConf.merge(node, {"devices": 2, "strategy": "ddp_spawn"})) == "ddp_spawn"
 
 
 @pytest.mark.parametrize("callbacks", ["none", "default"])

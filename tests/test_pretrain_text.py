@@ -1,4 +1,4 @@
-"""contrast-pretrain on text: word vectors that learn, leave, resume, and are evaluated."""
+"""contrast-words: word vectors that learn, leave, resume, and are evaluated."""
 
 from pathlib import Path
 from typing import Any
@@ -54,22 +54,22 @@ def together(vectors: torch.Tensor, words: tuple[str, ...]) -> tuple[float, floa
 
 
 @pytest.mark.parametrize(
-    "words",
+    "settings",
     [
         (),
         ("model.method=cbow", "model.lr=0.2"),
         ("model.workers=2",),
-        ("head=nce",),
-        ("head=sampled_softmax",),
-        ("head=full_softmax", "trainer.max_epochs=1"),
-        ("head=hierarchical_softmax",),
-        ("head=hierarchical_softmax", "model.method=cbow", "model.lr=0.2"),
+        ("output=nce",),
+        ("output=sampled_softmax",),
+        ("output=full_softmax", "trainer.max_epochs=1"),
+        ("output=hierarchical_softmax",),
+        ("output=hierarchical_softmax", "model.method=cbow", "model.lr=0.2"),
     ],
     ids=["skip-gram", "cbow", "two workers", "nce", "sampled softmax", "full softmax", "tree", "tree, cbow"],
 )
-def test_words_of_a_topic_come_together(pretrain: Command, corpus: Path, words: tuple[str, ...]) -> None:
+def test_words_of_a_topic_come_together(words: Command, corpus: Path, settings: tuple[str, ...]) -> None:
     files = "evaluation.files=[vectors.txt]"
-    assert pretrain(*SMALL, "trainer.max_epochs=3", *words, files, "hydra.run.dir=run") == 0
+    assert words(*SMALL, "trainer.max_epochs=3", *settings, files, "hydra.run.dir=run") == 0
     names, vectors = load_vectors("run/vectors.safetensors")
     assert sorted(names) == sorted(word for topic in TOPICS for word in topic)
     same, other = together(vectors, names)
@@ -80,54 +80,54 @@ def test_words_of_a_topic_come_together(pretrain: Command, corpus: Path, words: 
     assert torch.equal(load_vectors("run/vectors.txt")[1], vectors)
 
 
-def test_one_worker_is_a_function_of_the_seed_and_resumes(pretrain: Command, corpus: Path) -> None:
+def test_one_worker_is_a_function_of_the_seed_and_resumes(words: Command, corpus: Path) -> None:
     run = (*SMALL, "trainer.max_epochs=3")
-    assert pretrain(*run, "hydra.run.dir=whole") == 0
-    assert pretrain(*SMALL, "trainer.max_epochs=1", "hydra.run.dir=part") == 0
+    assert words(*run, "hydra.run.dir=whole") == 0
+    assert words(*SMALL, "trainer.max_epochs=1", "hydra.run.dir=part") == 0
     parts = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("whole", "part")]
     assert list(differences(parts[0]["state_dict"], parts[1]["state_dict"])) != []
-    assert pretrain(*run, "checkpoints.every_n_steps=2", "hydra.run.dir=again") == 0
+    assert words(*run, "checkpoints.every_n_steps=2", "hydra.run.dir=again") == 0
     again = load_vectors("again/vectors.safetensors")[1]
     assert torch.equal(again, load_vectors("whole/vectors.safetensors")[1])
     kill = ("+callbacks.interrupt._target_=test_resume.Interrupt", "+callbacks.interrupt.at=9")
     with pytest.raises(RuntimeError, match="interrupted"):
-        pretrain(*run, *kill, "+callbacks.interrupt.how=raise", "checkpoints.every_n_steps=2", "hydra.run.dir=cut")
+        words(*run, *kill, "+callbacks.interrupt.how=raise", "checkpoints.every_n_steps=2", "hydra.run.dir=cut")
     assert not Path("cut/metrics.json").exists()
-    assert pretrain("resume=cut", "callbacks.interrupt.at=0") == 0
+    assert words("resume=cut", "callbacks.interrupt.at=0") == 0
     assert torch.equal(load_vectors("cut/vectors.safetensors")[1], again)
 
 
-def test_the_loss_of_a_run_is_the_mean_over_its_last_epoch(pretrain: Command, corpus: Path) -> None:
-    words = ("trainer.max_epochs=2", "trainer.limit_train_batches=3", "model.block=16", "checkpoints.every_n_steps=1")
-    assert pretrain(*SMALL, *words, "hydra.run.dir=whole") == 0
+def test_the_loss_of_a_run_is_the_mean_over_its_last_epoch(words: Command, corpus: Path) -> None:
+    short = ("trainer.max_epochs=2", "trainer.limit_train_batches=3", "model.block=16", "checkpoints.every_n_steps=1")
+    assert words(*SMALL, *short, "hydra.run.dir=whole") == 0
     rows = read_rows(Path("whole/metrics.csv"))[1]
     losses = [float(row["train/loss"]) for row in rows if "train/loss" in row]
     assert len(losses) == 6
     assert min(losses[3:]) < figures("whole")["loss"] < max(losses[3:])
     kill = ("+callbacks.interrupt._target_=test_resume.Interrupt", "+callbacks.interrupt.at=5")
     with pytest.raises(RuntimeError, match="interrupted"):
-        pretrain(*SMALL, *words, *kill, "+callbacks.interrupt.how=raise", "hydra.run.dir=cut")
-    assert pretrain("resume=cut", "callbacks.interrupt.at=0") == 0
+        words(*SMALL, *short, *kill, "+callbacks.interrupt.how=raise", "hydra.run.dir=cut")
+    assert words("resume=cut", "callbacks.interrupt.at=0") == 0
     assert figures("cut")["loss"] == figures("whole")["loss"]
 
 
-def test_unknown_words_have_no_neighbours(pretrain: Command, corpus: Path, capsys: Any) -> None:
+def test_unknown_words_have_no_neighbours(words: Command, corpus: Path, capsys: Any) -> None:
     few = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "evaluation.neighbours=[zebra]")
-    assert pretrain(*SMALL, *few, "hydra.run.dir=run") == 0
+    assert words(*SMALL, *few, "hydra.run.dir=run") == 0
     assert "zebra: none of the " in capsys.readouterr().out
 
 
-def test_other_seeds_give_other_vectors(pretrain: Command, corpus: Path) -> None:
+def test_other_seeds_give_other_vectors(words: Command, corpus: Path) -> None:
     for seed in (0, 1):
-        assert pretrain(*SMALL, f"seed={seed}", "trainer.max_epochs=1", f"hydra.run.dir=run{seed}") == 0
+        assert words(*SMALL, f"seed={seed}", "trainer.max_epochs=1", f"hydra.run.dir=run{seed}") == 0
     first, second = (load_vectors(f"run{seed}/vectors.safetensors")[1] for seed in (0, 1))
     assert not torch.equal(first, second)
 
 
-def test_a_run_is_evaluated(pretrain: Command, evaluate: Command, corpus: Path, capsys: Any) -> None:
+def test_a_run_is_evaluated(words: Command, evaluate: Command, corpus: Path, capsys: Any) -> None:
     Path("pairs.tsv").write_text("sun\tsky\t9\nship\tsea\t8\nsun\tsalt\t1\nport\toven\t0\nzebra\tsun\t2\n")
     inside = ("evaluation.pairs=pairs.tsv", "evaluation.neighbours=[sun]", "evaluation.k=3")
-    assert pretrain(*SMALL, *inside, "hydra.run.dir=run", "metric=pairs_spearman", "direction=maximize") == 0
+    assert words(*SMALL, *inside, "hydra.run.dir=run", "metric=pairs_spearman", "direction=maximize") == 0
     told = figures("run")
     assert told["pairs_coverage"] == 0.8
     assert told["pairs_spearman"] > 0.5
@@ -138,43 +138,58 @@ def test_a_run_is_evaluated(pretrain: Command, evaluate: Command, corpus: Path, 
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("settings", "message"),
     [
-        (("data=digits", "model.chunk=5"), "images, and the model is one of text"),
+        (("data=digits", "~data.path"), "is of images: contrast-pretrain data=digits"),
         (("model.chunk=0",), "chunk 0"),
         (("negatives.sampler.power=-1",), "power"),
         (("data.min_count=100000",), "100000 times"),
         (("trainer.devices=2",), "one device, not on 2"),
-        (("metric=accuracy",), "metric=accuracy will not be among the figures: loss, seconds, words_per_second"),
+        (("metric=accuracy",), "metric=accuracy will not be among the metrics: loss, seconds, words_per_second"),
         (("evaluation.pairs=absent.tsv",), "absent.tsv cannot be read"),
         (("evaluation.analogies=absent.txt",), "absent.txt cannot be read"),
         (("evaluation.files=[vectors.foo]",), "not 'vectors.foo'"),
         (("~evaluation",), "as evaluation=words says"),
         (("evaluation=null",), "cannot be null on the command line"),
-        (("optimizer=adagrad",), "WordVectors has no use for an optimizer: leave it out"),
+        (("+optimizer=adagrad",), "WordVectors has no use for an optimizer: leave it out"),
         (("model.max_pairs_per_row=0",), "more than 0, or null for no limit, got 0"),
-        (("head=hierarchical_softmax", "+head.num_noise=5"), "Tree under NCE is no output layer"),
+        (("output=hierarchical_softmax", "+head.num_noise=5"), "Tree under NCE is no output layer"),
     ],
 )
 def test_what_does_not_fit_is_refused(
-    pretrain: Command, corpus: Path, capsys: Any, words: tuple[str, ...], message: str
+    words: Command, corpus: Path, capsys: Any, settings: tuple[str, ...], message: str
 ) -> None:
-    settings = [word for word in SMALL if not (words[0] == "data=digits" and word.startswith("data."))]
-    assert pretrain(*settings, *words, "hydra.run.dir=run") == 2
+    assert words(*SMALL, *settings, "hydra.run.dir=run") == 2
     assert message in capsys.readouterr().err
     assert not Path("run/metrics.csv").exists()  # before the first step
 
 
-def test_text_needs_a_model_of_text(pretrain: Command, corpus: Path, capsys: Any) -> None:
-    assert pretrain("data=corpus", "data.path=corpus.txt", "logger=none") == 2
-    assert "experiment=skipgram" in capsys.readouterr().err
+@pytest.mark.parametrize("named", ["experiment=skipgram", "experiment=language_model,skipgram_docs", "data=docstrings"])
+def test_text_belongs_to_the_other_command(pretrain: Command, capsys: Any, named: str) -> None:
+    assert pretrain("-m", named, "logger=none") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {named.partition(',')[0]} is of text: contrast-words ")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(pretrain: Command, corpus: Path, capsys: Any) -> None:
-    assert pretrain(*SMALL, "model.lr=1e30", "model.max_pairs_per_row=null", "hydra.run.dir=run") == 2
+def test_a_run_on_text_is_not_resumed_by_the_other_command(
+    pretrain: Command, words: Command, corpus: Path, capsys: Any
+) -> None:
+    assert words(*SMALL, "trainer.max_epochs=1", "hydra.run.dir=run") == 0
+    assert pretrain("resume=run") == 2
+    assert "contrast-words trains on text" in capsys.readouterr().err
+
+
+def test_word_vectors_need_a_known_number_of_steps(words: Command, corpus: Path, capsys: Any) -> None:
+    endless = ("trainer.max_epochs=-1", "+trainer.max_time=00:00:00:01")
+    assert words(*SMALL, *endless, "hydra.run.dir=run") == 2
+    assert "a known number of steps" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(words: Command, corpus: Path, capsys: Any) -> None:
+    assert words(*SMALL, "model.lr=1e30", "model.max_pairs_per_row=null", "hydra.run.dir=run") == 2
     assert "take a lower lr" in capsys.readouterr().err
 
 
-def test_debug_quick(pretrain: Command, corpus: Path) -> None:
-    assert pretrain(*SMALL, "debug=quick", "hydra.run.dir=run") == 0
+def test_debug_quick(words: Command, corpus: Path) -> None:
+    assert words(*SMALL, "debug=quick", "hydra.run.dir=run") == 0
     assert len(load_vectors("run/vectors.safetensors")[0]) == 12

@@ -45,9 +45,9 @@ class GivenPoisson(Poisson):
         return self.drawn
 
 
-def table(*args: object, size: int = N, **kwargs: object) -> Table:
+def table(*args: object, num_ids: int = N, **kwargs: object) -> Table:
     torch.manual_seed(0)
-    return Table(size, D, *args, std=1.0, **kwargs).double()
+    return Table(num_ids, D, *args, std=1.0, **kwargs).double()
 
 
 def queries(views: int = 2, images: int = 3) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ def test_a_margin_is_taken_from_the_true_class_alone(margin: str) -> None:
 
 
 def test_logistic_regression_is_the_case_of_two_classes() -> None:
-    negatives, (query, _) = table(size=2), queries()
+    negatives, (query, _) = table(num_ids=2), queries()
     ids = torch.tensor([1, 0, 1])
     losses = losses_of(InfoNCE(1.0, cosine=False), negatives, query, ids)
     score = query.flatten(0, 1) @ (negatives.vectors[1] - negatives.vectors[0])
@@ -269,8 +269,8 @@ def test_targets_give_an_adaptive_softmax_its_classes() -> None:
 
 
 def test_errors_carry_the_numbers() -> None:
-    for arguments in ({"size": 1}, {"dim": 0}, {"draws": 0}):
-        numbers = {"size": N, "dim": D, "draws": 3} | arguments
+    for arguments in ({"num_ids": 1}, {"dim": 0}, {"draws": 0}):
+        numbers = {"num_ids": N, "dim": D, "draws": 3} | arguments
         said = ", ".join(map(str, numbers.values()))
         with pytest.raises(InputError, match=f"2 classes, 1 dimension and 1 draw at least: {said}"):
             Table(**numbers)

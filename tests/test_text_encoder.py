@@ -118,7 +118,7 @@ def test_what_cannot_be_built_or_read():
 def test_without_transformers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"'some-model' needs transformers: pip install 'contrast\[transformers\]'"):
-        hf_text("some-model")
+        hf_text("some-model", None, None)
 
 
 # --- transformers
@@ -161,10 +161,10 @@ def test_models_of_transformers_are_the_mean_of_their_hidden_states(tmp_path: Pa
         torch.testing.assert_close(row, alone.mean(dim=0), rtol=1e-4, atol=1e-5)
     assert (features[3] == 0).all()
     torch.testing.assert_close(net(TEXT[:2, :3]), features[:2], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(hf_text(name).eval()(TEXT), features)
+    torch.testing.assert_close(hf_text(name, None, None).eval()(TEXT), features)
     if kind == "roberta":  # counts positions from the first token that is not its own padding
         torch.testing.assert_close(net(TEXT[:1].roll(3, dims=1)), features[:1], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(hf_text(name, pretrained=False).eval()(TEXT)[:3], features[:3])
+    assert not torch.allclose(hf_text(name, None, None, pretrained=False).eval()(TEXT)[:3], features[:3])
     features.square().sum().backward()
     without = [key for key, parameter in net.named_parameters() if parameter.grad is None]
     assert without == []
@@ -176,14 +176,14 @@ def test_models_of_transformers_are_the_mean_of_their_hidden_states(tmp_path: Pa
 def test_a_model_that_does_not_fit(tmp_path: Path):
     name = saved_model(tmp_path / "bert", "bert")
     with pytest.raises(InputError, match="knows 11 tokens, the tokenizer has 12"):
-        hf_text(name, vocabulary=13)
+        hf_text(name, vocabulary=13, length=None)
     with pytest.raises(InputError, match=r"takes 8 tokens, the texts have 9: lower data\.length"):
-        hf_text(name, length=9)
+        hf_text(name, vocabulary=None, length=9)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"transformers cannot build '.*empty'") as caught:
-        hf_text(str(tmp_path / "empty"))
+        hf_text(str(tmp_path / "empty"), None, None)
     assert "\n" not in str(caught.value)
-    changed = hf_text(name, hidden_dropout_prob=0.5)
+    changed = hf_text(name, None, None, hidden_dropout_prob=0.5)
     assert isinstance(changed, HFText)
     assert changed.net.config.hidden_dropout_prob == 0.5
 

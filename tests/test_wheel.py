@@ -65,6 +65,7 @@ def test_the_wheel_holds_the_package_and_its_configuration(wheel: Path) -> None:
     assert {f"contrast/{name}" for name in conf} | code <= inside
     assert {name.partition("/")[0] for name in inside} == {"contrast", f"contrast-{contrast.__version__}.dist-info"}
     assert "contrast-pretrain = contrast.cli.pretrain:main" in scripts
+    assert "contrast-words = contrast.cli.words:main" in scripts
     assert "contrast-evaluate = contrast.cli.evaluate:main" in scripts
     assert not any(str(CHECKOUT).encode() in content for content in text)
 

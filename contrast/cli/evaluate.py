@@ -1,4 +1,4 @@
-"""contrast-evaluate: what a checkpoint's encoder is worth on a labelled data set, or what word vectors are."""
+"""contrast-evaluate: evaluate a checkpoint's encoder on a labelled data set, or word vectors on human judgements."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,24 +24,24 @@ from contrast.run.quiet import quiet
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Run `cfg.protocol` on what `cfg.checkpoint` holds; returns the figure `cfg.metric`."""
+    """Runs `cfg.protocol` on what `cfg.checkpoint` holds; returns the metric `cfg.metric`."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     quiet()
     protocol = instantiate(cfg.protocol)
-    bench, about = word_bench(cfg) if getattr(protocol, "func", None) is words else image_bench(cfg)
+    data, description = word_data(cfg) if getattr(protocol, "func", None) is words else image_data(cfg)
     write_environment(run_dir)
-    print(f"{HydraConfig.get().runtime.choices['protocol']} on {about}")
-    figures = protocol(bench)
-    write_metrics(run_dir, figures)
-    width = max(16, *(len(key) + 2 for key in figures))
-    for key, value in figures.items():
+    print(f"{HydraConfig.get().runtime.choices['protocol']} on {description}")
+    metrics = protocol(data)
+    write_metrics(run_dir, metrics)
+    width = max(16, *(len(key) + 2 for key in metrics))
+    for key, value in metrics.items():
         print(f"{key:<{width}}{value:>10.4g}")
-    print(f"everything lies in {run_dir}")
-    return figure(figures, cfg.metric)
+    print(f"the run folder is {run_dir}")
+    return figure(metrics, cfg.metric)
 
 
-def word_bench(cfg: DictConfig) -> tuple[WordData, str]:
-    """Word vectors and the files they are measured on, and a word on them."""
+def word_data(cfg: DictConfig) -> tuple[WordData, str]:
+    """Word vectors and the files that they are measured on, with a description."""
     files: Any = OmegaConf.to_container(cfg.data or OmegaConf.create({}))
     other = set(files) - {"pairs", "analogies"}
     if other:
@@ -49,12 +49,11 @@ def word_bench(cfg: DictConfig) -> tuple[WordData, str]:
     names, vectors = word_vectors(cfg.checkpoint)
     device = instantiate(cfg.trainer, logger=False, enable_checkpointing=False).strategy.root_device
     on = vectors if device.type == "mps" else vectors.to(device)  # float64 is needed
-    bench = WordData(names, on, **files)
-    return bench, f"{len(names):,} words, vectors of {vectors.shape[1]} numbers"
+    return WordData(names, on, **files), f"{len(names):,} words, vectors of {vectors.shape[1]} numbers"
 
 
-def image_bench(cfg: DictConfig) -> tuple[EvaluationData, str]:
-    """The encoder of the checkpoint and the images it is measured on, and a word on these.
+def image_data(cfg: DictConfig) -> tuple[EvaluationData, str]:
+    """The encoder of the checkpoint and the images that it is evaluated on, with a description.
 
     `cfg.data` is by default what the checkpoint was trained on. `label_fraction` or `labels_per_class` leave only so
     many labelled training images, the same in every class.
@@ -66,8 +65,8 @@ def image_bench(cfg: DictConfig) -> tuple[EvaluationData, str]:
         raise InputError(f"{file} does not say what it was trained on: give data=...")
     if own and saved["config"].get("model") is not None:
         words = saved["config"]["model"]["_target_"].endswith("WordVectors")
-        told = "protocol=words evaluates it" if words else "its perplexity is told at the end of training"
-        raise InputError(f"{file} is of a run on text: {told}")
+        instead = "protocol=words evaluates it" if words else "its perplexity is measured at the end of training"
+        raise InputError(f"{file} is of a run on text: {instead}")
     splits = data_of(saved, cfg.data, own)
     unlabelled = HydraConfig.get().runtime.choices["protocol"] == "retrieval"
     if splits.test is None or not (unlabelled or has_labels(splits)):
@@ -77,7 +76,7 @@ def image_bench(cfg: DictConfig) -> tuple[EvaluationData, str]:
     train, test = (images if unlabelled else labelled(images, None) for images in (splits.train, splits.test))
     if cfg.label_fraction is not None or cfg.labels_per_class is not None:
         train = train.select(labelled_subset(train.labels, cfg.label_fraction, cfg.labels_per_class, cfg.seed))
-    bench = EvaluationData(
+    data = EvaluationData(
         encoder.eval(),
         train,
         test,
@@ -88,12 +87,12 @@ def image_bench(cfg: DictConfig) -> tuple[EvaluationData, str]:
         workers=cfg.workers,
         seed=cfg.seed,
     )
-    learns = "" if unlabelled else f"{len(bench.train):,} labelled training images, "
-    return bench, f"{splits.name}: {learns}{len(bench.test):,} test images"
+    learns = "" if unlabelled else f"{len(train):,} labelled training images, "
+    return data, f"{splits.name}: {learns}{len(test):,} test images"
 
 
 def data_of(saved: Mapping[str, Any], node: DictConfig | None, own: bool) -> Splits:
-    """The data set that is asked for, or the one trained on; captions as token ids of the checkpoint's vocabulary."""
+    """The data set that is requested, or the one trained on; captions as token ids of the checkpoint's vocabulary."""
     node = OmegaConf.create(saved["config"]["data"]) if node is None else node
     text = saved["config"].get("text") if own else None
     if not text or "tokenizer" not in node:

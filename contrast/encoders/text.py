@@ -85,8 +85,8 @@ class HFText(nn.Module):
 
 def hf_text(
     name: str,
-    vocabulary: int | None = None,
-    length: int | None = None,
+    vocabulary: int | None,
+    length: int | None,
     pretrained: bool = True,
     trust_remote_code: bool = False,
     compile: bool = False,

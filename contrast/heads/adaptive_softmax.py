@@ -17,23 +17,25 @@ class AdaptiveSoftmax(nn.Module):
     """torch.nn.AdaptiveLogSoftmaxWithLoss (Grave et al. 2017) over classes sorted by falling frequency.
 
     dim      D, of the queries
-    size     N, number of classes
+    num_ids  N, number of classes
     cutoffs  where the head ends and each tail cluster begins; None: `usual_cutoffs`
     Takes `Candidates` without vectors (`negatives.Targets`): only the class of each query is read.
     """
 
-    def __init__(self, dim: int, size: int, cutoffs: Sequence[int] | None = None, div_value: float = 4.0) -> None:
+    def __init__(self, dim: int, num_ids: int, cutoffs: Sequence[int] | None = None, div_value: float = 4.0) -> None:
         super().__init__()
-        cutoffs = usual_cutoffs(size, dim, div_value) if cutoffs is None else cutoffs
-        if not cutoffs or list(cutoffs) != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= size:
-            raise InputError(f"the cutoffs of {size} classes must rise between 1 and {size - 1}, got {list(cutoffs)}")
+        cutoffs = usual_cutoffs(num_ids, dim, div_value) if cutoffs is None else cutoffs
+        if not cutoffs or list(cutoffs) != sorted(set(cutoffs)) or cutoffs[0] < 1 or cutoffs[-1] >= num_ids:
+            raise InputError(
+                f"the cutoffs of {num_ids} classes must rise between 1 and {num_ids - 1}, got {list(cutoffs)}"
+            )
         widths = [int(dim // div_value ** (n + 1)) for n in range(len(cutoffs))]  # as torch has them
         if 0 in widths:
             raise InputError(
                 f"clusters of {dim} dimensions divided by {div_value}, its square, ... have {widths} dimensions, and "
                 f"in 0 all classes are equal: fewer than {len(cutoffs)} cutoffs, or a smaller div_value"
             )
-        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(dim, size, list(cutoffs), div_value)
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(dim, num_ids, list(cutoffs), div_value)
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Losses [B] of `query` [B, D], all of which count."""

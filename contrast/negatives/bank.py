@@ -19,7 +19,7 @@ from contrast.samplers import Sampler
 class Bank(Source):
     """A row for each image, unit vectors, moved towards the image's embedding after every step it takes part in.
 
-    size       N, number of images; ids are rows. dim  D
+    num_ids    N, number of images; ids are rows. dim  D
     sampler    draws the noise; None: the whole bank is scored, a softmax over all instances
     draws      K noise rows, with replacement, shared by all queries of a step on all ranks. They carry log_q. A draw of
                the query's own row stays among the noise, as NCE and the sampled softmax require
@@ -37,7 +37,7 @@ class Bank(Source):
 
     def __init__(
         self,
-        size: int,
+        num_ids: int,
         dim: int,
         sampler: Sampler | None = None,
         draws: int = 4096,
@@ -45,17 +45,17 @@ class Bank(Source):
         momentum: float = 0.5,
     ) -> None:
         super().__init__()
-        if size < 2 or dim < 1 or draws < 1 or not 0 <= momentum < 1:
+        if num_ids < 2 or dim < 1 or draws < 1 or not 0 <= momentum < 1:
             raise InputError(
-                f"a bank needs at least 2 rows, 1 dimension, 1 draw and a momentum in [0, 1): {size} rows, "
+                f"a bank needs at least 2 rows, 1 dimension, 1 draw and a momentum in [0, 1): {num_ids} rows, "
                 f"{dim} dimensions, {draws} draws, momentum {momentum}"
             )
-        if sampler is not None and sampler.size != size:
-            raise InputError(f"a sampler of {sampler.size} ids does not fit a bank of {size} rows")
+        if sampler is not None and sampler.size != num_ids:
+            raise InputError(f"a sampler of {sampler.size} ids does not fit a bank of {num_ids} rows")
         if proximity is not None and not (proximity > 0 and sampler is None):
             raise InputError(f"proximity={proximity} must be positive, and takes the place of a sampler")
         self.sampler, self.draws, self.proximity, self.momentum = sampler, draws, proximity, momentum
-        self.register_buffer("vectors", unit(torch.randn(size, dim)))
+        self.register_buffer("vectors", unit(torch.randn(num_ids, dim)))
 
     def forward(
         self,

@@ -18,7 +18,7 @@ from contrast.samplers import Poisson, Sampler
 class Table(Source):
     """Class vectors, whole or sampled; ids are classes.
 
-    size     N, number of classes; dim  D
+    num_ids  N, number of classes; dim  D
     sampler  None: every class is a candidate. Otherwise one of the two exact pairings for a sampled softmax:
              a `Sampler` with `draws` K: independent draws with replacement. A draw of the query's own class stays
                  noise, and all scores, the positive's too, are corrected by log(K q)
@@ -37,7 +37,7 @@ class Table(Source):
 
     def __init__(
         self,
-        size: int,
+        num_ids: int,
         dim: int,
         sampler: Sampler | Poisson | None = None,
         draws: int = 64,
@@ -45,14 +45,14 @@ class Table(Source):
         sparse: bool = False,
     ) -> None:
         super().__init__()
-        if size < 2 or dim < 1 or draws < 1:
-            raise InputError(f"a table needs 2 classes, 1 dimension and 1 draw at least: {size}, {dim}, {draws}")
-        if sampler is not None and sampler.size != size:
-            raise InputError(f"a sampler of {sampler.size} ids does not fit a table of {size} classes")
+        if num_ids < 2 or dim < 1 or draws < 1:
+            raise InputError(f"a table needs 2 classes, 1 dimension and 1 draw at least: {num_ids}, {dim}, {draws}")
+        if sampler is not None and sampler.size != num_ids:
+            raise InputError(f"a sampler of {sampler.size} ids does not fit a table of {num_ids} classes")
         if sparse and sampler is None:
-            raise InputError(f"sparse gradients need a sampler: without one all {size} classes are in every step")
+            raise InputError(f"sparse gradients need a sampler: without one all {num_ids} classes are in every step")
         self.sampler, self.draws, self.sparse = sampler, draws, sparse
-        self.vectors = nn.Parameter(torch.randn(size, dim) * std)
+        self.vectors = nn.Parameter(torch.randn(num_ids, dim) * std)
 
     def forward(
         self,

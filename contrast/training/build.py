@@ -1,70 +1,56 @@
-"""From a resolved configuration to the model, for a new run and for an old checkpoint alike."""
+"""The only place that turns a resolved configuration into a model, for new runs and old checkpoints alike.
 
-from typing import Any
+Partials in the configuration are called with the facts that `contrast.facts` lists.
+"""
 
+import functools
+import inspect
+from typing import Any, cast
+
+import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from contrast.data.images.image_set import ImageFiles, Images
+from contrast.data.text.corpus import Corpus
+from contrast.data.text.tokenizer import Tokenizer
 from contrast.encoders.contract import check_view_sizes
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
-from contrast.facts import CAPTIONS, complete
-from contrast.heads import NCE
+from contrast.facts import complete
+from contrast.heads import NCE, AdaptiveSoftmax
 from contrast.module import Contrastive
-from contrast.negatives import Tree
+from contrast.negatives import Bank, Source, Table, Targets, Tree
+from contrast.words import LanguageModel, WordVectors
 
 
-def build(cfg: DictConfig, images: Any, tokenizer: Any = None) -> Contrastive:
-    """The model that `cfg` describes for `images`: their channels, size, statistics, number, labels and captions.
-
-    A part that is a partial (`_partial_: true`) is called with those of these facts that its signature names:
-
-    dim          D, of the projections
-    size         number of different ids: of classes with same_label=positive, else of images
-    counts       [size] int64, how often each id occurs
-    normalize, encoder, projector   the trained modules, for a key encoder that copies them
-    in_features  D, of a predictor
-    vocabulary, length              of the captions: number of token ids, tokens of a caption
-    """
+def build(cfg: DictConfig, images: Images | ImageFiles, tokenizer: Tokenizer | None = None) -> Contrastive:
+    """The model on images that `cfg` describes; the tokenizer is that of the images' captions."""
+    check_labels(images, cfg.same_label)
     encoder = instantiate(cfg.encoder, in_channels=images.channels, image_size=images.size)
     views = instantiate(cfg.views, **({} if cfg.views.get("size") else {"size": images.size}))
     check_view_sizes(encoder, images.channels, images.size, getattr(views, "sizes", []))
     projector = instantiate(cfg.projector, in_features=encoder.num_features)
     normalize = Normalize(*images.statistics())
     counts = id_counts(images, cfg.same_label)
-    caption_facts = text_facts(images.text, tokenizer)
-    image_facts = {"channels": images.channels, "size": images.size, "ids": len(counts)}
-    check_labels(images, cfg.same_label)
-    facts = {
-        "dim": projector.num_features,
-        "in_features": projector.num_features,
-        "size": len(counts),
-        "counts": counts,
-        "normalize": normalize,
-        "encoder": encoder,
-        "projector": projector,
-        **{name: caption_facts[name] for name in CAPTIONS if caption_facts},
-    }
+    captions: dict[str, Any] = {}
+    if images.text is not None and tokenizer is not None:
+        captions = {"vocabulary": tokenizer.size, "length": images.text.shape[1], "tokenizer": tokenizer.facts()}
+    facts = {"dim": projector.num_features, "num_ids": len(counts), "counts": counts}
+    trained = {"normalize": normalize, "encoder": encoder, "projector": projector}
     negatives = complete(instantiate(cfg.negatives), facts)
-    unlabelled = int((images.labels < 0).sum())
-    name, by_label = type(negatives).__name__, cfg.same_label == "positive"
-    if negatives.needs_labels and not by_label:
-        raise InputError(f"{name} holds classes: it needs same_label=positive, not {cfg.same_label}")
+    check_negatives(negatives, images, cfg.same_label)
     head = complete(instantiate(cfg.head), facts)
-    if isinstance(negatives, Tree) and not isinstance(head, NCE):
-        raise InputError(f"the nodes of a Tree are all positive: it needs head=nce, not {type(head).__name__}")
-    if cfg.same_label == "ignored" and not negatives.supports_groups:
-        raise InputError(f"{name} does not leave out images with a query's label: same_label=negative or positive")
-    if negatives.ids_are_rows and by_label and unlabelled:
-        raise InputError(f"{name} has a row for each class, but {unlabelled} of {len(images)} images have no label")
+    check_output(negatives, head)
+    image_facts = {"channels": images.channels, "size": images.size, "ids": len(counts)}
     return Contrastive(
         normalize=normalize,
         views=views,
         encoder=encoder,
         projector=projector,
-        key=complete(instantiate(cfg.key), facts),
-        predictor=complete(instantiate(cfg.predictor), facts),
+        key=complete(instantiate(cfg.key), facts | trained | captions),
+        predictor=complete(instantiate(cfg.get("predictor")), facts | {"in_features": projector.num_features}),
         negatives=negatives,
         head=head,
         optimizer=instantiate(cfg.optimizer),
@@ -73,28 +59,73 @@ def build(cfg: DictConfig, images: Any, tokenizer: Any = None) -> Contrastive:
         seed=cfg.seed,
         one_forward_pass=cfg.one_forward_pass,
         micro_batch=cfg.micro_batch,
-        config={**plain(cfg), "images": image_facts, "text": caption_facts},
+        config={**plain(cfg), "images": image_facts, "text": captions},  # what an evaluation of the checkpoint needs
     )
 
 
-def check_labels(images: Any, same_label: str) -> None:
-    """InputError where labels are asked for and there are none."""
+def build_text(cfg: DictConfig, corpus: Corpus) -> WordVectors | LanguageModel:
+    """The model of text that `cfg` describes for `corpus`, a function of the configuration and its seed alone."""
+    make = instantiate(cfg.model)
+    if not isinstance(make, functools.partial):
+        raise InputError("the model of text has to be a partial: _partial_: true")
+    kind = cast(type[WordVectors] | type[LanguageModel], make.func)
+    takes = inspect.signature(kind).parameters
+    unused = [name for name in ("optimizer", "scheduler") if cfg.get(name) is not None and name not in takes]
+    if unused:
+        raise InputError(f"{kind.__name__} has no use for an {' and a '.join(unused)}: leave it out")
+    pl.seed_everything(cfg.seed, verbose=False)
+    counts = kind.counts(corpus)
+    facts: dict[str, Any] = {"num_ids": len(counts), "counts": counts}
+    encoder = complete(instantiate(cfg.encoder), facts)
+    facts["dim"] = encoder.num_features
+    negatives, head = complete(instantiate(cfg.negatives), facts), complete(instantiate(cfg.head), facts)
+    check_output(negatives, head)
+    optional = {name: instantiate(cfg[name]) for name in ("optimizer", "scheduler") if cfg.get(name) is not None}
+    parts = {"encoder": encoder, "negatives": negatives, "head": head, "counts": counts, **optional}
+    return make(**parts, words=corpus.words, seed=cfg.seed, config=plain(cfg))
+
+
+def check_labels(images: Images | ImageFiles, same_label: str) -> None:
+    """Raises InputError if labels are needed and no image has one."""
     if same_label != "negative" and not bool((images.labels >= 0).any()):
         raise InputError(f"same_label={same_label} needs labels, and none of the {len(images)} images has one")
 
 
-def id_counts(images: Any, same_label: str) -> torch.Tensor:
+def check_negatives(negatives: Source, images: Images | ImageFiles, same_label: str) -> None:
+    """Raises InputError if the source of negatives cannot treat the images' labels as `same_label` says."""
+    name, unlabelled = type(negatives).__name__, int((images.labels < 0).sum())
+    if negatives.needs_labels and same_label != "positive":
+        raise InputError(f"{name} holds classes: it needs same_label=positive, not {same_label}")
+    if same_label == "ignored" and not negatives.supports_groups:
+        raise InputError(f"{name} does not leave out images with a query's label: same_label=negative or positive")
+    if negatives.ids_are_rows and same_label == "positive" and unlabelled:
+        raise InputError(f"{name} has a row for each class, but {unlabelled} of {len(images)} images have no label")
+
+
+def check_output(negatives: Source, head: torch.nn.Module) -> None:
+    """Raises InputError if a table, tree or bank and the head are no output layer together."""
+    source, loss = type(negatives).__name__, type(head).__name__
+    if isinstance(negatives, Targets) != isinstance(head, AdaptiveSoftmax):
+        raise InputError(
+            f"{loss} over {source}: AdaptiveSoftmax goes with Targets alone, as in output=adaptive_softmax"
+        )
+    if isinstance(negatives, Tree) and not isinstance(head, NCE):
+        raise InputError(
+            f"the nodes of a Tree are all positive: it needs NCE (output=hierarchical_softmax), not {loss}"
+        )
+    whole = isinstance(negatives, Table | Bank) and negatives.sampler is None
+    if whole and getattr(negatives, "proximity", None) is None and isinstance(head, NCE):
+        raise InputError(
+            f"{loss} compares the true row with rows that a sampler draws, and this {source} has no sampler: "
+            "output=nce and output=negative_sampling set both, InfoNCE scores every row"
+        )
+
+
+def id_counts(images: Images | ImageFiles, same_label: str) -> torch.Tensor:
     """How often each id occurs in an epoch, [number of ids] int64: a label with same_label=positive, else a row."""
     if same_label != "positive":
         return torch.ones(len(images), dtype=torch.int64)
     return torch.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
-
-
-def text_facts(text: torch.Tensor | None, tokenizer: Any) -> dict[str, Any]:
-    """What a text encoder has to know of the captions [N, L], and their tokenizer; nothing without captions."""
-    if text is None or tokenizer is None:
-        return {}
-    return {"vocabulary": tokenizer.size, "length": text.shape[1], "tokenizer": tokenizer.facts()}
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

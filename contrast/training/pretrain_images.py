@@ -1,4 +1,4 @@
-"""Pretraining on images: an encoder, and what its frozen features are worth."""
+"""Pretraining on images: train an encoder, then evaluate its frozen features."""
 
 import functools
 from pathlib import Path
@@ -20,46 +20,40 @@ from contrast.evaluation.report import (
     metric_names,
     raw_pixels,
     table,
-    write_metrics,
 )
-from contrast.evaluation.retrieval import retrieval as retrieval_metrics
+from contrast.evaluation.retrieval import retrieval
 from contrast.keys import Second
 from contrast.module import Contrastive
-from contrast.run.curves import save_curves
 from contrast.run.jobs import figure
 from contrast.training.build import build
 from contrast.training.callbacks.nonfinite import StopAtNonFinite
 from contrast.training.callbacks.online import without_singles
 from contrast.training.callbacks.throughput import Throughput
 from contrast.training.callbacks.view_grid import ViewGrid
-from contrast.training.trainer import ending, last_loss, make_trainer, resume_point, say
+from contrast.training.trainer import check_settings, closing, fit, make_trainer, print_once, save_results
 
 
 def pretrain_images(cfg: DictConfig, splits: Splits, run_dir: Path) -> float | None:
+    """Trains the model that `cfg` describes on `splits`; returns the metric `cfg.metric`, for sweeps."""
     images = splits.pretrain
     throughput = Throughput("images", lambda batch: len(batch.pixels))
+    check_settings(cfg)
     if cfg.evaluation.enabled and cfg.metric not in (names := metric_names(cfg.evaluation)):
-        raise InputError(f"metric={cfg.metric} will not be among the figures: {', '.join(sorted(names))}")
+        raise InputError(f"metric={cfg.metric} will not be among the metrics: {', '.join(sorted(names))}")
     Batches(images, cfg.batch_size, cfg.seed)  # for its errors, before anything is written
-    with ending(run_dir):
+    with closing(run_dir):
         model = new_model(cfg, splits)
-        looking = lookers(cfg, splits, run_dir, throughput)
-        trainer = make_trainer(cfg, run_dir, looking, len(images) // cfg.batch_size)
-        say(f"{cfg.name}: {len(images):,} images of {splits.name}; everything lies in {run_dir}")
-        data = PretrainData(images, cfg.batch_size, cfg.seed, workers=cfg.workers)
-        trainer.fit(model, data, ckpt_path=resume_point(cfg.resume))
+        trainer = make_trainer(cfg, run_dir, callbacks(cfg, splits, run_dir, throughput))
+        print_once(f"{cfg.name}: {len(images):,} images of {splits.name}; the run folder is {run_dir}")
+        fit(trainer, model, PretrainData(images, cfg.batch_size, cfg.seed, workers=cfg.workers), cfg.resume)
         if not trainer.is_global_zero:
             return None
         scores = evaluate(cfg, model, splits, trainer.strategy.root_device)
-        figures = scores | throughput.figures() | last_loss(run_dir)
-        for logger in trainer.loggers:
-            logger.log_metrics({f"final/{name}": value for name, value in figures.items()}, trainer.global_step)
-        write_metrics(run_dir, figures)
-        save_curves(run_dir)
-        if not scores:  # not asked for, or no labels
-            return figures.get(cfg.metric)
-        say(f"{table(scores, list(cfg.evaluation.per_class))}\n{run_dir}")
-        return figure(figures, cfg.metric) if has_labels(splits) else figures.get(cfg.metric)
+        metrics = save_results(trainer, run_dir, throughput, scores)
+        if scores:
+            print_once(f"{table(scores, list(cfg.evaluation.per_class))}\n{run_dir}")
+        evaluated = bool(scores) and has_labels(splits)
+        return figure(metrics, cfg.metric) if evaluated else metrics.get(cfg.metric)
 
 
 def new_model(cfg: DictConfig, splits: Splits) -> Contrastive:
@@ -68,36 +62,37 @@ def new_model(cfg: DictConfig, splits: Splits) -> Contrastive:
     return build(cfg, splits.pretrain, splits.tokenizer)
 
 
-def lookers(cfg: DictConfig, splits: Splits, run_dir: Path, throughput: Throughput) -> list[pl.Callback]:
-    """The callbacks of a run on images."""
-    found: list[pl.Callback] = [StopAtNonFinite(run_dir), ViewGrid(run_dir), throughput]
+def callbacks(cfg: DictConfig, splits: Splits, run_dir: Path, throughput: Throughput) -> list[pl.Callback]:
+    """The callbacks of a run on images; probes are left out where no class has two labelled images."""
+    made: list[pl.Callback] = [StopAtNonFinite(run_dir), ViewGrid(run_dir), throughput]
     for node in (cfg.callbacks or {}).values():
         callback = instantiate(node)
-        if isinstance(callback, functools.partial):  # a probe: it wants labelled images, two of a class
-            if not (without_singles(splits.train.labels) >= 0).any():
-                continue
-            callback = callback(images=splits.train)
-        found.append(callback)
-    return found
+        if not isinstance(callback, functools.partial):
+            made.append(callback)
+        elif (without_singles(splits.train.labels) >= 0).any():
+            made.append(callback(images=splits.train))
+    return made
 
 
 def evaluate(cfg: DictConfig, model: Contrastive, splits: Splits, device: torch.device) -> dict[str, float]:
-    """Figures of the trained encoder, of the untrained one and of raw pixels, as far as `cfg.evaluation` asks."""
+    """Metrics of the trained encoder, of the untrained one and of raw pixels, as `cfg.evaluation` requests them."""
     if not cfg.evaluation.enabled:
         return {}
-    retrieval = {}
+    metrics = {}
     if isinstance(model.key, Second) and splits.test is not None:
         towers = Towers(model.normalize, model.encoder, model.projector, model.key)
-        retrieval = retrieval_metrics(EvaluationData(towers, splits.train, splits.test, device, workers=cfg.workers))
+        metrics = retrieval(EvaluationData(towers, splits.train, splits.test, device, workers=cfg.workers))
     if not has_labels(splits):
-        say(f"{splits.name} has no {'labels' if splits.test else 'test set'}: no figures of the frozen encoder")
-        return retrieval
-    figures = retrieval | frozen_metrics(cfg.evaluation, model.to(device), splits, device, workers=cfg.workers)
+        lacks = "labels" if splits.test else "test set"
+        print_once(f"{splits.name} has no {lacks}: the frozen encoder is not evaluated")
+        return metrics
+    metrics |= frozen_metrics(cfg.evaluation, model.to(device), splits, device, workers=cfg.workers)
     if cfg.evaluation.untrained:
         untrained = new_model(cfg, splits).to(device)
-        figures |= frozen_metrics(cfg.evaluation, untrained, splits, device, "untrained_", cfg.workers)
-    if cfg.evaluation.pixels and not few_pixels(splits.train):
-        say(f"images of {splits.train.size} x {splits.train.size} have too many raw pixels for figures of these")
+        metrics |= frozen_metrics(cfg.evaluation, untrained, splits, device, "untrained_", cfg.workers)
+    if cfg.evaluation.pixels and few_pixels(splits.train):
+        metrics |= frozen_metrics(cfg.evaluation, raw_pixels, splits, device, "pixels_", cfg.workers)
     elif cfg.evaluation.pixels:
-        figures |= frozen_metrics(cfg.evaluation, raw_pixels, splits, device, "pixels_", cfg.workers)
-    return figures
+        size = splits.train.size
+        print_once(f"images of {size} x {size} have too many raw pixels for a linear probe: these are not evaluated")
+    return metrics

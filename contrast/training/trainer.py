@@ -1,44 +1,83 @@
-"""What every kind of pretraining shares: its trainer, its loggers, how a run ends."""
+"""What pretraining on images and on text share: the trainer, its loggers, and how a run ends."""
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from contrast.errors import InputError
 from contrast.evaluation.encoder import checkpoint_file
+from contrast.evaluation.report import write_metrics
 from contrast.run.checkpoint_io import AtomicCheckpointIO
 from contrast.run.checkpoints import Checkpoints
 from contrast.run.csv_log import CSVLog, read_rows
+from contrast.run.curves import save_curves
 from contrast.run.environment import write_environment
 from contrast.training.build import plain
 from contrast.training.callbacks.progress import RunProgress
+from contrast.training.callbacks.short_runs import LogShortRuns
+from contrast.training.callbacks.throughput import Throughput
 
 
-def make_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[pl.Callback], steps_per_epoch: int) -> pl.Trainer:
-    """A trainer that checkpoints, logs and shows progress in `run_dir`, with these callbacks besides."""
+def check_settings(cfg: DictConfig) -> None:
+    """Raises InputError for settings that cannot work together, before anything is read or written."""
+    choices = HydraConfig.get().runtime.choices
+    for group in ("head", "negatives"):
+        if choices.get("output") is not None and choices.get(group) is not None:
+            raise InputError(
+                f"{group}={choices[group]} and output={choices['output']} both set {group}: an output layer brings its "
+                "own, and output=null leaves negatives and head to you"
+            )
+    if cfg.trainer.get("fast_dev_run"):
+        raise InputError(
+            "trainer.fast_dev_run leaves neither metrics nor checkpoints: debug=quick takes 2 steps instead"
+        )
+    if str(cfg.trainer.precision) in ("bf16-true", "16-true"):
+        half = str(cfg.trainer.precision).removesuffix("-true")
+        raise InputError(
+            f"trainer.precision={half}-true would hold weights and running averages in 16 bits, which small updates do "
+            f"not change: trainer.precision={half}-mixed"
+        )
+
+
+def make_trainer(cfg: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    """A trainer that writes checkpoints and metrics to `run_dir` and shows progress, with these callbacks as well."""
     write_environment(run_dir)
     return instantiate(
         cfg.trainer,
+        strategy=strategy(cfg.trainer),
         logger=[CSVLog(run_dir), *loggers(cfg, run_dir)],
-        callbacks=[Checkpoints(run_dir / "checkpoints", **cfg.checkpoints), RunProgress(), *callbacks],
+        callbacks=[Checkpoints(run_dir / "checkpoints", **cfg.checkpoints), RunProgress(), LogShortRuns(), *callbacks],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
-        log_every_n_steps=min(cfg.trainer.log_every_n_steps, max(1, steps_per_epoch)),
     )
 
 
-def loggers(cfg: DictConfig, run_dir: Path) -> list[Any]:
-    """What logs besides metrics.csv; the jobs of a sweep are one group."""
+def strategy(trainer: DictConfig) -> str | DDPStrategy:
+    """The strategy that the configuration names; where it is DDP, one that does not broadcast buffers.
+
+    Every rank writes the same into the buffers of queues, banks and key encoders, and the running statistics of batch
+    norm that are saved are those of the first rank, so nothing has to be sent round in every step.
+    """
+    if trainer.strategy not in ("auto", "ddp"):
+        return trainer.strategy
+    ranks = instantiate(trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size
+    return DDPStrategy(broadcast_buffers=False) if ranks > 1 else trainer.strategy
+
+
+def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
+    """The loggers in addition to metrics.csv; the jobs of a sweep are one group."""
     hydra = HydraConfig.get()
     group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
     name = f"{group}/{hydra.job.num}" if group else run_dir.name
@@ -47,31 +86,48 @@ def loggers(cfg: DictConfig, run_dir: Path) -> list[Any]:
 
 
 @contextmanager
-def ending(run_dir: Path) -> Iterator[None]:
-    """Closes W&B's run whatever happens, and gives SIGTERM a status of its own."""
+def closing(run_dir: Path) -> Iterator[None]:
+    """Closes W&B's run whatever happens, and gives SIGTERM an exit status of its own."""
     try:
         yield
     except SIGTERMException:
         # Lightning would end with status 0, as if the run were complete
-        say(f"told to end: the last step is saved, contrast-pretrain resume={run_dir} continues")
+        command = Path(sys.argv[0]).name
+        print_once(f"told to end: the last step is saved, {command} resume={run_dir} continues")
         raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()
 
 
-def resume_point(resume: str | None) -> str | None:
-    """The checkpoint to continue from; None for a new run."""
-    return None if resume is None else str(checkpoint_file(resume))
+def fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, resume: str | None) -> None:
+    """Trains from the start, or from the checkpoint that `resume` names."""
+    trainer.fit(model, data, ckpt_path=None if resume is None else str(checkpoint_file(resume)))
 
 
-def last_loss(run_dir: Path) -> dict[str, float]:
-    """The loss of the last step that was logged, if one was: a run may be shorter than the interval of its log."""
+def save_results(
+    trainer: pl.Trainer, run_dir: Path, throughput: Throughput, scores: dict[str, float]
+) -> dict[str, float]:
+    """All metrics of a run that ended; they are logged and written to metrics.json, and curves.png is drawn.
+
+    `loss` is that of the last step that was logged, or of the last batch if none was, unless `scores` has one.
+    """
+    metrics = throughput.metrics() | logged_loss(run_dir) | scores
+    for logger in trainer.loggers:
+        logger.log_metrics({f"final/{name}": value for name, value in metrics.items()}, trainer.global_step)
+    write_metrics(run_dir, metrics)
+    save_curves(run_dir)
+    return metrics
+
+
+def logged_loss(run_dir: Path) -> dict[str, float]:
+    """The last loss in metrics.csv, if there is one."""
     file = run_dir / "metrics.csv"
     losses = [row["train/loss"] for row in read_rows(file)[1] if "train/loss" in row] if file.exists() else []
     return {"loss": float(losses[-1])} if losses else {}
 
 
 @rank_zero_only
-def say(text: str) -> None:
+def print_once(text: str) -> None:
+    """Prints on the first rank alone."""
     print(text, flush=True)

@@ -1,1 +1,1 @@
-"""Callbacks look at training; none of them shapes the loss."""
+"""Callbacks observe training; none of them changes the loss."""

@@ -1,18 +1,21 @@
-"""Perplexity against seconds: held-out text measured now and then while a next-word model trains."""
+"""Perplexity of held-out text at growing intervals while a language model trains."""
 
 from time import perf_counter
-from typing import Any
+from typing import cast
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from tqdm import tqdm
 
 from contrast.data.text.corpus import Corpus
+from contrast.data.text.spans import Span
 from contrast.errors import InputError
 from contrast.training.callbacks.throughput import Throughput
+from contrast.words import LanguageModel
 
 
 class HeldOut(pl.Callback):
-    """Logs `held_out/perplexity` and the like, beside `train/seconds` and `train/words` of training until then.
+    """Logs `held_out/perplexity` and the like, with the `train/seconds` and `train/words` of training until then.
 
     corpus       whose `held_out` is read; where there is none, nothing is measured
     first        seconds of training until the first measure
@@ -40,12 +43,14 @@ class HeldOut(pl.Callback):
         self.max_seconds = max_seconds
         self.due = first
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.due = self.first
         while self.due <= clock(trainer).state_dict()["seconds"]:  # of a run that continues
             self.due *= self.growth
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Span, batch_idx: int
+    ) -> None:
         throughput = clock(trainer)
         so_far = throughput.state_dict()
         seconds = so_far["seconds"]
@@ -54,11 +59,11 @@ class HeldOut(pl.Callback):
             began = perf_counter()
             while self.due <= seconds:
                 self.due *= self.growth
-            found = pl_module.held_out(self.ids, self.most)
-            told = {f"held_out/{name}": value for name, value in found.items() if name != "held_out_words"}
-            told |= {"train/seconds": seconds, "train/words": float(so_far[throughput.unit])}
+            result = cast(LanguageModel, pl_module).held_out(self.ids, self.most)
+            metrics = {f"held_out/{name}": value for name, value in result.items() if name != "held_out_words"}
+            metrics |= {"train/seconds": seconds, "train/words": float(so_far[throughput.unit])}
             for logger in trainer.loggers:
-                logger.log_metrics(told, trainer.global_step - 1)  # the row of this step
+                logger.log_metrics(metrics, trainer.global_step - 1)  # the row of this step
             if throughput.started is not None:
                 throughput.started += perf_counter() - began
         if over and not trainer.should_stop:
@@ -68,7 +73,7 @@ class HeldOut(pl.Callback):
 
 def clock(trainer: pl.Trainer) -> Throughput:
     """The one callback that counts seconds of training."""
-    found = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
-    if len(found) != 1:
-        raise InputError(f"held-out text is measured by the clock of 1 Throughput, and there are {len(found)}")
-    return found[0]
+    clocks = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
+    if len(clocks) != 1:
+        raise InputError(f"held-out text is timed by exactly 1 Throughput, not by {len(clocks)}")
+    return clocks[0]

@@ -1,7 +1,8 @@
 """A loss that is not finite stops the run before it can spoil the weights, and leaves what reproduces the step."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from contrast.atomic import replacing
 from contrast.data.images.image_set import Batch
+from contrast.data.text.spans import Span
 from contrast.errors import InputError
+from contrast.module import Contrastive
+from contrast.words.base import TextModel
 
 
 class StopAtNonFinite(pl.Callback):
@@ -24,77 +28,82 @@ class StopAtNonFinite(pl.Callback):
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.batch: Batch | None = None
-        self.seen: list[tuple[Batch, int]] = []  # the batches, with their numbers, since the last step
+        self.pending: list[tuple[Batch, int]] = []  # the batches, with their numbers, since the last step
         self.losses: list[Tensor] = []
         self.on_host = torch.zeros(0)  # their losses
         self.copied: torch.cuda.Event | None = None
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         self.batch = batch
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert self.batch is not None
-        self.seen.append((self.batch, pl_module.batch_number))
+        self.pending.append((self.batch, cast(Contrastive, pl_module).batch_number))
         self.losses.append(loss.detach())
         self.on_host = torch.stack(self.losses).to("cpu", non_blocking=True)
         if loss.is_cuda:
             self.copied = torch.cuda.Event()
             self.copied.record()
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         if self.copied is not None:
             self.copied.synchronize()
-        seen, self.seen, self.losses = self.seen, [], []
+        batches, self.pending, self.losses = self.pending, [], []
         if self.on_host.isfinite().all():
             return
         at = int(self.on_host.isfinite().int().argmin())
-        batch, pl_module.batch_number = seen[at]
-        self.stop(trainer, pl_module, batch, self.on_host[at].item())
+        model = cast(Contrastive, pl_module)
+        batch, model.batch_number = batches[at]
+        self.stop(trainer, model, batch, self.on_host[at].item())
 
-    def stop(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, loss: float) -> None:
-        number, alone = pl_module.batch_number, trainer.world_size == 1
+    def stop(self, trainer: pl.Trainer, model: Contrastive, batch: Batch, loss: float) -> None:
+        number, alone = model.batch_number, trainer.world_size == 1
         state = {
             "batch_number": number,
             "rank": trainer.global_rank,
             "batch": batch._asdict(),
-            "uniforms": pl_module.uniforms(len(batch.pixels)),
-            "state_dict": pl_module.state_dict(),
-            "config": pl_module.config,
+            "uniforms": model.uniforms(len(batch.pixels)),
+            "state_dict": model.state_dict(),
+            "config": model.config,
         }
         rank = "" if alone else f"_rank{trainer.global_rank}"
         file = self.run_dir / f"nonfinite_{number}{rank}.pt"
         with replacing(file) as temporary:
             torch.save(state, temporary)
         with trainer.precision_plugin.train_step_context():  # what overflows in half precision is to do so again
-            first = first_non_finite(pl_module, batch, alone)
+            first = first_non_finite(model, batch, alone)
         raise InputError(
             f"the loss of batch {number} is {loss}; first non-finite tensor: {first}; the step is in {file}"
         )
 
 
 @torch.no_grad()
-def first_non_finite(module: Any, batch: Batch, alone: bool = True) -> str:
+def first_non_finite(module: Contrastive, batch: Batch, alone: bool = True) -> str:
     """Name of the first tensor on the main path with a NaN or an infinity.
 
-    The parameters are searched first; then the step is run again with a look at the output of every submodule in
-    order, unless other ranks are about (`alone=False`), who would not join in its collectives.
+    The parameters are searched first. Then the step is run again and the output of every submodule is checked in order,
+    unless there are other ranks (`alone=False`), which would not take part in its collectives.
     """
     for name, parameter in module.named_parameters():
         if not _finite(parameter):
             return f"{name} {list(parameter.shape)}"
     if not alone:
         return "none among the parameters; run it on one process to see the activations"
-    found: list[str] = []
+    broken: list[str] = []
 
-    def look(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
+    def check(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             tensors = output if isinstance(output, list | tuple) else [output]
-            if not found and any(isinstance(t, Tensor) and not _finite(t) for t in tensors):
-                found.append(f"the output of {name}")
+            if not broken and any(isinstance(t, Tensor) and not _finite(t) for t in tensors):
+                broken.append(f"the output of {name}")
 
         return hook
 
-    hooks = [sub.register_forward_hook(look(name)) for name, sub in module.named_modules() if name]
+    hooks = [sub.register_forward_hook(check(name)) for name, sub in module.named_modules() if name]
     logged, module.logged = module.logged, False
     try:
         module.training_step(batch, 0)
@@ -103,8 +112,8 @@ def first_non_finite(module: Any, batch: Batch, alone: bool = True) -> str:
         for hook in hooks:
             hook.remove()
     # buffers come last: the running statistics of a norm are spoilt by the step itself
-    found += [f"{name} {list(buffer.shape)}" for name, buffer in module.named_buffers() if not _finite(buffer)]
-    return found[0] if found else "none but the loss"
+    broken += [f"{name} {list(buffer.shape)}" for name, buffer in module.named_buffers() if not _finite(buffer)]
+    return broken[0] if broken else "none but the loss"
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -114,7 +123,9 @@ def _finite(tensor: Tensor) -> bool:
 class StopAfterNonFinite(pl.Callback):
     """Raises InputError after a step whose loss is not finite, before it is saved."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Span, batch_idx: int
+    ) -> None:
         if not outputs["loss"].isfinite():
-            loss = outputs["loss"].item()
-            raise InputError(f"the loss of batch {pl_module.batch_number} is {loss}: take a lower learning rate")
+            number, loss = cast(TextModel, pl_module).batch_number, outputs["loss"].item()
+            raise InputError(f"the loss of batch {number} is {loss}: take a lower learning rate")

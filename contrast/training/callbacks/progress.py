@@ -1,64 +1,58 @@
 """One progress bar for the whole run, with the time left."""
 
-from time import perf_counter
-from typing import Any
+import math
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from tqdm import tqdm
 
+from contrast.data.images.image_set import Batch
+from contrast.data.text.spans import Span
 
-class RunProgress(ProgressBar):
-    """A bar over all steps of the run, refreshed every `refresh` steps, and sooner where a step takes long.
 
-    Not after every step: counting steps is cheap, but reading a metric makes the host wait for it.
+class RunProgress(TQDMProgressBar):
+    """Lightning's progress bar, over all steps of the run instead of those of an epoch.
+
+    The metrics after the bar change at the end of an epoch only, because reading one makes the host wait for it.
     """
 
-    def __init__(self, refresh: int = 10, desc: str = "training") -> None:
+    def __init__(self, description: str = "training") -> None:
         super().__init__()
-        self.refresh, self.desc, self.enabled = refresh, desc, True
-        self.bar: tqdm | None = None
-        self.shown = 0.0
+        self.description = description
+        self.train_progress_bar = tqdm(disable=True)
 
-    def disable(self) -> None:
-        self.enabled = False
-
-    def enable(self) -> None:
-        self.enabled = True
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        tqdm.write(" ".join(map(str, args)))
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        total = int(trainer.estimated_stepping_batches)
-        off = not (self.enabled and trainer.is_global_zero)
-        self.bar = tqdm(
-            total=total, initial=trainer.global_step, desc=self.desc, unit="step", disable=off, dynamic_ncols=True
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        steps = trainer.estimated_stepping_batches
+        self.train_progress_bar = tqdm(
+            total=None if math.isinf(steps) else int(steps),
+            initial=trainer.global_step,
+            desc=self.description,
+            unit="step",
+            disable=self.is_disabled,
+            dynamic_ncols=True,
+            mininterval=1.0,  # seconds: a log that is a file gets no line for every step
         )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.bar is None:
-            return
-        slow = perf_counter() - self.shown > 1
-        if slow or trainer.global_step % self.refresh == 0 or trainer.is_last_batch:
-            self.bar.update(trainer.global_step - self.bar.n)
-            self.shown = perf_counter()
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing: Lightning's own bar would start again."""
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.bar is not None:
-            shown = {name.split("/")[-1]: _short(value) for name, value in trainer.progress_bar_metrics.items()}
-            self.bar.set_postfix(epoch=trainer.current_epoch + 1, **shown)
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Batch | Span,
+        batch_idx: int,
+    ) -> None:
+        self.train_progress_bar.update(trainer.global_step - self.train_progress_bar.n)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.close()
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | dict]:
+        shown = {name.split("/")[-1]: _short(value) for name, value in trainer.progress_bar_metrics.items()}
+        return {"epoch": trainer.current_epoch + 1, **shown}
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.train_progress_bar.close()
 
 
 def _short(value: float) -> str:
