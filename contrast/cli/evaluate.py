@@ -19,7 +19,7 @@ from contrast.evaluation.features import EvaluationData
 from contrast.evaluation.report import has_labels, labelled, write_metrics
 from contrast.evaluation.words import WordData, words
 from contrast.run.environment import write_environment
-from contrast.run.jobs import figure
+from contrast.run.jobs import metric_of
 from contrast.run.quiet import quiet
 
 
@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig) -> float:
     for key, value in figures.items():
         print(f"{key:<{width}}{value:>10.4g}")
     print(f"everything lies in {run_dir}")
-    return figure(figures, cfg.metric)
+    return metric_of(figures, cfg.metric)
 
 
 def word_bench(cfg: DictConfig) -> tuple[WordData, str]:

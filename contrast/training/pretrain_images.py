@@ -26,7 +26,7 @@ from contrast.evaluation.retrieval import retrieval as retrieval_metrics
 from contrast.keys import Second
 from contrast.module import Contrastive
 from contrast.run.curves import save_curves
-from contrast.run.jobs import figure
+from contrast.run.jobs import metric_of
 from contrast.training.build import build
 from contrast.training.callbacks.nonfinite import StopAtNonFinite
 from contrast.training.callbacks.online import without_singles
@@ -59,7 +59,7 @@ def pretrain_images(cfg: DictConfig, splits: Splits, run_dir: Path) -> float | N
         if not scores:  # not asked for, or no labels
             return figures.get(cfg.metric)
         say(f"{table(scores, list(cfg.evaluation.per_class))}\n{run_dir}")
-        return figure(figures, cfg.metric) if has_labels(splits) else figures.get(cfg.metric)
+        return metric_of(figures, cfg.metric) if has_labels(splits) else figures.get(cfg.metric)
 
 
 def new_model(cfg: DictConfig, splits: Splits) -> Contrastive:

@@ -16,10 +16,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from contrast.evaluation.encoder import checkpoint_file
-from contrast.run.checkpoint_io import AtomicCheckpointIO
-from contrast.run.checkpoints import Checkpoints
-from contrast.run.csv_log import CSVLog, read_rows
+from contrast.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from contrast.run.environment import write_environment
+from contrast.run.metrics import MetricsLog, read_rows
 from contrast.training.build import plain
 from contrast.training.callbacks.progress import RunProgress
 
@@ -29,7 +28,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[pl.Callback], s
     write_environment(run_dir)
     return instantiate(
         cfg.trainer,
-        logger=[CSVLog(run_dir), *loggers(cfg, run_dir)],
+        logger=[MetricsLog(run_dir), *loggers(cfg, run_dir)],
         callbacks=[Checkpoints(run_dir / "checkpoints", **cfg.checkpoints), RunProgress(), *callbacks],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
@@ -38,7 +37,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[pl.Callback], s
 
 
 def loggers(cfg: DictConfig, run_dir: Path) -> list[Any]:
-    """What logs besides metrics.csv; the jobs of a sweep are one group."""
+    """What logs besides metrics.jsonl; the jobs of a sweep are one group."""
     hydra = HydraConfig.get()
     group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
     name = f"{group}/{hydra.job.num}" if group else run_dir.name
@@ -67,8 +66,8 @@ def resume_point(resume: str | None) -> str | None:
 
 def last_loss(run_dir: Path) -> dict[str, float]:
     """The loss of the last step that was logged, if one was: a run may be shorter than the interval of its log."""
-    file = run_dir / "metrics.csv"
-    losses = [row["train/loss"] for row in read_rows(file)[1] if "train/loss" in row] if file.exists() else []
+    file = run_dir / "metrics.jsonl"
+    losses = [row["train/loss"] for row in read_rows(file) if "train/loss" in row] if file.exists() else []
     return {"loss": float(losses[-1])} if losses else {}
 
 
