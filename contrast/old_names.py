@@ -10,7 +10,7 @@ KEYS = {  # of a run's configuration; a name that is gone from its place is rena
     "model.limit": "max_pairs_per_row",
 }
 
-TARGETS = {  # a module or function -> the module or function that has taken its place
+TARGETS = {  # a module or a function -> its place today
     "contrast.callbacks": "contrast.training.callbacks",
     "contrast.data.captions": "contrast.data.images.captions",
     "contrast.data.corpus": "contrast.data.text.corpus",
@@ -21,7 +21,10 @@ TARGETS = {  # a module or function -> the module or function that has taken its
     "contrast.finetune": "contrast.training.finetune",
     "contrast.logs.tensorboard": "contrast.run.loggers",
     "contrast.logs.wandb_run": "contrast.run.loggers",
-    "contrast.protocols": "contrast.evaluation.protocols",
+    "contrast.protocols.knn": "contrast.evaluation.knn.knn",
+    "contrast.protocols.linear": "contrast.evaluation.linear_probe.linear",
+    "contrast.protocols.retrieval": "contrast.evaluation.retrieval.retrieval",
+    "contrast.protocols.words": "contrast.evaluation.words.words",
 }
 
 
@@ -46,13 +49,8 @@ def _with_targets(value: Any, key: str = "") -> Any:
         return {name: _with_targets(item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_with_targets(item) for item in value]
-    module, _, function = value.rpartition(".") if key == "_target_" and isinstance(value, str) else ("", "", "")
-    return f"{current_module(module)}.{function}" if module else value
-
-
-def current_module(name: str) -> str:
-    """Today's name of a module."""
-    for old, new in TARGETS.items():
-        if name == old or name.startswith(f"{old}."):
-            return new + name.removeprefix(old)
-    return name
+    if key == "_target_" and isinstance(value, str):
+        for old, new in TARGETS.items():
+            if f"{value}.".startswith(f"{old}."):
+                return new + value.removeprefix(old)
+    return value

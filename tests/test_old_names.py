@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, Command
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from contrast.old_names import current
+from contrast.old_names import TARGETS, current
 
 OLD: dict[str, Any] = {
     "views_together": True,
@@ -18,6 +19,7 @@ OLD: dict[str, Any] = {
     "model": {"_target_": "contrast.words.WordVectors", "limit": 64, "noise": "another one"},
     "callbacks": {"knn": {"_target_": "contrast.callbacks.online.OnlineKNN", "asking": "another one"}},
     "logger": {"wandb": {"_target_": "contrast.logs.wandb_run.wandb_logger"}},
+    "protocol": {"_target_": "contrast.protocols.linear"},
 }
 
 NEW: dict[str, Any] = {
@@ -28,6 +30,7 @@ NEW: dict[str, Any] = {
     "model": {"_target_": "contrast.words.WordVectors", "max_pairs_per_row": 64, "noise": "another one"},
     "callbacks": {"knn": {"_target_": "contrast.training.callbacks.online.OnlineKNN", "asking": "another one"}},
     "logger": {"wandb": {"_target_": "contrast.run.loggers.wandb_logger"}},
+    "protocol": {"_target_": "contrast.evaluation.linear_probe.linear"},
 }
 
 
@@ -38,6 +41,11 @@ def test_keys_and_targets_are_renamed_in_their_place() -> None:
     assert renamed == NEW
     assert list(renamed) == list(NEW)  # in the same order
     assert given == OLD  # and the given one is left as it was
+
+
+@pytest.mark.parametrize("target", TARGETS.values())
+def test_todays_places_exist(target: str) -> None:
+    assert get_object(target)
 
 
 def test_todays_names_stay() -> None:
