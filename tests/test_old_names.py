@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Command
+from conftest import TINY, Command, figures
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -72,3 +72,13 @@ def test_a_run_from_before_the_renaming_is_resumed(pretrain: Command, capfd: pyt
     differences = [line for line in capfd.readouterr().out.splitlines() if line.startswith("other than")]
     assert differences == ["other than when the run began: trainer.max_epochs: 1 -> 2"]
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_checkpoint_from_before_the_renaming_is_evaluated(pretrain: Command, evaluate: Command) -> None:
+    assert pretrain(*TINY, "trainer.limit_train_batches=2", "hydra.run.dir=run") == 0
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    saved["config"]["data"]["_target_"] = "contrast.data.digits.digits"
+    saved["config"]["views_together"] = saved["config"].pop("one_forward_pass")
+    torch.save(saved, "old.ckpt")
+    assert evaluate("checkpoint=old.ckpt", "protocol=knn", "trainer.accelerator=cpu", "hydra.run.dir=out") == 0
+    assert figures("out")["top1"] > 0.1
