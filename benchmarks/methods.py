@@ -21,9 +21,9 @@ import matplotlib.pyplot as plt
 import torch
 from views import installed, processor
 
-from contrast.run.csv_log import read_rows
 from contrast.run.jobs import COMPLETE, Job, read_jobs
-from contrast.run.sweep_table import estimate
+from contrast.run.metrics import read_rows
+from contrast.run.sweep_report import estimate
 
 HERE = Path(__file__).resolve().parent
 LABELLED = {  # what they learn from besides the images: the other methods see no label and no caption
@@ -62,7 +62,7 @@ def curve(jobs: list[Job]) -> tuple[list[int], list[float]]:
     at = defaultdict(list)
     for job in jobs:
         assert job.folder is not None
-        for row in read_rows(job.folder / "metrics.csv")[1]:
+        for row in read_rows(job.folder / "metrics.jsonl"):
             if row.get("online/knn_top1"):
                 at[int(row["epoch"]) + 1].append(float(row["online/knn_top1"]))
     return sorted(at), [statistics.fmean(at[epoch]) for epoch in sorted(at)]

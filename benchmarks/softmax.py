@@ -24,8 +24,8 @@ from omegaconf import OmegaConf
 from sklearn.isotonic import isotonic_regression
 from views import installed, processor
 
-from contrast.run.csv_log import read_rows
 from contrast.run.jobs import COMPLETE, Job, read_jobs
+from contrast.run.metrics import read_rows
 
 HEADS = {
     "full_softmax": "full softmax",
@@ -53,7 +53,7 @@ def config(job: Job) -> Any:
 def curve(job: Job) -> dict[str, list[float]]:
     """Seconds of training, the words seen in them, and the held-out figures after them."""
     assert job.folder is not None
-    rows = [row for row in read_rows(job.folder / "metrics.csv")[1] if "held_out/perplexity" in row]
+    rows = [row for row in read_rows(job.folder / "metrics.jsonl") if "held_out/perplexity" in row]
     names = {"seconds": "train/seconds", "words": "train/words", "perplexity": "held_out/perplexity"}
     names |= {name: f"held_out/{name}" for name in ("perplexity_with_log_q", "unigram_perplexity")}
     there = {name: column for name, column in names.items() if rows and column in rows[0]}

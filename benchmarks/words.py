@@ -137,9 +137,7 @@ def main() -> None:
     parser.add_argument("--word2vec", help="the binary of word2vec.c")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--set", nargs="*", default=[], help="our settings, such as model.max_pairs_per_row=32"
-    )
+    parser.add_argument("--set", nargs="*", default=[], help="our settings, such as model.max_pairs_per_row=32")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "words.json")
     args = parser.parse_args()
     score_names(args.pairs, args.analogies)  # for its errors, before anything is run

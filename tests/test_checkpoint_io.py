@@ -14,9 +14,8 @@ import pytorch_lightning as pl
 import torch
 
 from contrast.errors import InputError
-from contrast.run.checkpoint_io import AtomicCheckpointIO
-from contrast.run.checkpoints import Checkpoints
-from contrast.run.csv_log import CSVLog, read_rows
+from contrast.run.checkpoints import AtomicCheckpointIO, Checkpoints
+from contrast.run.metrics import MetricsLog, read_rows
 
 # Children are forked from one server that has done the slow imports, so that killing a process costs no start-up.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -83,7 +82,7 @@ def _fit(folder: Path, resume: Path | None, fatal_step: int, how: int, every_n_s
         max_epochs=4,
         accelerator="cpu",
         devices=1,
-        logger=[CSVLog(folder)],
+        logger=[MetricsLog(folder)],
         log_every_n_steps=1,
         callbacks=[Checkpoints(folder / "checkpoints", every_n_epochs=2, every_n_steps=every_n_steps)],
         plugins=[AtomicCheckpointIO()],
@@ -193,7 +192,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         "epoch_00002.ckpt",
         "epoch_00004.ckpt",
     }
-    assert read_rows(tmp_path / "metrics.csv") == read_rows(whole / "metrics.csv")
+    assert read_rows(tmp_path / "metrics.jsonl") == read_rows(whole / "metrics.jsonl")
 
 
 def test_negative_periods_are_refused(tmp_path: Path) -> None:

@@ -23,8 +23,7 @@ from contrast.facts import complete
 from contrast.heads import NCE, AdaptiveSoftmax, InfoNCE
 from contrast.module import Contrastive
 from contrast.negatives import Table, Targets, Tree
-from contrast.run import resolvers as resolvers
-from contrast.run.compose import at_the_door, check_values, composed, opened
+from contrast.run.compose import check_values, config_loader, load_config
 from contrast.run.folder import conf_folder
 from contrast.samplers import Unigram
 from contrast.training.build import build
@@ -63,8 +62,8 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
     monkeypatch.setenv("CONTRAST_CACHE", str(tmp_path / "cache"))
 
     def with_words(*words: str, command: str) -> DictConfig:
-        with opened(CONF, None, command) as app, at_the_door(app):
-            cfg = composed(app, command, list(words))
+        with config_loader(CONF) as loader:
+            cfg = load_config(loader, command, list(words))
             check_values(cfg, tmp_path / "run", {"checkpoint"})
             return cfg
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, Command
 
-from contrast.run.csv_log import read_rows
+from contrast.run.metrics import read_rows
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pretrain.py"
 # no batch norm: its statistics are those of a rank
@@ -34,7 +34,7 @@ def on_two_ranks(*words: str) -> subprocess.CompletedProcess:
 
 
 def column(run: str, name: str) -> list[float]:
-    return [float(row[name]) for row in read_rows(Path(run, "metrics.csv"))[1] if name in row]
+    return [row[name] for row in read_rows(Path(run, "metrics.jsonl")) if name in row]
 
 
 @pytest.mark.slow

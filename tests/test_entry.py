@@ -163,7 +163,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["-m", "seed=1,2", "encoder=small,resnt"], ["encoder has no option 'resnt'"]),
     (["-m", "sead=1,2"], ["no key or group 'sead'"]),
     (["-m", "data=some", "seed=1,2"], ["data.root must be given"]),
-    (["-m", "seed=interval(0, 1)"], ["BasicSweeper does not support"]),
+    (["-m", "seed=interval(0, 1)"], ["seed=interval(0, 1)", "hydra/sweeper=basic"]),
 ]
 
 
@@ -180,9 +180,9 @@ def test_mistakes_are_one_line(
     assert not [path for path in Path.cwd().rglob("config.yaml") if "conf" not in str(path)]  # no run is left behind
 
 
-def test_unknown_figure(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_metric(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("metric=acuracy") == 2
-    assert capsys.readouterr().err == "error: metric=acuracy is none of the figures: accuracy, linear_top1, loss\n"
+    assert capsys.readouterr().err == "error: metric=acuracy is none of the metrics: accuracy, linear_top1, loss\n"
 
 
 @pytest.mark.parametrize("file", sorted((conf_folder() / "launcher").glob("*.yaml")), ids=lambda file: file.stem)

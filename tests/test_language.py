@@ -19,7 +19,7 @@ from contrast.encoders import GRU
 from contrast.errors import InputError
 from contrast.heads import NCE, AdaptiveSoftmax, InfoNCE, LearnedBias
 from contrast.negatives import InBatch, Table, Targets, Tree
-from contrast.run.csv_log import read_rows
+from contrast.run.metrics import read_rows
 from contrast.samplers import LogUniform, Poisson, Unigram
 from contrast.training.callbacks.held_out import HeldOut
 from contrast.training.callbacks.throughput import Throughput
@@ -387,17 +387,17 @@ def test_every_head_trains(words: Command, text: Path, head: str) -> None:
     assert found["unigram_perplexity"] == pytest.approx(13, rel=0.1)
     assert ("log_z" in found) == (head in ("nce", "negative_sampling"))
     assert ("perplexity_with_log_q" in found) == (head == "negative_sampling")
-    rows = read_rows(Path("run/metrics.csv"))[1]
+    rows = read_rows(Path("run/metrics.jsonl"))
     told = [row for row in rows if "held_out/perplexity" in row]
     assert told
-    assert float(told[0]["train/seconds"]) > 0
-    assert float(told[0]["train/words"]) > 0
+    assert told[0]["train/seconds"] > 0
+    assert told[0]["train/words"] > 0
 
 
 def test_perplexity_needs_held_out_text(words: Command, text: Path, capsys: Any) -> None:
     assert words(*lm(text, "data.held_out=0", "hydra.run.dir=run")) == 2
     assert "no text is held out for it: data.held_out=0.05" in capsys.readouterr().err
-    assert not Path("run/metrics.csv").exists()  # before the first step
+    assert not Path("run/metrics.jsonl").exists()  # before the first step
     few = ("data.held_out=0", "metric=loss", "trainer.max_epochs=1", "hydra.run.dir=loss")
     assert words(*lm(text, *few)) == 0
     assert "perplexity" not in figures("loss")
@@ -419,7 +419,7 @@ def test_it_ends_after_so_many_seconds(words: Command, text: Path) -> None:
     )
     assert words(*settings) == 0
     assert 0.2 <= figures("run")["seconds"] < 2
-    last = read_rows(Path("run/metrics.csv"))[1][-2:]  # the last step, and the final figures
+    last = read_rows(Path("run/metrics.jsonl"))[-2:]  # the last step, and the final figures
     assert any("held_out/perplexity" in row for row in last)
 
 

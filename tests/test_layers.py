@@ -9,7 +9,7 @@ PACKAGE = Path(contrast.__file__).parent
 
 # from the ground up; what stands on one line may import only what stands on lines above it, and itself
 FLOORS = [
-    ["errors", "rng"],
+    ["errors", "old_names", "rng"],
     ["atomic", "ids", "distributed", "facts", "grad_cache"],
     ["candidates"],
     ["losses"],

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import multiprocessing
 import os
 import pty
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,93 +25,103 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from contrast.errors import InputError
-from contrast.run import environment, tensorboard, wandb_run
-from contrast.run.csv_log import CSVLog, read_rows
+from contrast.run import environment, loggers
 from contrast.run.curves import read_curves, save_curves
+from contrast.run.metrics import MetricsLog, read_rows
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["contrast.run.checkpoints"])  # the slow imports, once for all children
 CONF = Path(__file__).resolve().parents[1] / "conf" / "logger"
 
 
-# metrics.csv
+# metrics.jsonl
 
 
-def test_metrics_of_one_step_share_a_row_and_new_ones_add_columns(tmp_path: Path) -> None:
-    log = CSVLog(tmp_path)
+def test_metrics_are_appended_as_json_lines_and_read_by_step(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
     log.log_metrics({"epoch": 0, "train/loss": 2.5}, step=9)
-    log.log_metrics({"epoch": 0, "train/loss": torch.tensor(0.1)}, step=19)
+    log.log_metrics({"epoch": 0, "train/loss": torch.tensor(0.25)}, step=19)
     log.log_metrics({"epoch": 0, "online/knn_top1": 0.75}, step=19)
-    log.log_metrics({"epoch": 1, "train/loss": float("nan")}, step=29)
-    assert (tmp_path / "metrics.csv").read_text() == (
-        "step,epoch,train/loss,online/knn_top1\n9,0,2.5,\n19,0,0.100000001,0.75\n29,1,nan,\n"
-    )
+    log.log_metrics({"epoch": 0, "train/loss": 0.5}, step=19)  # a value logged again replaces the first
+    assert log.path.read_text().splitlines() == [
+        '{"step": 9, "epoch": 0, "train/loss": 2.5}',
+        '{"step": 19, "epoch": 0, "train/loss": 0.25}',
+        '{"step": 19, "epoch": 0, "online/knn_top1": 0.75}',
+        '{"step": 19, "epoch": 0, "train/loss": 0.5}',
+    ]
+    assert read_rows(log.path) == [
+        {"step": 9, "epoch": 0, "train/loss": 2.5},
+        {"step": 19, "epoch": 0, "train/loss": 0.5, "online/knn_top1": 0.75},
+    ]
 
 
-def test_a_row_is_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
-    log = CSVLog(tmp_path)
+def test_a_row_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
     for step in range(3):
         log.log_metrics({"loss": step / 2}, step)
-        assert read_rows(log.path)[1][-1] == {"step": str(step), "loss": f"{step / 2:g}"}
+        assert read_rows(log.path)[-1] == {"step": step, "loss": step / 2}
 
 
-def test_a_value_logged_again_replaces_a_longer_one(tmp_path: Path) -> None:
-    log = CSVLog(tmp_path)
-    log.log_metrics({"loss": 0.123456789}, step=1)
-    log.log_metrics({"loss": 0.5}, step=1)
-    log.log_metrics({"loss": 0.25}, step=2)
-    assert log.path.read_text() == "step,epoch,loss\n1,,0.5\n2,,0.25\n"
+def test_numbers_that_are_not_finite_are_plain_json(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    for step, value in enumerate((float("nan"), torch.tensor(float("inf")), 1.0)):
+        log.log_metrics({"loss": value}, step)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [None, None, 1.0]
+    assert [math.isnan(row["loss"]) for row in read_rows(log.path)] == [True, True, False]
 
 
-def test_nine_digits_give_a_float32_back(tmp_path: Path) -> None:
-    log, values = CSVLog(tmp_path), torch.randn(200, generator=torch.Generator().manual_seed(0)).exp()
+def test_a_float32_comes_back_exactly(tmp_path: Path) -> None:
+    log, values = MetricsLog(tmp_path), torch.randn(200, generator=torch.Generator().manual_seed(0)).exp()
     for step, value in enumerate(values):
         log.log_metrics({"x": value}, step)
-    assert torch.equal(torch.tensor([float(row["x"]) for row in read_rows(log.path)[1]]), values)
+    assert torch.equal(torch.tensor([row["x"] for row in read_rows(log.path)]), values)
 
 
-def test_resuming_drops_the_rows_that_come_again_and_no_others(tmp_path: Path) -> None:
-    def train(log: CSVLog, first: int, last: int) -> None:
+def test_resuming_voids_the_rows_that_come_again_and_no_others(tmp_path: Path) -> None:
+    def train(log: MetricsLog, first: int, last: int) -> None:
         for step in range(first, last):
             log.log_metrics({"epoch": step // 10, "loss": 1 / (step + 1)}, step)
             if step % 10 == 9:
                 log.log_metrics({"epoch": step // 10, "knn": step / 100}, step)
 
-    whole, parts = CSVLog(tmp_path / "whole"), tmp_path / "parts"
+    whole, parts = MetricsLog(tmp_path / "whole"), tmp_path / "parts"
     train(whole, 0, 40)
-    train(CSVLog(parts), 0, 27)  # killed: its file is never closed
-    resumed = CSVLog(parts)
+    train(MetricsLog(parts), 0, 27)  # killed
+    resumed = MetricsLog(parts)
+    before = resumed.path.read_bytes()
     resumed.resume_at(20)
-    assert [int(row["step"]) for row in read_rows(resumed.path)[1]] == list(range(20))
+    assert [row["step"] for row in read_rows(resumed.path)] == list(range(20))
     train(resumed, 20, 40)
-    resumed.finalize("success")
-    assert resumed.path.read_bytes() == whole.path.read_bytes()
-    resumed.log_metrics({"epoch": 3, "knn": 0.5}, 39)  # after the end, the last row still takes metrics
-    assert read_rows(resumed.path)[1][-1]["knn"] == "0.5"
+    assert resumed.path.read_bytes().startswith(before)  # never rewritten
+    assert read_rows(resumed.path) == read_rows(whole.path)
+    resumed.resume_at(0)  # from scratch
+    assert read_rows(resumed.path) == []
 
 
 def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    path.write_text("step,epoch,loss\n1,0,0.5\n2,0,0.2")
-    log = CSVLog(tmp_path)
-    log.log_metrics({"loss": 0.25}, 2)
-    assert path.read_text() == "step,epoch,loss\n1,0,0.5\n2,,0.25\n"
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert read_rows(path) == [{"step": 1, "loss": 0.5}]
+    MetricsLog(tmp_path).log_metrics({"loss": 0.25}, 2)
+    assert read_rows(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
 
 
-def test_what_is_no_metrics_csv_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="no column 'step'"):
-        CSVLog(tmp_path).log_metrics({"loss": 1.0}, 1)
-    (tmp_path / "metrics.csv").write_text("step,epoch\n1,2\n3,4,5\n")
-    with pytest.raises(InputError, match="line 3: 3 cells for 2 columns"):
-        CSVLog(tmp_path).resume_at(0)
+@pytest.mark.parametrize("line", ["a,b", "[1]", '{"loss": 1.0}', "3"])
+def test_what_is_no_row_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2"):
+        read_rows(tmp_path / "metrics.jsonl")
+
+
+def test_metrics_need_their_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs the step"):
-        CSVLog(tmp_path / "new").log_metrics({"loss": 1.0})
+        MetricsLog(tmp_path).log_metrics({"loss": 1.0})
 
 
 def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    log = CSVLog(tmp_path / "run")
+    log = MetricsLog(tmp_path / "run")
     log.log_metrics({"loss": 1.0}, 0)
     log.resume_at(0)
     log.finalize("success")
@@ -132,7 +145,7 @@ def _three_jobs(root: Path, terminal: str) -> None:
     told = []
     for name in ("a", "b", "a"):  # the third resumes the first; the first is never finished by its job
         start = time.perf_counter()
-        logger = wandb_run.wandb_logger(
+        logger = loggers.wandb_logger(
             root / "sweep" / name, name=name, group="sweep", config={"head": {"temperature": 0.1}}
         )
         seconds = time.perf_counter() - start
@@ -181,7 +194,8 @@ def test_each_job_has_its_own_offline_run_and_a_resumed_one_continues(jobs: Simp
 def test_a_run_resumed_within_the_second_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     taken = tmp_path / "wandb" / f"offline-run-{time.strftime('%Y%m%d_%H%M%S')}-id"
     taken.mkdir(parents=True)
-    wandb_run._await_new_second(tmp_path, "id")
+    (tmp_path / "wandb_id").write_text("id\n")
+    assert loggers.run_id(tmp_path) == "id"
     assert time.strftime("%Y%m%d_%H%M%S") not in taken.name
 
 
@@ -203,21 +217,40 @@ def _settings(**given: Any) -> Any:
     return SimpleNamespace(**{"mode": "online", "api_key": None, "base_url": "https://api.wandb.ai"} | given)
 
 
-def test_the_mode_is_offline_without_login_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_MODE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server on this machine that answers every request with 404."""
+    for name in os.environ:
+        if name == "WANDB_MODE" or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{http.server_port}"
+    http.shutdown()
+    http.server_close()
+
+
+def test_the_mode_is_offline_without_login_or_network(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert wandb_run._mode(_settings())[0] == "offline"
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        logged_in = _settings(api_key="k", base_url=f"http://{address}")
-        assert wandb_run._mode(logged_in) == ("offline", f"{address} does not answer")
-        server.listen()
-        assert wandb_run._mode(logged_in) == ("online", "logged in")
-        assert wandb_run._mode(_settings(base_url=f"http://{address}"))[0] == "offline"
-        (tmp_path / "netrc").write_text(f"machine {address}\n  login user\n  password k\n")
-        assert wandb_run._mode(_settings(base_url=f"http://{address}")) == ("online", "logged in")
+    assert loggers.wandb_mode(_settings())[0] == "offline"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        assert loggers.wandb_mode(_settings(api_key="k", base_url=url)) == ("offline", f"{url} does not answer")
+    assert loggers.wandb_mode(_settings(api_key="k", base_url=f"http://{server}")) == ("online", "logged in")
+    assert loggers.wandb_mode(_settings(base_url=f"http://{server}"))[0] == "offline"
+    (tmp_path / "netrc").write_text(f"machine {server}\n  login user\n  password k\n")
+    assert loggers.wandb_mode(_settings(base_url=f"http://{server}")) == ("online", "logged in")
+
+
+def test_a_silent_server_is_no_network(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "PATIENCE", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        assert not loggers.answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_wandb_mode_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,17 +263,15 @@ def test_wandb_mode_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("online", None, "offline"),  # but never a question
     ):
         monkeypatch.setenv("WANDB_MODE", mode)
-        assert wandb_run._mode(_settings(mode=mode, api_key=api_key, base_url="http://localhost:1"))[0] == expected
+        assert loggers.wandb_mode(_settings(mode=mode, api_key=api_key, base_url="http://localhost:1"))[0] == expected
 
 
-def test_behind_a_proxy_it_is_the_proxy_that_has_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    assert wandb_run._address("https://api.wandb.ai") == ("api.wandb.ai", 443)
-    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    assert wandb_run._address("https://api.wandb.ai") == ("proxy.example", 3128)
-    monkeypatch.setenv("no_proxy", "wandb.ai")
-    assert wandb_run._address("https://api.wandb.ai") == ("api.wandb.ai", 443)
+def test_behind_a_proxy_it_is_the_proxy_that_has_to_answer(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not loggers.answers("http://server.invalid")
+    monkeypatch.setenv("http_proxy", f"http://{server}")
+    assert loggers.answers("http://server.invalid")
+    monkeypatch.setenv("no_proxy", "server.invalid")
+    assert not loggers.answers("http://server.invalid")
 
 
 # conf/logger and TensorBoard
@@ -257,16 +288,16 @@ def test_every_logger_takes_what_the_entry_point_gives(name: str) -> None:
 
 def test_tensorboard_lies_in_the_run_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    logger = tensorboard.tensorboard_logger(tmp_path, name="name", group=None)
+    logger = loggers.tensorboard_logger(tmp_path, name="name", group=None)
     logger.log_metrics({"train/loss": 1.0}, 0)
     logger.finalize("success")
     assert list((tmp_path / "tensorboard").glob("events.out.*"))
 
 
 def test_tensorboard_names_the_extra_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"contrast\[tensorboard\]"):
-        tensorboard.tensorboard_logger(tmp_path)
+        loggers.tensorboard_logger(tmp_path)
 
 
 # curves.png
@@ -279,8 +310,8 @@ def _png_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def test_curves_show_the_panels_whose_columns_exist(tmp_path: Path) -> None:
-    log = CSVLog(tmp_path)
+def test_curves_show_the_panels_whose_metrics_exist(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
     for step in range(300):
         log.log_metrics({"train/loss": 1 / (step + 1) if step != 5 else float("nan"), "other": 1.0}, step)
     assert save_curves(tmp_path) == tmp_path / "curves.png"
@@ -288,16 +319,18 @@ def test_curves_show_the_panels_whose_columns_exist(tmp_path: Path) -> None:
     log.log_metrics({"online/knn_top1": 0.5, "train/alignment": 1.0, "train/uniformity": -1.0}, 300)
     (tmp_path / "metrics.json").write_text('{"knn_top1": 0.6, "untrained_knn_top1": 0.4}')
     save_curves(tmp_path)
-    assert _png_size(tmp_path / "curves.png") == (3 * one[0], one[1])
+    wide, high = _png_size(tmp_path / "curves.png")
+    assert wide == 3 * one[0]  # four panels in rows of three
+    assert 1.5 * one[1] < high < 2 * one[1]
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
-    steps, values = read_curves(tmp_path / "metrics.csv")["train/loss"]
+    steps, values = read_curves(tmp_path / "metrics.jsonl")["train/loss"]
     assert steps.tolist() == [step for step in range(300) if step != 5]  # the NaN is left out
     assert values[0] == 1.0
 
 
 def test_nothing_to_draw_is_no_file(tmp_path: Path) -> None:
-    CSVLog(tmp_path).log_metrics({"epoch": 0}, 0)
+    MetricsLog(tmp_path).log_metrics({"epoch": 0}, 0)
     assert save_curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
 
@@ -324,11 +357,11 @@ def test_git_is_of_the_checkout_that_tracks_the_package(tmp_path: Path) -> None:
     for folder in (package, installed):
         folder.mkdir(parents=True)
         (folder / "__init__.py").write_text("")
-    assert environment._git(package) is None
+    assert environment.git_state(package) is None
     git("init")
     git("add", "package")
     git("-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "m")
-    assert environment._git(package) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert environment.git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (package / "__init__.py").write_text("changed = True")
-    assert environment._git(package) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
-    assert environment._git(installed) is None  # inside the checkout, but not of it
+    assert environment.git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    assert environment.git_state(installed) is None  # inside the checkout, but not of it

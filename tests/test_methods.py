@@ -58,7 +58,7 @@ def test_labels_are_asked_for_at_the_door(
 ) -> None:
     def refused(*words: str) -> str:
         assert pretrain(*words, *TINY, "hydra.run.dir=run") == 2
-        assert not Path("run/metrics.csv").exists()
+        assert not Path("run/metrics.jsonl").exists()
         return capfd.readouterr().err
 
     assert "Table holds classes: it needs same_label=positive, not negative" in refused("output=full_softmax")

@@ -16,7 +16,7 @@ from PIL import Image
 from pytorch_lightning.strategies import DDPStrategy
 
 import contrast.cli.pretrain
-from contrast.run.csv_log import read_rows
+from contrast.run.metrics import read_rows
 from contrast.training.trainer import strategy
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def test_a_run_leaves_all_it_was_and_all_it_found(
     assert pretrain(*words, "trainer.log_every_n_steps=1", "name=mine") == 0
     (run,) = (workplace / "runs" / "mine").iterdir()
     assert {path.name for path in run.iterdir()} >= {
-        *("config.yaml", "overrides.yaml", "environment.json", "checkpoints", "metrics.csv", "metrics.json"),
+        *("config.yaml", "overrides.yaml", "environment.json", "checkpoints", "metrics.jsonl", "metrics.json"),
         *("curves.png", "views.png", "wandb", "wandb_id"),
     }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
@@ -61,9 +61,9 @@ def test_a_run_leaves_all_it_was_and_all_it_found(
     assert 0.1 < found["knn_top1"] <= 1
     assert returned == [found["linear_val_top1"]]
 
-    rows = read_rows(run / "metrics.csv")[1]
-    assert [row["step"] for row in rows if "train/loss" in row] == [str(step) for step in range(10)]
-    assert float(rows[-1]["final/knn_top1"]) == pytest.approx(found["knn_top1"])
+    rows = read_rows(run / "metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(10))
+    assert rows[-1]["final/knn_top1"] == pytest.approx(found["knn_top1"])
     assert sum("online/knn_top1" in row for row in rows) == 1
     assert sum("online/linear_top1" in row for row in rows) == 1
 
@@ -114,7 +114,7 @@ def test_images_without_labels(
     words = ("data=folder", "data.root=flat", "batch_size=6", "evaluation.enabled=true", "trainer.log_every_n_steps=1")
     assert pretrain(*TINY, *words, "hydra.run.dir=run") == 0
     assert set(figures("run")) == {"seconds", "images_per_second", "loss"}
-    assert not any(name.startswith("online/") for name in read_rows(Path("run/metrics.csv"))[0])
+    assert not any(name.startswith("online/") for row in read_rows(Path("run/metrics.jsonl")) for name in row)
     assert Path("run/checkpoints/last.ckpt").is_file()
     assert returned == [None]  # no figure for a sweep
     assert "top-1" not in capfd.readouterr().out
@@ -193,7 +193,7 @@ def test_a_run_shorter_than_the_interval_of_its_log_has_its_last_step_in_it(
     pretrain: Command, returned: list[Any], words: list[str]
 ) -> None:
     assert pretrain(*TINY, *words, "metric=loss", "trainer.log_every_n_steps=50", "hydra.run.dir=run") == 0
-    (row,) = [row for row in read_rows(Path("run/metrics.csv"))[1] if "train/loss" in row]
+    (row,) = [row for row in read_rows(Path("run/metrics.jsonl")) if "train/loss" in row]
     assert int(row["step"]) == torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] - 1
     assert returned == [figures("run")["loss"]]
     assert returned[0] == pytest.approx(float(row["train/loss"]))
@@ -203,7 +203,7 @@ def test_a_run_may_end_by_its_time_alone(pretrain: Command, returned: list[Any])
     words = ("trainer.max_epochs=-1", "+trainer.max_time='00:00:00:02'", "scheduler.warmup_steps=3", "metric=loss")
     assert pretrain(*TINY, *words, "trainer.log_every_n_steps=1", "hydra.run.dir=run") == 0
     assert figures("run")["loss"] == returned[0] > 0
-    rates = [float(row["train/lr"]) for row in read_rows(Path("run/metrics.csv"))[1] if "train/lr" in row]
+    rates = [row["train/lr"] for row in read_rows(Path("run/metrics.jsonl")) if "train/lr" in row]
     assert rates[:4] == pytest.approx([0.0005, 0.001, 0.0015, 0.002])
     assert set(rates[4:]) == {rates[3]}  # constant after the warm-up
 
@@ -228,8 +228,8 @@ def test_rows_come_with_optimiser_steps_not_with_batches(pretrain: Command) -> N
     """22 batches an epoch, two a step: 22 steps in two epochs."""
     words = ("trainer.accumulate_grad_batches=2", "trainer.max_epochs=2", "trainer.log_every_n_steps=4")
     assert pretrain(*TINY, *words, "hydra.run.dir=run") == 0
-    rows = read_rows(Path("run/metrics.csv"))[1]
-    assert [int(row["step"]) for row in rows if "train/loss" in row] == [3, 7, 11, 15, 19]
+    rows = read_rows(Path("run/metrics.jsonl"))
+    assert [row["step"] for row in rows if "train/loss" in row] == [3, 7, 11, 15, 19]
     assert all("train/uniformity" in row and "train/lr" in row for row in rows if "train/loss" in row)
 
 

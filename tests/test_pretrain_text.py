@@ -9,7 +9,7 @@ from conftest import Command, figures
 from test_resume import differences
 
 from contrast.data.text.vectors import load_vectors
-from contrast.run.csv_log import read_rows
+from contrast.run.metrics import read_rows
 
 TOPICS = (("sun", "sky", "cloud", "rain"), ("ship", "sea", "port", "crew"), ("bread", "oven", "salt", "flour"))
 
@@ -100,8 +100,8 @@ def test_one_worker_is_a_function_of_the_seed_and_resumes(words: Command, corpus
 def test_the_loss_of_a_run_is_the_mean_over_its_last_epoch(words: Command, corpus: Path) -> None:
     short = ("trainer.max_epochs=2", "trainer.limit_train_batches=3", "model.block=16", "checkpoints.every_n_steps=1")
     assert words(*SMALL, *short, "hydra.run.dir=whole") == 0
-    rows = read_rows(Path("whole/metrics.csv"))[1]
-    losses = [float(row["train/loss"]) for row in rows if "train/loss" in row]
+    rows = read_rows(Path("whole/metrics.jsonl"))
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 6
     assert min(losses[3:]) < figures("whole")["loss"] < max(losses[3:])
     kill = ("+callbacks.interrupt._target_=test_resume.Interrupt", "+callbacks.interrupt.at=5")
@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     assert words(*SMALL, *settings, "hydra.run.dir=run") == 2
     assert message in capsys.readouterr().err
-    assert not Path("run/metrics.csv").exists()  # before the first step
+    assert not Path("run/metrics.jsonl").exists()  # before the first step
 
 
 @pytest.mark.parametrize("named", ["experiment=skipgram", "experiment=language_model,skipgram_docs", "data=docstrings"])

@@ -18,7 +18,7 @@ import torch
 from conftest import FEW, TINY, Command, figures
 
 import contrast
-from contrast.run.csv_log import read_rows
+from contrast.run.metrics import read_rows
 
 EPOCH = 8
 STEPS = 3 * EPOCH
@@ -102,10 +102,10 @@ def checkpoint(run: str) -> dict[str, Any]:
     return saved
 
 
-def rows(run: str) -> list[dict[str, str]]:
+def rows(run: str) -> list[dict[str, float]]:
     return [
-        {name: cell for name, cell in row.items() if "second" not in name}
-        for row in read_rows(Path(run, "metrics.csv"))[1]
+        {name: value for name, value in row.items() if "second" not in name}
+        for row in read_rows(Path(run, "metrics.jsonl"))
     ]
 
 
@@ -143,7 +143,7 @@ def test_sigterm_in_the_middle_of_an_epoch(pretrain: Command, capfd: pytest.Capt
     assert saved["global_step"] == saved["batch_number"] == STEPS
     assert saved["state_dict"]["head.temperature.step"] == STEPS
     assert "classifier" in saved["callbacks"]["OnlineLinear"]  # the comparison had a probe to compare
-    temperatures = [float(row["train/temperature"]) for row in rows("cut") if "train/temperature" in row]
+    temperatures = [row["train/temperature"] for row in rows("cut") if "train/temperature" in row]
     assert len(temperatures) == STEPS
     # of step t the temperature after t - 1 steps
     expected = [0.1 + 0.4 * (1 + math.cos(math.pi * t / STEPS)) / 2 for t in range(STEPS)]

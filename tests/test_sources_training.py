@@ -20,8 +20,7 @@ from contrast.keys import Momentum
 from contrast.module import Contrastive
 from contrast.negatives import Bank, Nearest, Paired, Queue, Source, Table
 from contrast.optim import warmup_cosine
-from contrast.run.checkpoint_io import AtomicCheckpointIO
-from contrast.run.checkpoints import Checkpoints
+from contrast.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from contrast.samplers import LogUniform, Poisson, Uniform
 from contrast.training.callbacks.nonfinite import StopAtNonFinite
 from contrast.views import SimCLRViews

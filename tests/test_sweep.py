@@ -16,9 +16,8 @@ from toy_conf import write_conf
 
 from contrast import run as entry
 from contrast.errors import InputError
-from contrast.run.jobs import COMPLETE, FAILED, INTERRUPTED, NOT_RUN, Job, figure, prepare, read_jobs
-from contrast.run.sweep_plot import draw, is_logarithmic, save_plot
-from contrast.run.sweep_table import estimate, grouped, swept_keys, table
+from contrast.run.jobs import COMPLETE, FAILED, INTERRUPTED, NOT_RUN, Job, metric_of, prepare_folder, read_jobs
+from contrast.run.sweep_report import draw, estimate, grouped, is_logarithmic, save_plot, swept_keys, table
 
 Call = Callable[..., int]
 
@@ -64,9 +63,9 @@ def test_table_leaves_out_what_failed_and_names_it() -> None:
     assert lines[4:] == ["interrupted: job 2 tau=2 seed=", "failed: job 3 tau=3 seed=0: it broke"]
 
 
-def test_figure_names_those_there_are() -> None:
-    with pytest.raises(InputError, match="metric=acc is none of the figures: knn, linear"):
-        figure({"linear": 1.0, "knn": 2.0}, "acc")
+def test_metric_of_names_those_that_were_measured() -> None:
+    with pytest.raises(InputError, match=r"metric=acc .*: knn, linear"):
+        metric_of({"linear": 1.0, "knn": 2.0}, "acc")
 
 
 # --- pictures
@@ -152,14 +151,14 @@ def test_prepare_continues_only_the_same_job(tmp_path: Path) -> None:
     config = {"rate": 1e-3, "widths": [1, 2], "none": None}
     write_job(tmp_path / "0", config, [], checkpoint=True)
     (tmp_path / "0" / "error.txt").touch()
-    assert prepare(tmp_path / "0", config)
+    assert prepare_folder(tmp_path / "0", config)
     assert not (tmp_path / "0" / "error.txt").exists()
-    assert not prepare(tmp_path / "0", {**config, "rate": 2e-3})
+    assert not prepare_folder(tmp_path / "0", {**config, "rate": 2e-3})
     assert list((tmp_path / "0").iterdir()) == []
     assert (tmp_path / "0.aside-1" / "checkpoints" / "last.ckpt").exists()
     write_job(tmp_path / "1", config, [])
-    assert not prepare(tmp_path / "1", config)  # nothing to continue from
-    assert not prepare(tmp_path / "2", config)
+    assert not prepare_folder(tmp_path / "1", config)  # nothing to continue from
+    assert not prepare_folder(tmp_path / "2", config)
     assert [each.name for each in read_jobs(tmp_path)] == []
 
 
@@ -271,7 +270,7 @@ def test_a_job_is_alone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_figure_fails_the_job(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("seed=0,1", "metric=acuracy", "hydra.sweep.dir=a") == 1
-    assert "metric=acuracy is none of the figures: accuracy" in rows(Path("a"))[0]["reason"]
+    assert "metric=acuracy is none of the metrics: accuracy" in rows(Path("a"))[0]["reason"]
     assert "linear_top1" in capsys.readouterr().out  # the table shows what everybody asks for
 
 
@@ -339,7 +338,7 @@ def test_ray(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_optuna(call: Call) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'contrast[optuna]'")
-    command = ["hydra/sweeper=optuna", "head.temperature=interval(0.01, 0.5)", "seed=range(0, 4)", "fails=1"]
+    command = ["sweep=optuna", "head.temperature=interval(0.01, 0.5)", "seed=range(0, 4)", "fails=1"]
     assert call(*command, "hydra.sweeper.n_trials=8", "hydra.sweep.dir=a") == 1
     found = rows(Path("a"))
     failed = [row for row in found if row["status"] == "failed"]

@@ -16,6 +16,7 @@ defaults:
   - data: null
   - experiment: null
   - launcher: basic
+  - sweep: null
 
 name: toy
 seed: 0
@@ -52,4 +53,7 @@ def write_conf(folder: Path) -> Path:
         (folder / name).write_text(text)
     shutil.copy(conf_folder() / "runs.yaml", folder)
     shutil.copytree(conf_folder() / "launcher", folder / "launcher")
+    optuna = (conf_folder() / "sweep" / "optuna.yaml").read_text()
+    (folder / "sweep").mkdir()
+    (folder / "sweep" / "optuna.yaml").write_text(optuna.partition("    params:")[0])  # the toy has other parameters
     return folder

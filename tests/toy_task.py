@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from contrast import run as entry
 from contrast.errors import InputError
-from contrast.run.jobs import figure
+from contrast.run.jobs import metric_of
 
 
 class Net:
@@ -52,9 +52,9 @@ def task(cfg: DictConfig) -> float | None:
             sys.exit(1)
     if cfg.seed == cfg.dies and cfg.resume is None:
         os.kill(os.getpid(), signal.SIGKILL)
-    figures = {"accuracy": 1 - cfg.head.temperature + 0.01 * cfg.seed, "linear_top1": 0.5, "loss": 1.0}
-    (folder / "metrics.json").write_text(json.dumps(figures))
-    return figure(figures, cfg.metric)
+    metrics = {"accuracy": 1 - cfg.head.temperature + 0.01 * cfg.seed, "linear_top1": 0.5, "loss": 1.0}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return metric_of(metrics, cfg.metric)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from contrast.evaluation.encoder import checkpoint_file, from_checkpoint, from_w
 from contrast.evaluation.features import EvaluationData
 from contrast.evaluation.report import has_labels, labelled, write_metrics
 from contrast.evaluation.words import WordData, words
+from contrast.old_names import current
 from contrast.run.environment import write_environment
-from contrast.run.jobs import figure
+from contrast.run.jobs import metric_of
 from contrast.run.quiet import quiet
 
 
@@ -37,7 +38,7 @@ def evaluate(cfg: DictConfig) -> float:
     for key, value in metrics.items():
         print(f"{key:<{width}}{value:>10.4g}")
     print(f"the run folder is {run_dir}")
-    return figure(metrics, cfg.metric)
+    return metric_of(metrics, cfg.metric)
 
 
 def word_data(cfg: DictConfig) -> tuple[WordData, str]:
@@ -93,7 +94,7 @@ def image_data(cfg: DictConfig) -> tuple[EvaluationData, str]:
 
 def data_of(saved: Mapping[str, Any], node: DictConfig | None, own: bool) -> Splits:
     """The data set that is requested, or the one trained on; captions as token ids of the checkpoint's vocabulary."""
-    node = OmegaConf.create(saved["config"]["data"]) if node is None else node
+    node = OmegaConf.create(current(saved["config"])["data"]) if node is None else node
     text = saved["config"].get("text") if own else None
     if not text or "tokenizer" not in node:
         return instantiate(node)

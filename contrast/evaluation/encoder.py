@@ -15,6 +15,7 @@ from contrast.encoders.weights import load_encoder
 from contrast.errors import InputError
 from contrast.facts import complete
 from contrast.keys import Second
+from contrast.old_names import current
 
 VECTORS = "vectors.safetensors"  # in the folder of a run that learned words
 # Options that make a builder read or download weights, and their value without: of timm and transformers, torchvision
@@ -72,7 +73,8 @@ def from_checkpoint(saved: Mapping[str, Any], encoder_cfg: DictConfig | None = N
 
     encoder_cfg  builds another architecture instead; the weights must fit it exactly, or InputError lists the keys
     """
-    config, state = saved["config"], saved["state_dict"]
+    config: Any = current(saved["config"])
+    state = saved["state_dict"]
     images, text = config["images"], config.get("text")
     encoder = architecture(encoder_cfg or config["encoder"], in_channels=images["channels"], image_size=images["size"])
     load_encoder(encoder, saved)

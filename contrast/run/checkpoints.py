@@ -1,4 +1,4 @@
-"""When checkpoints are written: after every epoch, every so many steps, and when the job is told to end."""
+"""Checkpoints that a crash cannot harm, and when they are written: by epochs, by steps, and at SIGTERM."""
 
 import os
 import signal
@@ -9,10 +9,34 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from contrast.atomic import WRITING, replacing
 from contrast.errors import InputError
-from contrast.run.csv_log import CSVLog
+from contrast.run.metrics import MetricsLog
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A plugin for `Trainer(plugins=[...])`: a path holds a whole checkpoint at any moment, the old or the new.
+
+    Local folders only, one writing process per folder. What a killed process left behind is removed by the next
+    save. Reading is `torch.load(weights_only=True)`, which runs no code from the file, unless told otherwise.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if storage_options is not None:
+            raise TypeError("AtomicCheckpointIO writes local files and takes no storage_options")
+        path = Path(path).absolute()
+        for stray in path.parent.glob(f"{WRITING}*"):
+            stray.unlink()
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
 
 
 class Checkpoints(Checkpoint):
@@ -23,8 +47,9 @@ class Checkpoints(Checkpoint):
     ends them at once. Lightning's ModelCheckpoint saves on any exception or on none: it would put the weights of a NaN
     step, or of a step that Ctrl-C cut in half, in the place of the last good ones.
 
-    The file also holds the global generators of torch on every rank, restored when training starts, so that a
-    resumed dropout draws what the uninterrupted one would have; and each `CSVLog` forgets the rows that come again.
+    The file also holds the state of torch's global generators on every rank. It is restored when training starts, so
+    that dropout in a resumed run draws what it would have drawn without the interruption. Rows of a `MetricsLog` that
+    will be logged again are declared void.
     """
 
     def __init__(
@@ -45,17 +70,13 @@ class Checkpoints(Checkpoint):
         self._saved_step = -1
         self._generators: list[dict[str, torch.Tensor]] = []  # of each rank, from the checkpoint
 
-    @property
-    def last(self) -> Path:
-        return self.folder / "last.ckpt"
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            # Lightning's handler broadcasts from within the signal and deadlocks with a collective under way.
+            # Lightning's handler broadcasts from within the signal and deadlocks if a collective is running.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for logger in trainer.loggers:
-            if isinstance(logger, CSVLog):
+            if isinstance(logger, MetricsLog):
                 logger.resume_at(trainer.global_step)
         if trainer.global_rank < len(self._generators):
             state = self._generators[trainer.global_rank]
@@ -64,10 +85,9 @@ class Checkpoints(Checkpoint):
                 torch.cuda.set_rng_state(state["cuda"], pl_module.device)
         self._generators = []
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # After the last batch of an epoch a resumed run would skip the hooks at its end: they come first, then we.
+    def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+        # Not after the last batch of an epoch: a run resumed there would skip the hooks at the epoch's end, so that
+        # these come first and then the checkpoint.
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self._save_last(trainer)
 
@@ -106,5 +126,5 @@ class Checkpoints(Checkpoint):
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         if trainer.global_step != self._saved_step:
-            trainer.save_checkpoint(self.last)
+            trainer.save_checkpoint(self.folder / "last.ckpt")
             self._saved_step = trainer.global_step

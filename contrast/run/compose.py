@@ -1,12 +1,12 @@
-"""Composing a configuration just to look at it, so that its mistakes show before anything has begun."""
+"""Hydra: composing a configuration to check it before anything has begun, and then calling Hydra to run a job."""
 
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,59 +15,80 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from contrast.errors import InputError
-from contrast.run.folder import settled, without_hydra
-from contrast.run.messages import of_configuration
+from contrast.run import resolvers as resolvers  # registers them
+from contrast.run.errors import configuration_error
+from contrast.run.folder import quoted, run_config, without_hydra
+
+Task = Callable[[DictConfig], float | None]
 
 
 @contextmanager
-def opened(conf: Path, config_dir: str | None, name: str) -> Iterator[Hydra]:
-    """Hydra with the configurations in `conf` and, before them, in the user's own `config_dir`."""
-    search_path = create_config_search_path(str(conf))
-    if config_dir is not None:
-        own = Path(config_dir).absolute()
-        if not own.is_dir():
-            raise InputError(f"--config-dir {config_dir}: there is no such folder")
-        search_path.prepend(provider="command-line", path=f"file://{own}", anchor=SearchPathQuery(provider="schema"))
-    app = Hydra.create_main_hydra2(task_name=name, config_search_path=search_path)
-    try:
-        yield app
-    finally:
-        GlobalHydra.instance().clear()
+def config_loader(conf: Path) -> Iterator[ConfigLoader]:
+    """Hydra's loader of the files in `conf`; in its block, what is wrong with a configuration is an InputError."""
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            yield loader
+        except Exception as error:
+            line = configuration_error(error, lambda: config_groups(loader))
+            if line is None:
+                raise
+            raise InputError(line) from error
 
 
-@contextmanager
-def at_the_door(app: Hydra) -> Iterator[None]:
-    """Turns what is wrong with a configuration into an InputError of one line."""
-    try:
-        yield
-    except Exception as error:
-        line = of_configuration(error, app.list_all_config_groups)
-        if line is None:
-            raise
-        raise InputError(line) from error
+def load_config(loader: ConfigLoader, name: str, overrides: list[str], sweeps: bool = False) -> DictConfig:
+    """The configuration with Hydra's own part, of a single run or of all jobs of a sweep before they differ.
 
-
-def composed(app: Hydra, name: str, overrides: list[str]) -> DictConfig:
-    """The configuration with Hydra's own part, of a single run or of all jobs of a sweep before they differ."""
-    cfg = app.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    Groups without an option do not stop it: `check_values` names them together with the missing values.
+    """
+    cfg = loader.load_configuration(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=sweeps)
     HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
     return cfg
 
 
-def parsed(overrides: list[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(overrides)
+def search_path(config_dir: str | None) -> list[str]:
+    """The override that adds the user's own folder of configurations to those that Hydra searches."""
+    if config_dir is None:
+        return []
+    if not Path(config_dir).is_dir():
+        raise InputError(f"--config-dir {config_dir}: there is no such folder")
+    return [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).absolute()}')}]"]
+
+
+def parse_overrides(overrides: list[str], loader: ConfigLoader) -> list[Override]:
+    return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+
+
+def config_groups(loader: ConfigLoader, parent: str = "") -> list[str]:
+    """All groups below `parent`: "head", "head/temperature", ..."""
+    groups = [f"{parent}/{name}".lstrip("/") for name in loader.list_groups(parent)]
+    return groups + [below for group in groups for below in config_groups(loader, group)]
 
 
 def check_values(cfg: DictConfig, folder: Path, swept: Collection[str] = ()) -> None:
-    """Raises InputError for a value that is `???` or cannot be computed; a swept one comes with its job."""
+    """Raises InputError for a value that is `???` or cannot be computed; swept keys get their values in each job."""
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.runtime.output_dir = str(folder)
-    missing = sorted(OmegaConf.missing_keys(without_hydra(cfg)))
-    groups = OmegaConf.to_container(cfg.hydra.runtime.choices)
-    assert isinstance(groups, dict)
-    missing += [str(group) for group, option in groups.items() if option == "???"]
+    choices = OmegaConf.create(OmegaConf.to_container(cfg.hydra.runtime.choices))
+    missing = sorted(OmegaConf.missing_keys(without_hydra(cfg)) | OmegaConf.missing_keys(choices))
     needed = [key for key in missing if not any(f"{key}.".startswith(f"{each}.") for each in swept)]
     if needed:
         raise InputError(f"{' and '.join(needed)} must be given: {needed[0]}=...")
     if not missing:
-        settled(cfg)
+        run_config(cfg)
+
+
+def call_hydra(job: Task, arguments: list[str]) -> None:
+    """Hydra's main function with these arguments, which sys.argv holds meanwhile: Lightning repeats it on each rank."""
+    argv = sys.argv
+    sys.argv = [argv[0], *arguments]
+    try:
+        hydra.main(config_path=None, version_base="1.3")(job)()
+    finally:
+        sys.argv = argv
+
+
+def resolve(cfg: DictConfig) -> list[str]:
+    """Resolves a job's configuration, so that its task sees what config.yaml says; returns the job's overrides."""
+    OmegaConf.resolve(cfg)
+    return [str(item) for item in HydraConfig.get().overrides.task]

@@ -11,11 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from contrast.optim.schedule import linear_scaled, sqrt_scaled
 from contrast.run.folder import without_hydra
 
-DIGITS = 10  # hexadecimal, of a digest
-
 
 def sweep_digest(*, _root_: DictConfig) -> str:
-    """The same for the same sweep: of the command line's overrides and the configuration they were applied to.
+    """Ten hexadecimal digits that are the same for the same overrides of the same configuration.
 
     What belongs to Hydra does not count, so that a sweep begun with one launcher is continued with another.
     """
@@ -25,7 +23,7 @@ def sweep_digest(*, _root_: DictConfig) -> str:
         "overrides": [item for item in _root_.hydra.overrides.task if not item.startswith("launcher=")],
         "params": OmegaConf.to_container(OmegaConf.create({"params": _root_.hydra.sweeper.get("params")})),
     }
-    return hashlib.sha256(json.dumps(sweep, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256(json.dumps(sweep, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
 OmegaConf.register_new_resolver("linear_lr", linear_scaled, replace=True)

@@ -24,7 +24,7 @@ from contrast.evaluation.report import (
 from contrast.evaluation.retrieval import retrieval
 from contrast.keys import Second
 from contrast.module import Contrastive
-from contrast.run.jobs import figure
+from contrast.run.jobs import metric_of
 from contrast.training.build import build
 from contrast.training.callbacks.nonfinite import StopAtNonFinite
 from contrast.training.callbacks.online import without_singles
@@ -53,7 +53,7 @@ def pretrain_images(cfg: DictConfig, splits: Splits, run_dir: Path) -> float | N
         if scores:
             print_once(f"{table(scores, list(cfg.evaluation.per_class))}\n{run_dir}")
         evaluated = bool(scores) and has_labels(splits)
-        return figure(metrics, cfg.metric) if evaluated else metrics.get(cfg.metric)
+        return metric_of(metrics, cfg.metric) if evaluated else metrics.get(cfg.metric)
 
 
 def new_model(cfg: DictConfig, splits: Splits) -> Contrastive:

@@ -19,11 +19,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from contrast.errors import InputError
 from contrast.evaluation.encoder import checkpoint_file
 from contrast.evaluation.report import write_metrics
-from contrast.run.checkpoint_io import AtomicCheckpointIO
-from contrast.run.checkpoints import Checkpoints
-from contrast.run.csv_log import CSVLog, read_rows
+from contrast.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from contrast.run.curves import save_curves
 from contrast.run.environment import write_environment
+from contrast.run.metrics import MetricsLog, read_rows
 from contrast.training.build import plain
 from contrast.training.callbacks.progress import RunProgress
 from contrast.training.callbacks.short_runs import LogShortRuns
@@ -57,7 +56,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback
     return instantiate(
         cfg.trainer,
         strategy=strategy(cfg.trainer),
-        logger=[CSVLog(run_dir), *loggers(cfg, run_dir)],
+        logger=[MetricsLog(run_dir), *loggers(cfg, run_dir)],
         callbacks=[Checkpoints(run_dir / "checkpoints", **cfg.checkpoints), RunProgress(), LogShortRuns(), *callbacks],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
@@ -77,7 +76,7 @@ def strategy(trainer: DictConfig) -> str | DDPStrategy:
 
 
 def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
-    """The loggers in addition to metrics.csv; the jobs of a sweep are one group."""
+    """The loggers in addition to metrics.jsonl; the jobs of a sweep are one group."""
     hydra = HydraConfig.get()
     group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
     name = f"{group}/{hydra.job.num}" if group else run_dir.name
@@ -121,9 +120,9 @@ def save_results(
 
 
 def logged_loss(run_dir: Path) -> dict[str, float]:
-    """The last loss in metrics.csv, if there is one."""
-    file = run_dir / "metrics.csv"
-    losses = [row["train/loss"] for row in read_rows(file)[1] if "train/loss" in row] if file.exists() else []
+    """The last loss in metrics.jsonl, if there is one."""
+    file = run_dir / "metrics.jsonl"
+    losses = [row["train/loss"] for row in read_rows(file) if "train/loss" in row] if file.exists() else []
     return {"loss": float(losses[-1])} if losses else {}
 
 

@@ -1,0 +1,128 @@
+"""Errors that a user can correct, each as one line; for all others the traceback is the message."""
+
+import difflib
+import inspect
+import os
+import pydoc
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from contrast.errors import InputError
+
+PLUGIN = re.compile(r"hydra/\w+/(joblib|submitit|ray|optuna)")  # brought by the extra of this package of that name
+
+
+def task_error(error: BaseException, cfg: DictConfig | None = None) -> str | None:
+    """The line for an error of a task: an InputError at any depth, or a `_target_` of `cfg` that cannot be called."""
+    for cause in causes(error):
+        if isinstance(cause, InputError):
+            return one_line(str(cause))
+    for cause in causes(error):
+        if isinstance(cause, TypeError) and cfg is not None and (line := wrong_call(cause, cfg)):
+            return line
+        if isinstance(cause, InstantiationException):
+            text, _, node = str(cause).partition("\nfull_key: ")
+            origin = cause.__cause__
+            if origin is None or text.startswith("Error locating target"):
+                text = text.partition(", set env var")[0]
+                return one_line(f"{node}: {text}" + (f": {origin}" if origin else ""))
+        if isinstance(cause, MissingMandatoryValue):
+            return f"{cause.full_key} must be given: {cause.full_key}=..."
+    return None
+
+
+def configuration_error(error: BaseException, groups: Callable[[], Iterable[str]]) -> str | None:
+    """The line for an error raised while the configuration was composed from files and command line."""
+    if (line := task_error(error)) is not None:
+        return line
+    if isinstance(error, OverrideParseException):
+        reason = error.message.partition("\nSee https://")[0].removeprefix(f"Error parsing override '{error.override}'")
+        hint = """; a value with a space or one of ,=:()[]{} needs quotes: 'key="value"'"""
+        return f"cannot read {error.override}: {one_line(reason)}{hint}"
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        return _unknown_option(error.missing_cfg_file, sorted(error.options))
+    for cause in causes(error):
+        if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
+            return _unknown_key(cause, groups())
+        if isinstance(cause, yaml.YAMLError):
+            return f"cannot read a configuration file: {one_line(str(cause))}"
+        if isinstance(cause, OmegaConfBaseException):
+            return f"{cause.full_key}: {one_line(str(cause.msg or cause).partition(chr(10) + '    full_key')[0])}"
+    if isinstance(error, ValueError) and "Config group override must be a string" in str(error):
+        return "a group of the configuration cannot be null on the command line: ~method removes the group method"
+    return one_line(str(error).partition("\nConfig search path:")[0]) if isinstance(error, HydraException) else None
+
+
+def wrong_call(error: TypeError, cfg: DictConfig) -> str | None:
+    """The line for a TypeError of calling the `_target_` of a node with the wrong arguments; None for any other.
+
+    The message names the function. If several nodes have it as their target, that node is meant which holds an
+    unexpected keyword or lacks a missing one.
+    """
+    function, _, reason = str(error).partition("() ")
+    named, unexpected = re.findall(r"'(\w+)'", reason), "unexpected keyword" in reason
+    lines = []
+    for key, node in _target_nodes(OmegaConf.to_container(cfg)):
+        try:
+            target: Any = pydoc.locate(node["_target_"])
+        except pydoc.ErrorDuringImport:
+            continue
+        called = target.__init__ if inspect.isclass(target) else target
+        if getattr(called, "__qualname__", "") == function:
+            hint = nearest(named[0], inspect.signature(target).parameters) if unexpected else ""
+            is_meant = all((name in node) == unexpected for name in named)
+            lines.append((is_meant, f"{key}: {one_line(str(error))}{hint}"))
+    return max(lines, key=lambda line: line[0])[1] if lines else None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from. OmegaConf wraps a resolver's error without naming it as the cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (cause.__context__ if isinstance(cause, OmegaConfBaseException) else None)
+
+
+def one_line(text: str) -> str:
+    return "; ".join(line.strip().rstrip(";") for line in text.splitlines() if line.strip())
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """`; did you mean 'head'?`, or nothing if nothing is near."""
+    matches = difflib.get_close_matches(word, list(options), n=1)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def wants_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _unknown_option(file: str, options: list[str]) -> str:
+    group, _, option = file.rpartition("/")
+    if plugin := PLUGIN.match(file):
+        return f"{file} is not installed: pip install 'contrast[{plugin[1]}]'"
+    return f"{group} has no option '{option}'{nearest(option, options)}; options: {', '.join(options) or 'none'}"
+
+
+def _unknown_key(error: ConfigAttributeError | ConfigKeyError, groups: Iterable[str]) -> str:
+    node = str(error.full_key).rpartition(".")[0]
+    keys = sorted(str(key) for key in error.parent_node or ())
+    if node:
+        known = f"; keys: {', '.join(keys)}; +{node}.{error.key}=... adds one" if keys else ""
+        return f"{node} has no key '{error.key}'{nearest(str(error.key), keys)}{known}"
+    names = sorted(name for name in {*keys, *groups} if not name.startswith("hydra"))
+    return f"there is no key or group '{error.key}'{nearest(str(error.key), names)}; there are {', '.join(names)}"
+
+
+def _target_nodes(tree: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each node of a plain configuration that has a `_target_`, with its key: "head.temperature", ..."""
+    if isinstance(tree, dict) and isinstance(tree.get("_target_"), str):
+        yield key, tree
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield from _target_nodes(value, f"{key}.{name}".lstrip("."))

@@ -1,0 +1,131 @@
+"""A sweep: its jobs one by one, each in a folder that records what it holds and how it ended."""
+
+import functools
+import itertools
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from torch import distributed
+
+from contrast.errors import InputError
+from contrast.run.compose import Task, call_hydra, parse_overrides, resolve
+from contrast.run.errors import one_line, task_error
+from contrast.run.folder import ERROR, is_first_rank, quoted, run_config, write_config
+from contrast.run.jobs import COMPLETE, is_complete, prepare_folder, read_metrics
+from contrast.run.sweep_report import report
+
+
+def run_sweep(
+    task: Task, arguments: list[str], folder: Path, metric: str | None, expected: list[list[str]] | None
+) -> int:
+    """The jobs that are not complete yet, and the table of all of them, however the sweep ends."""
+    job = functools.update_wrapper(functools.partial(run_sweep_job, task), task)
+    # The folder is fixed here, so that it is the same for the jobs of every launcher. Lightning starts the other ranks
+    # of a job in its `hydra.run.dir`.
+    fixed = [f"hydra.sweep.dir={quoted(folder)}", "hydra.run.dir=${hydra.runtime.output_dir}"]
+    broke_off = False
+    try:
+        call_hydra(job, [*arguments, *fixed, "hydra.mode=MULTIRUN"])
+    except SystemExit as error:
+        # Hydra has printed an error of the launcher or the sweeper; a worker process may have died. What the other
+        # jobs reached is in their folders.
+        reason = error.__context__
+        if not isinstance(reason, Exception) or not folder.is_dir():
+            raise
+        broke_off = True
+        print(f"error: the sweep broke off: {type(reason).__name__}: {one_line(str(reason))}", file=sys.stderr)
+    finally:
+        jobs = report(folder, metric, expected)
+    return 1 if broke_off or any(each.status != COMPLETE for each in jobs) else 0
+
+
+def expected_jobs(loader: ConfigLoader, cfg: DictConfig) -> list[list[str]] | None:
+    """The overrides of each job to come; None for a sweeper that decides as it goes.
+
+    A job is composed, for its errors, if it has an override that no job before it had.
+    """
+    if cfg.hydra.runtime.choices["hydra/sweeper"] != "basic":
+        return None
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+    choices = {}
+    for override in parse_overrides([*params, *cfg.hydra.overrides.task], loader):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise InputError(f"{override.input_line}: hydra/sweeper=basic takes lists of values, choice() and range()")
+    jobs = [list(job) for job in itertools.product(*choices.values())]
+    checked: set[str] = set()
+    for job in jobs:
+        if not checked.issuperset(job):
+            loader.load_configuration(cfg.hydra.job.config_name, [*cfg.hydra.overrides.hydra, *job], RunMode.RUN)
+            checked.update(job)
+    return jobs
+
+
+def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
+    """Runs a job of a sweep, continues it, or reads its metric if it is complete already.
+
+    A failure is recorded in the job's folder, as error.txt, and Hydra gets None: an exception would end the sweep.
+    """
+    overrides = resolve(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    name = f"job {HydraConfig.get().job.num}"
+    try:
+        config = run_config(cfg)
+        if is_complete(folder, config):
+            print(f"{name} is complete already: {folder}", flush=True)
+            write_config(folder, config, overrides)  # the same values may be written in another way
+            return finite(read_metrics(folder).get(cfg.metric))  # absent from a run without an evaluation
+        continues = prepare_folder(folder, config) if is_first_rank() else (folder / "checkpoints/last.ckpt").is_file()
+        if continues and "resume" in cfg:
+            print(f"{name} continues: {folder}", flush=True)
+            with open_dict(cfg):
+                cfg.resume = str(folder)
+        if is_first_rank():
+            write_config(folder, config, overrides)
+        with isolated([f"resume={quoted(folder)}"] if cfg.get("resume") is not None else overrides):
+            return finite(task(cfg))
+    except Exception as error:
+        reason = task_error(error, cfg) or one_line(f"{type(error).__name__}: {error}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
+        print(f"{name} failed: {reason} ({folder / ERROR})", file=sys.stderr, flush=True)
+        return None
+
+
+def finite(value: float | None) -> float | None:
+    """None in place of NaN: Optuna's sweeper stops at a NaN and counts a None as a failed trial."""
+    return None if value is None or math.isnan(value) else value
+
+
+@contextmanager
+def isolated(overrides: list[str]) -> Iterator[None]:
+    """Keeps a job of a sweep from the others of its process: it has a command line and an environment of its own.
+
+    Lightning starts the other ranks of a job by repeating the command line, which has to name this job alone. It
+    leaves behind environment variables and a process group, which the next job would take for its own.
+    """
+    argv, environment = sys.argv, dict(os.environ)
+    kept = [word for word in argv if word not in ("-m", "--multirun") and (word.startswith("--") or "=" not in word)]
+    sys.argv = [*kept, *overrides]
+    try:
+        yield
+    finally:
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
+        sys.argv = argv
