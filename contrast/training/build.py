@@ -12,10 +12,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from contrast.encoders.contract import check_view_sizes
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.text.corpus import Corpus
 from contrast.data.text.tokenizer import Tokenizer
+from contrast.encoders.contract import check_view_sizes
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
 from contrast.facts import complete

@@ -101,7 +101,7 @@ class OnlineLinear(OnlineProbe):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.held = self.held.to(pl_module.device)
-        self._build(cast(Contrastive, pl_module).encoder.num_features, pl_module.device)
+        self._build(int(cast(Contrastive, pl_module).encoder.num_features), pl_module.device)  # type: ignore[arg-type]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
