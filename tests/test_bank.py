@@ -223,9 +223,9 @@ def test_the_ends_of_the_unit_interval_draw_no_row_of_probability_zero(
 
 
 def test_errors_carry_the_numbers() -> None:
-    for arguments in ({"size": 1}, {"dim": 0}, {"draws": 0}, {"momentum": 1.0}, {"momentum": -0.1}):
+    for arguments in ({"num_ids": 1}, {"dim": 0}, {"draws": 0}, {"momentum": 1.0}, {"momentum": -0.1}):
         with pytest.raises(InputError, match="at least 2 rows, 1 dimension, 1 draw and a momentum in") as raised:
-            Bank(**({"size": N, "dim": D} | arguments))
+            Bank(**({"num_ids": N, "dim": D} | arguments))
         assert str(next(iter(arguments.values()))) in str(raised.value)
     with pytest.raises(InputError, match="a sampler of 8 ids does not fit a bank of 7 rows"):
         Bank(N, D, Uniform(8))

@@ -206,8 +206,8 @@ def test_code_that_comes_with_a_model_does_not_run_by_default(
     auto_map = {"AutoConfig": "custom.Config", "AutoModel": "custom.Model"}
     (model / "config.json").write_text(json.dumps({"model_type": "custom", "auto_map": auto_map}))
     with pytest.raises(InputError, match="trust_remote_code"):
-        hf_text(str(model), pretrained=pretrained)
+        hf_text(str(model), None, None, pretrained=pretrained)
     assert not (tmp_path / "ran").exists()
     with pytest.raises(InputError):  # the code has no class `Model`
-        hf_text(str(model), pretrained=pretrained, trust_remote_code=True)
+        hf_text(str(model), None, None, pretrained=pretrained, trust_remote_code=True)
     assert (tmp_path / "ran").exists()
