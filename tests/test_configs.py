@@ -378,7 +378,6 @@ TUNED = {
     "projector": "out_features",
     "scheduler": "warmup_fraction warmup_steps final",
     "callbacks": "held_out.first held_out.growth held_out.most held_out.max_seconds",
-    "logger": "wandb.project wandb.entity",
     "protocol": "epochs batch_size k temperature steps neighbours",
     "trainer": "accelerator strategy num_nodes sync_batchnorm accumulate_grad_batches gradient_clip_val",
     "views": "views",

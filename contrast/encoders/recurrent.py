@@ -12,7 +12,7 @@ from contrast.errors import InputError
 class GRU(nn.Module):
     """Word vectors and gated recurrent units (Cho et al. 2014); the features are the last layer's states and a 1.
 
-    size     V, number of different ids
+    num_ids     V, number of different ids
     dim      E
     hidden   H
     layers   L
@@ -23,16 +23,22 @@ class GRU(nn.Module):
     """
 
     def __init__(
-        self, size: int, dim: int = 128, hidden: int = 128, layers: int = 1, dropout: float = 0.0, sparse: bool = True
+        self,
+        num_ids: int,
+        dim: int = 128,
+        hidden: int = 128,
+        layers: int = 1,
+        dropout: float = 0.0,
+        sparse: bool = True,
     ) -> None:
         super().__init__()
-        if size < 1 or dim < 1 or hidden < 1 or layers < 1 or not 0 <= dropout < 1:
+        if num_ids < 1 or dim < 1 or hidden < 1 or layers < 1 or not 0 <= dropout < 1:
             raise InputError(
                 "a GRU needs 1 id, dimension, hidden unit and layer at least, and dropout in [0, 1): "
-                f"{size}, {dim}, {hidden}, {layers}, {dropout}"
+                f"{num_ids}, {dim}, {hidden}, {layers}, {dropout}"
             )
         self.num_features = hidden + 1
-        self.words = nn.Embedding(size, dim, sparse=sparse)
+        self.words = nn.Embedding(num_ids, dim, sparse=sparse)
         nn.init.normal_(self.words.weight, std=0.1)
         self.gru = nn.GRU(dim, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)

@@ -44,12 +44,12 @@ class ClosedForm(nn.Module):
     classes: Tensor
     size: int
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, num_ids: int) -> None:
         super().__init__()
-        if size < 1:
-            raise InputError(f"a sampler needs at least 1 class, got {size}")
-        self.size = size
-        self.register_buffer("classes", torch.tensor(size))
+        if num_ids < 1:
+            raise InputError(f"a sampler needs at least 1 class, got {num_ids}")
+        self.size = num_ids
+        self.register_buffer("classes", torch.tensor(num_ids))
         self.register_load_state_dict_post_hook(_check_size)
 
     def extra_repr(self) -> str:
