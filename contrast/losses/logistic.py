@@ -74,7 +74,7 @@ def logistic_losses(
 
     if how.method == "matrix":
         return of_rows(query, candidates)
-    losses, counted = in_blocks(of_rows, query, candidates)
+    losses, counted = in_blocks(of_rows, query, candidates, [scoring.temperature, bias])
     return losses, counted
 
 

@@ -5,16 +5,18 @@ B queries, C shared candidates, P positives of each query's own, D dimensions.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from contrast.candidates import Candidates
 from contrast.distributed import gather, rank
+from contrast.errors import InputError
 from contrast.losses.plan import MIN_SCORES_BLOCKS, Scoring
 from contrast.losses.similarity import LOWEST_LOG_Q, similarity, with_margin
+
+WITH_GRADIENT = ("vectors", "log_q", "positives", "positives_log_q")  # of Candidates
 
 
 class Scores(NamedTuple):
@@ -66,19 +68,73 @@ def positive_similarity(query: Tensor, candidates: Candidates, scoring: Scoring)
 
 
 def in_blocks(
-    value: Callable[[Tensor, Candidates], Sequence[Tensor]], query: Tensor, candidates: Candidates
-) -> list[Tensor]:
+    value: Callable[[Tensor, Candidates], Sequence[Tensor]],
+    query: Tensor,
+    candidates: Candidates,
+    used: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
     """`value` of blocks of queries, its outputs [b] joined to [B]: memory for the scores of one block at a time.
 
-    Each block is computed again in the backward pass. So any differentiable `value` will do, and the parameters that
-    it uses get their gradients.
+    value  any differentiable function of a query's own scores. Each block is computed again in the backward pass
+    used   other tensors that it depends on, such as a temperature, which are to get their gradients
     """
-    rows = max(1, MIN_SCORES_BLOCKS // max(1, len(candidates)))
-    blocks = [
-        checkpoint(value, query[i : i + rows], candidates.tile(slice(i, i + rows), slice(None)), use_reentrant=False)
-        for i in range(0, max(1, len(query)), rows)
-    ]
-    return [torch.cat(part) for part in zip(*blocks, strict=True)]
+    fields = {name: getattr(candidates, name) for name in WITH_GRADIENT}
+    return Blocks.apply(value, candidates, query, *fields.values(), *used)
+
+
+class Blocks(torch.autograd.Function):
+    """`in_blocks`, of value, candidates, query, those of the candidates' tensors that may have a gradient, and `used`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Callable[[Tensor, Candidates], Sequence[Tensor]],
+        candidates: Candidates,
+        query: Tensor,
+        *others: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        rows = max(1, MIN_SCORES_BLOCKS // max(1, len(candidates)))
+        ctx.parts = [slice(i, i + rows) for i in range(0, max(1, len(query)), rows)]
+        outputs: tuple[Tensor, ...] = ()
+        for part in ctx.parts:
+            block = value(query[part], candidates.tile(part, slice(None)))
+            # into place at once: small tensors that outlive a block would fragment the memory that it frees
+            outputs = outputs or tuple(x.new_empty(len(query)) for x in block)
+            for output, x in zip(outputs, block, strict=True):
+                output[part] = x
+        ctx.save_for_backward(query, *others)
+        ctx.value, ctx.candidates = value, candidates
+        ctx.mark_non_differentiable(*(each for each in outputs if not each.is_floating_point()))
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise InputError("blocks of scores have no second derivative: tiled=false computes it from one matrix")
+        query, *others = ctx.saved_tensors
+        own, used = others[: len(WITH_GRADIENT)], others[len(WITH_GRADIENT) :]
+        wanted = ctx.needs_input_grad[2:]
+        totals = [torch.zeros_like(x) if want else None for x, want in zip((query, *others), wanted, strict=True)]
+        whole = replace(ctx.candidates, **dict(zip(WITH_GRADIENT, map(_leaf, own), strict=True)))
+        with torch.enable_grad():
+            for part in ctx.parts:
+                q, block = _leaf(query[part]), whole.tile(part, slice(None))
+                outputs = [(x, g[part]) for x, g in zip(ctx.value(q, block), grads, strict=True) if x.requires_grad]
+                leaves = [q, *(getattr(whole, name) for name in WITH_GRADIENT), *used]
+                inputs = [x for x, want in zip(leaves, wanted, strict=True) if want]
+                if not outputs:
+                    continue
+                out, of_out = zip(*outputs, strict=True)
+                result = iter(torch.autograd.grad(out, inputs, of_out, allow_unused=True))
+                for n, total in enumerate(totals):
+                    grad = next(result) if total is not None else None
+                    if total is not None and grad is not None:
+                        (total[part] if n == 0 else total).add_(grad)
+        return None, None, *totals
+
+
+def _leaf(x: Tensor | None) -> Tensor | None:
+    return x.detach().requires_grad_() if x is not None and x.is_floating_point() else x
 
 
 def gathered(candidates: Candidates) -> Candidates:

@@ -161,7 +161,11 @@ def statistics(
             stats = stats._replace(similarity=positive_similarity(query, candidates, scoring))
         return [x for x in stats if x is not None]
 
-    out = of_rows(query, candidates) if how.method == "matrix" else in_blocks(of_rows, query, candidates)
+    out = (
+        of_rows(query, candidates)
+        if how.method == "matrix"
+        else in_blocks(of_rows, query, candidates, [scoring.temperature])
+    )
     lse_neg, lse_pos, mean_pos, num_positives, num_negatives, *more = out
     return Statistics(
         lse_neg, lse_pos, mean_pos, num_positives, num_negatives,
