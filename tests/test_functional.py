@@ -275,9 +275,7 @@ def test_other_bad_shapes(call: Callable[[Tensor], Tensor], message: str) -> Non
         call(rows(6, 4))
 
 
-@pytest.mark.parametrize(
-    "labels", [np.array([0, 1, 0, 2, 1, 0], dtype=d) for d in ("int32", "int16", "uint8", "float64")]
-)
+@pytest.mark.parametrize("dtype", ["int32", "int16", "uint8", "float64"])
 def test_labels_of_any_type_of_whole_numbers(dtype: str) -> None:
     """The mark of absent ids does not fit narrow types: class 0 was left out silently."""
     z1, z2 = torch.randn(2, 6, 4)

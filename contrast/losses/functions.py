@@ -24,23 +24,20 @@ Raises InputError for shapes that do not fit, a temperature that is not positive
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from contrast.candidates import Candidates
 from contrast.distributed import gather as gather_rows
-from contrast.distributed import mean_counted, rank, world_size
+from contrast.distributed import rank, world_size
 from contrast.errors import InputError
 from contrast.ids import as_ids
-from contrast.losses.logistic import logistic_loss, logistic_losses
+from contrast.losses.logistic import logistic_losses
 from contrast.losses.plan import PairLists, Scoring, pair_lists
-from contrast.losses.scores import Scores
-from contrast.losses.similarity import LOWEST_LOG_Q, at_least_float32
-from contrast.losses.softmax import loss_of, pair_losses, softmax_loss, statistics
-
-Reduction = Literal["mean", "none"]
+from contrast.losses.sampled import Reduction, reduced
+from contrast.losses.similarity import at_least_float32
+from contrast.losses.softmax import loss_of, pair_losses, statistics
 
 
 def nt_xent(
@@ -58,7 +55,7 @@ def nt_xent(
         loss_i = -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ).
     """
     z, candidates, lists = _views(z1, z2, None, gather)
-    return _reduced(_info_nce(z, candidates, _scoring(temperature, normalize), lists), None, reduction, gather)
+    return reduced(_info_nce(z, candidates, _scoring(temperature, normalize), lists), None, reduction, gather)
 
 
 def dcl(
@@ -77,7 +74,7 @@ def dcl(
     """
     z, candidates, lists = _views(z1, z2, None, gather)
     stats = statistics(z, candidates, _scoring(temperature, normalize), lists=lists)
-    return _reduced(loss_of(stats, decoupled=True), None, reduction, gather)
+    return reduced(loss_of(stats, decoupled=True), None, reduction, gather)
 
 
 def sup_con(
@@ -101,7 +98,7 @@ def sup_con(
         raise InputError(f"sup_con needs a label for each of {len(z1)} rows, got labels of shape {list(labels.shape)}")
     z, candidates, _ = _views(z1, z2, labels, gather)
     stats = statistics(z, candidates, _scoring(temperature, normalize))
-    return _reduced(loss_of(stats), stats.num_positives > 0, reduction, gather)
+    return reduced(loss_of(stats), stats.num_positives > 0, reduction, gather)
 
 
 def info_nce(
@@ -135,7 +132,7 @@ def info_nce(
             )
         shared = gather_rows(negatives) if gather else negatives
         candidates, lists = Candidates(shared, torch.arange(b, device=query.device), positives=key[:, None]), None
-    return _reduced(_info_nce(query, candidates, _scoring(temperature, normalize), lists), None, reduction, gather)
+    return reduced(_info_nce(query, candidates, _scoring(temperature, normalize), lists), None, reduction, gather)
 
 
 def clip_loss(
@@ -161,7 +158,7 @@ def clip_loss(
     else:
         to_text = _info_nce(image, candidates, scoring, None)
         to_image = _info_nce(text, _paired(text, image, gather)[0], scoring, None)
-    return _reduced((to_text + to_image) / 2, None, reduction, gather)
+    return reduced((to_text + to_image) / 2, None, reduction, gather)
 
 
 def siglip_loss(
@@ -186,85 +183,7 @@ def siglip_loss(
         raise InputError(f"the bias must be a scalar, got shape {list(bias.shape)}")
     candidates, lists = _paired(image, text, gather)
     losses, _ = logistic_losses(image, candidates, _scoring(temperature, normalize), bias.reshape(()), lists=lists)
-    return _reduced(losses, None, reduction, gather)
-
-
-def nce(
-    data_scores: Tensor,
-    noise_scores: Tensor,
-    data_log_q: float | Tensor,
-    noise_log_q: float | Tensor,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """Noise-contrastive estimation (Gutmann and Hyvarinen 2010, eq. 3; Mnih and Teh 2012, eq. 9): data or noise?
-
-    data_scores   [B], unnormalised log probabilities of the data; any log Z already subtracted
-    noise_scores  [B, K], of K draws from q for each, or [K], the same for all
-    data_log_q    [B] or a scalar: log(K q(data)), the log expected COUNT among the draws, not log q
-    noise_log_q   log(K q(noise)), of a shape that broadcasts to that of noise_scores
-    "none": [B].
-
-        loss_i = -log sigmoid(s_i - log K q(i)) - sum_j log sigmoid(log K q(n_j) - s_j)
-
-    A draw that equals the datum stays among the noise. The optimum is s = log p, normalised by itself.
-    """
-    scores = _data_and_noise(data_scores, noise_scores, data_log_q, noise_log_q)
-    return _reduced(logistic_loss(*scores), None, reduction)
-
-
-def negative_sampling(data_scores: Tensor, noise_scores: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Negative sampling (Mikolov et al. 2013, eq. 4): `nce` without the correction, so no model of probabilities.
-
-    data_scores [B]; noise_scores [B, K] or [K]. "none": [B]. The optimum is s = log(p / (K q)).
-
-        loss_i = -log sigmoid(s_i) - sum_j log sigmoid(-s_j)
-    """
-    scores = _data_and_noise(data_scores, noise_scores, 0.0, 0.0)
-    return _reduced(logistic_loss(*scores), None, reduction)
-
-
-def sampled_softmax(
-    data_scores: Tensor,
-    noise_scores: Tensor,
-    data_log_q: float | Tensor,
-    noise_log_q: float | Tensor,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """Sampled softmax (Bengio and Senecal 2008; Jean et al. 2015; ranking NCE, Ma and Collins 2018): data among noise.
-
-    Arguments as for `nce`; a constant added to all log_q changes nothing. "none": [B]. With c = s - log_q,
-
-        loss_i = -log( exp(c_i) / (exp(c_i) + sum_j exp(c_j)) ).
-
-    Two pairings have their optimum at s = log p + constant: independent draws with replacement, a draw that equals the
-    datum kept, log_q = log(K q); and draws of every class on its own with probability pi, the datum's class left out,
-    log_q = log pi. In both the datum's score is corrected too.
-    """
-    scores = _data_and_noise(data_scores, noise_scores, data_log_q, noise_log_q)
-    return _reduced(softmax_loss(*scores), None, reduction)
-
-
-def _data_and_noise(data: Tensor, noise: Tensor, data_log_q: float | Tensor, noise_log_q: float | Tensor) -> Scores:
-    """Corrected scores of the data, in the first column, and of the noise: [B, 1 + K]."""
-    if data.ndim != 1 or noise.ndim not in (1, 2) or noise.shape[:-1] not in ((), data.shape) or not noise.numel():
-        raise InputError(
-            f"scores of the data are [B], of their noise [B, K] or [K], got {list(data.shape)} and {list(noise.shape)}"
-        )
-    data, noise = at_least_float32(data), at_least_float32(noise)
-    data = data - _fitting("data_log_q", data_log_q, data)  # [B]
-    noise = noise - _fitting("noise_log_q", noise_log_q, noise)  # [B, K] or [K]
-    values = torch.cat([data[:, None], noise.expand(len(data), -1)], dim=1)
-    positive = torch.zeros_like(values, dtype=torch.bool)
-    positive[:, 0] = True
-    return Scores(values, positive, torch.ones_like(positive))
-
-
-def _fitting(name: str, log_q: float | Tensor, scores: Tensor) -> Tensor:
-    log_q = torch.as_tensor(log_q, dtype=scores.dtype, device=scores.device)
-    sizes = zip(reversed(log_q.shape), reversed(scores.shape), strict=False)
-    if log_q.ndim > scores.ndim or any(one not in (1, other) for one, other in sizes):
-        raise InputError(f"{name} of shape {list(log_q.shape)} does not fit scores of shape {list(scores.shape)}")
-    return log_q.clamp(min=LOWEST_LOG_Q)
+    return reduced(losses, None, reduction, gather)
 
 
 def _info_nce(query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists | None) -> Tensor:
@@ -341,14 +260,3 @@ def _check_pairs(one: str, a: Tensor, other: str, b: Tensor, least: int = 2) -> 
         raise InputError(f"{one} and {other} are [N, D] both, got {list(a.shape)} and {list(b.shape)}")
     if len(a) < least:
         raise InputError(f"a batch of {len(a)} has no negatives: {one} and {other} need at least {least} rows")
-
-
-def _reduced(losses: Tensor, counted: Tensor | None, reduction: Reduction, gather: bool = False) -> Tensor:
-    """counted [B]: which queries count; None: all do."""
-    if reduction == "none":
-        return losses
-    if reduction != "mean":
-        raise InputError(f"reduction is mean or none, not {reduction!r}")
-    if gather:
-        return mean_counted(losses, torch.ones_like(losses, dtype=torch.bool) if counted is None else counted)
-    return losses.mean() if counted is None else losses.sum() / counted.sum().clamp(min=1)

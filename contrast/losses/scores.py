@@ -12,7 +12,6 @@ from torch import Tensor
 
 from contrast.candidates import Candidates
 from contrast.distributed import gather, rank
-from contrast.errors import InputError
 from contrast.losses.plan import MIN_SCORES_BLOCKS, Scoring
 from contrast.losses.similarity import LOWEST_LOG_Q, similarity, with_margin
 
@@ -83,7 +82,7 @@ def in_blocks(
 
 
 class Blocks(torch.autograd.Function):
-    """`in_blocks`, of value, candidates, query, those of the candidates' tensors that may have a gradient, and `used`."""
+    """`in_blocks`, of value, candidates, query, the candidates' tensors that may have a gradient, and `used`."""
 
     @staticmethod
     def forward(
@@ -109,11 +108,16 @@ class Blocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True
-            raise InputError("blocks of scores have no second derivative: tiled=false computes it from one matrix")
         query, *others = ctx.saved_tensors
         own, used = others[: len(WITH_GRADIENT)], others[len(WITH_GRADIENT) :]
         wanted = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # create_graph=True: one matrix, whose gradients can be differentiated again
+            q, *own = (None if x is None else x.view_as(x) for x in (query, *own))
+            outputs = ctx.value(q, replace(ctx.candidates, **dict(zip(WITH_GRADIENT, own, strict=True))))
+            out, of_out = zip(*((x, g) for x, g in zip(outputs, grads, strict=True) if x.requires_grad), strict=True)
+            inputs = [x for x, want in zip((q, *own, *used), wanted, strict=True) if want]
+            result = iter(torch.autograd.grad(out, inputs, of_out, create_graph=True, allow_unused=True))
+            return None, None, *(next(result) if want else None for want in wanted)
         totals = [torch.zeros_like(x) if want else None for x, want in zip((query, *others), wanted, strict=True)]
         whole = replace(ctx.candidates, **dict(zip(WITH_GRADIENT, map(_leaf, own), strict=True)))
         with torch.enable_grad():

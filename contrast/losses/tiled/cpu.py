@@ -31,6 +31,7 @@ from contrast.losses.tiled.gradients import (
     pieces,
     through_unit,
 )
+from contrast.losses.tiled.online import online_lse
 
 MAX_KEPT = 2**22  # scores of which the backward pass finds the exponentials again: 16 MiB in float32
 MAX_SPREAD = 120.0  # exp of half of it, and a sum of many such, are normal float32 numbers, and so are their inverses
@@ -137,7 +138,7 @@ class NegativeSums(torch.autograd.Function):
         else:
             scaled, moved = q * (factor * LOG2_E), moved_offset(offset, shift, LOG2_E, dtype)
             if shift is None:
-                negatives = online_lse(scaled, v, moved, tiles, columns)
+                negatives = online_lse(tile_scores(scaled, v, moved, tiles), q.new_empty(len(q)), columns)
             else:
                 sums = row_sums(scaled, v, moved, tiles, torch.exp2_, upper, columns, kept)
                 negatives = as_lse(sums, shift)
@@ -279,33 +280,6 @@ def row_sums(
         if kept is not None:
             kept.append(part)
     return query.new_zeros(tiles.queries) if total is None else total
-
-
-def online_lse(
-    query: Tensor, vectors: Tensor, offset: Tensor | None, tiles: Tiles, column_lse: Tensor | None = None
-) -> Tensor:
-    """Log-sum-exp of scores that are given in units of log 2, with a running maximum (Milakov and Gimelshein 2018).
-
-    query [B, D], vectors [C, D] -> [B]; column_lse [C] zeros: filled with the log-sum-exp of every column
-    """
-    lowest = torch.finfo(query.dtype).min
-    highest, total = query.new_full((tiles.queries,), lowest), query.new_zeros(tiles.queries)
-    of_columns = query.new_full((tiles.candidates,), lowest)
-    for rows, columns, scores in tile_scores(query, vectors, offset, tiles):
-        if column_lse is not None:
-            fold(scores.T.clone(), of_columns[columns], column_lse[columns])
-        fold(scores, highest[rows], total[rows])
-    if column_lse is not None:
-        column_lse.copy_(((of_columns + column_lse.log2()) / LOG2_E).clamp(min=lowest))
-    return ((highest + total.log2()) / LOG2_E).clamp(min=lowest)
-
-
-def fold(scores: Tensor, highest: Tensor, total: Tensor) -> None:
-    """Adds a tile's scores [b, c], which are overwritten, to a running maximum [b] and a sum of exp2 less it [b]."""
-    new = torch.maximum(highest, scores.amax(dim=1))
-    part = scores.sub_(new[:, None]).exp2_().sum(dim=1)
-    total.mul_((highest - new).exp2()).add_(part)
-    highest.copy_(new)
 
 
 def as_lse(total: Tensor, shift: float) -> Tensor:

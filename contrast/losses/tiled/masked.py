@@ -13,8 +13,9 @@ from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.losses.plan import Scoring, Tiles
 from contrast.losses.similarity import LOWEST_LOG_Q, same_precision, unit
-from contrast.losses.tiled.cpu import fold, softplus, tile_scores
+from contrast.losses.tiled.cpu import softplus, tile_scores
 from contrast.losses.tiled.gradients import LOG2_E, gradients
+from contrast.losses.tiled.online import fold, natural
 
 MaskedTile = tuple[slice, slice, Tensor, Tensor, Tensor]  # rows, columns, scores, positive, negative
 MaskedSlope = Callable[[Tensor, slice, Tensor, Tensor], Tensor]  # (scores, rows, positive, negative) -> slopes
@@ -69,7 +70,7 @@ class MaskedStatistics(torch.autograd.Function):
                 fold((scores * LOG2_E).masked_fill_(~mask, -torch.inf), highest[which][rows], total[which][rows])
                 count[which][rows] += mask.sum(dim=1)
             sum_pos[rows] += scores.masked_fill_(~positive, 0).sum(dim=1)
-        lse = [((high + sums.log2()) / LOG2_E).clamp(min=lowest) for high, sums in zip(highest, total, strict=True)]
+        lse = [natural(high, sums) for high, sums in zip(highest, total, strict=True)]
         ctx.save_for_backward(query, vectors, offset, *lse, count[1])
         ctx.candidates = candidates
         ctx.mark_non_differentiable(*count)

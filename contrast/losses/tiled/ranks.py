@@ -16,8 +16,9 @@ from contrast.distributed import rank, sum_over_ranks, world_size
 from contrast.errors import InputError
 from contrast.losses.plan import PairLists, Tiles, excluded_pairs, positive_pairs
 from contrast.losses.similarity import same_precision, unit
-from contrast.losses.tiled.cpu import as_lse, common_shift, moved_offset, online_lse, row_sums, softplus, tile_scores
+from contrast.losses.tiled.cpu import as_lse, common_shift, moved_offset, row_sums, softplus, tile_scores
 from contrast.losses.tiled.gradients import LOG2_E, gradients, of_lse, of_softplus
+from contrast.losses.tiled.online import online_lse
 
 
 def ring_lists(candidates: Candidates, lists: PairLists) -> PairLists:
@@ -113,7 +114,7 @@ class RingSums(torch.autograd.Function):
                 shift = common_shift(query, moving, 1.0, offset, cosine=False)
                 scaled, offset = query * LOG2_E, moved_offset(offset, shift, LOG2_E, query.dtype)
                 if shift is None:
-                    part = online_lse(scaled, moving, offset, tiles)
+                    part = online_lse(tile_scores(scaled, moving, offset, tiles), query.new_empty(len(query)))
                 else:
                     part = as_lse(row_sums(scaled, moving, offset, tiles, torch.exp2_), shift)
                 total = part if total is None else torch.logaddexp(total, part)
