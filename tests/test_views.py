@@ -15,8 +15,7 @@ from torchvision.transforms import RandomResizedCrop
 from contrast.errors import InputError
 from contrast.views import SimCLRViews, grid, save_grid
 from contrast.views.geometry import BOX_UNIFORMS, random_boxes
-from contrast.views.recipe import UNIFORMS
-from contrast.views.simclr import augment
+from contrast.views.simclr import UNIFORMS, augment
 
 CONF = Path(__file__).parents[1] / "conf" / "views"
 

@@ -5,9 +5,8 @@ import torch
 import torchvision.transforms.functional as F
 from torchvision.transforms import InterpolationMode
 
-from contrast.views.batched import apply_where_
 from contrast.views.blur import blur_radius, gaussian_blur
-from contrast.views.colour import greyscale, hue, jitter_, jitter_steps, solarise
+from contrast.views.colour import apply_where_, greyscale, hue, jitter_, jitter_steps, solarise
 from contrast.views.geometry import affine, crop_points, resample
 
 SHAPES = [(3, 32, 32), (1, 8, 8), (3, 17, 29), (1, 31, 12), (3, 9, 40)]

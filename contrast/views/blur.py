@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-from contrast.views.batched import separable
+from contrast.views.geometry import separable
 
 
 def blur_radius(size: int) -> int:

@@ -6,12 +6,11 @@ operations come in one of 24 orders, is three mixes and a change of hue; images 
 come before the hue.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from contrast.views.batched import apply_where_
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma, with torchvision's digits
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -107,3 +106,21 @@ def greyscale(images: Tensor) -> Tensor:
 def solarise(images: Tensor, threshold: float = 0.5) -> Tensor:
     """1 - image wherever the image is at least `threshold`."""
     return torch.where(images >= threshold, 1 - images, images)
+
+
+def apply_where_(images: Tensor, mask: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """`operation(images, *parameters)` where `mask` is true, the unchanged images elsewhere; may overwrite `images`.
+
+    images [N, C, H, W], mask [N] bool, parameters [N] or [N, ...]. On a CPU the operation sees the masked rows only.
+    On a GPU the host would have to wait to learn how many rows these are, so the operation sees every image and the
+    result is selected afterwards.
+    """
+    if images.device.type != "cpu":
+        return torch.where(mask[:, None, None, None], operation(images, *parameters), images)
+    rows = mask.nonzero()[:, 0]
+    if len(rows) == 0:
+        return images
+    if len(rows) == len(images):
+        return operation(images, *parameters)
+    selected = [tensor.index_select(0, rows) for tensor in (images, *parameters)]  # faster than images[rows]
+    return images.index_copy_(0, rows, operation(*selected))
