@@ -91,6 +91,7 @@ class Contrastive(pl.LightningModule):
         self.encoder, self.projector, self.predictor = encoder, projector, predictor
         self.key, self.negatives, self.head = key or Shared(), negatives, head  # type: ignore[assignment]
         self.same_label = same_label
+        self.remembers = getattr(type(negatives), "update", None) is not Source.update  # whether it stores anything
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.one_forward_pass, self.micro_batch, self.config = seed, one_forward_pass, micro_batch, config
         self.pending: list[tuple[Tensor, Tensor | None, Tensor, Tensor | None]] = []  # of `negatives.update`
@@ -108,7 +109,8 @@ class Contrastive(pl.LightningModule):
             loss, queries = self.contrast(batch, query, key)
         else:
             loss, queries, (embedding, query, key) = self.cached(batch, uniforms, self.micro_batch)
-        self.pending.append((query.detach(), None if key is None else key.detach(), *self.identities(batch)))
+        if self.remembers:
+            self.pending.append((query.detach(), None if key is None else key.detach(), *self.identities(batch)))
         if self.logged:
             self.observe(loss, embedding.detach(), query.detach(), key, queries)
         return {"loss": loss, "embedding": embedding.detach()}  # the embedding is for online probes

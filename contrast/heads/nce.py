@@ -53,9 +53,11 @@ class NCE(Head):
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         scoring = Scoring(self.temperature(), self.cosine, self.margin, self.correction, self.tiled)
+        lists = None
         if self.bias.needs_log_z and self.training and torch.is_grad_enabled():
-            self.bias.observe_log_z(log_partition(query, candidates, scoring))
-        return logistic_losses(query, candidates, scoring, self.bias(), self.num_noise)
+            log_z, lists = log_partition(query, candidates, scoring)
+            self.bias.observe_log_z(log_z)
+        return logistic_losses(query, candidates, scoring, self.bias(), self.num_noise, lists)
 
     def scores(self, query: Tensor, candidates: Candidates) -> Scores:
         """Scores with the bias, as one matrix; log_q is of all draws, whatever `num_noise` is."""

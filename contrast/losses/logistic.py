@@ -14,7 +14,7 @@ from contrast.candidates import Candidates
 from contrast.losses.plan import PairLists, Plan, Scoring, plan
 from contrast.losses.scores import gathered, in_blocks, own_positive_scores, score_matrix
 from contrast.losses.softmax import statistics
-from contrast.losses.tiled.cpu import list_sums, positive_scores
+from contrast.losses.tiled.cpu import list_sums
 from contrast.losses.tiled.fused import fused_logistic
 from contrast.losses.tiled.masked import masked_logistic
 from contrast.losses.tiled.ranks import ring_lists
@@ -52,7 +52,8 @@ def logistic_losses(
     num_noise  k: the noise of a query weighs as much as k draws, and log_q, which is log(C q), becomes log(k q)
     lists      the pairs of the candidates' rules, where the caller knows them already
     """
-    how = Plan("lists", lists) if lists is not None else _plan(query, candidates, scoring, num_noise)
+    how = Plan("lists", lists) if lists is not None and num_noise is None else None
+    how = how or _plan(query, candidates, scoring, num_noise)
     if how.lists is not None:
         return _of_lists(query, candidates, scoring, how.lists, bias, num_noise)
     if how.method in ("triton", "masks"):
@@ -79,8 +80,10 @@ def logistic_losses(
 
 
 @torch.no_grad()
-def log_partition(query: Tensor, candidates: Candidates, scoring: Scoring) -> Tensor:
+def log_partition(query: Tensor, candidates: Candidates, scoring: Scoring) -> tuple[Tensor, PairLists | None]:
     """log of the mean over queries of an unbiased estimate of Z = sum over classes of exp(score), scalar.
+
+    The second result is the lists of pairs for `logistic_losses`, if there are any.
 
     From draws that may hit the query's own class it is sum_j exp(s_j) / (k q_j), the log-sum-exp of corrected scores.
     Where rules leave the query's own class out of the noise (all candidates, Poisson draws), its exp(s) is added.
@@ -100,7 +103,7 @@ def log_partition(query: Tensor, candidates: Candidates, scoring: Scoring) -> Te
         log_z = torch.logaddexp(log_z, own.logsumexp(dim=1))
     some = num_negatives > 0
     total = log_z.masked_fill(~some, -torch.inf).logsumexp(dim=0)
-    return total - some.sum().clamp(min=1).to(total.dtype).log()
+    return total - some.sum().clamp(min=1).to(total.dtype).log(), how.lists
 
 
 def _plan(query: Tensor, candidates: Candidates, scoring: Scoring, num_noise: float | None) -> Plan:
@@ -123,7 +126,8 @@ def _of_lists(
         weight = num_noise / number
         bias = bias + (number / num_noise).log() if scoring.correction else bias
     sums = list_sums(query, candidates, scoring, lists, bias=bias, logistic=True)
-    listed, own = positive_scores(sums, query, candidates, scoring, lists)
+    listed, own = sums.listed, sums.own_scores
+    assert listed is not None
     losses = sums.negatives if weight is None else weight * sums.negatives
     counted = lists.num_positives > 0
     if own is not None:

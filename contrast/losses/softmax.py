@@ -17,7 +17,7 @@ from contrast.candidates import Candidates
 from contrast.distributed import log_mean_exp_over_ranks, mean_over_ranks
 from contrast.losses.plan import PairLists, Plan, Scoring, plan
 from contrast.losses.scores import gathered, in_blocks, own_positive_scores, positive_similarity, score_matrix
-from contrast.losses.tiled.cpu import list_sums, positive_scores
+from contrast.losses.tiled.cpu import list_sums
 from contrast.losses.tiled.fused import fused_statistics
 from contrast.losses.tiled.masked import masked_statistics
 from contrast.losses.tiled.ranks import ring_lists
@@ -207,8 +207,9 @@ def _of_lists(
     if hardness:
         beta = list_sums(query, candidates, scoring, lists, hardness).negatives
         lse_neg = _hardened(lse_neg, beta, lists.num_negatives)
-    listed, own = positive_scores(sums, query, candidates, scoring, lists)
-    lse_pos, mean_pos = of_positives(listed, own, lists)
+    assert sums.listed is not None
+    own = sums.own_scores
+    lse_pos, mean_pos = of_positives(sums.listed, own, lists)
     return Statistics(
         lse_neg,
         lse_pos,

@@ -38,19 +38,22 @@ MAX_SPREAD = 120.0  # exp of half of it, and a sum of many such, are normal floa
 
 
 class Sums(NamedTuple):
-    """What `NegativeSums` returns, and the sums around a ring.
+    """What `NegativeSums` returns, and the scores of the positives: margin(similarity) / temperature - log_q.
 
     negatives     [B], log-sum-exp of the negatives' scores (the dtype's lowest number where there are none), or the sum
                   of their softplus
     columns       [C], the same for every candidate, or None
     similarities  [M], of the listed positives
     own           [B, P], similarities of each query's own positives, or None
+    listed        [M], scores of the listed positives; own_scores [B, P], those of each query's own, or None
     """
 
     negatives: Tensor
     columns: Tensor | None
     similarities: Tensor
     own: Tensor | None
+    listed: Tensor | None = None
+    own_scores: Tensor | None = None
 
 
 def list_sums(
@@ -69,7 +72,8 @@ def list_sums(
     if query.shape[-1] != vectors.shape[-1]:
         raise InputError(f"queries have {query.shape[-1]} dimensions, candidates {vectors.shape[-1]}")
     if lists.ring is not None:
-        return Sums(*lists.ring.sums(query, vectors, scoring.cosine, scale, bias, logistic))
+        sums = Sums(*lists.ring.sums(query, vectors, scoring.cosine, scale, bias, logistic))
+        return _with_scores(sums, query, candidates, scoring, lists)
     offset = bias if bias is None else bias.expand(len(vectors))
     if scoring.correction and candidates.log_q is not None:
         log_q = factor * candidates.log_q.clamp(min=LOWEST_LOG_Q)
@@ -80,13 +84,11 @@ def list_sums(
     symmetric = candidates.symmetric and offset is None and not logistic
     options = Options(lists, scoring.cosine, logistic, symmetric and vectors is not query, columns, loss)
     others = None if symmetric and vectors is query else vectors
-    return Sums(*NegativeSums.apply(query, others, candidates.positives, scale, offset, options))
+    sums = Sums(*NegativeSums.apply(query, others, candidates.positives, scale, offset, options))
+    return sums if loss else _with_scores(sums, query, candidates, scoring, lists)
 
 
-def positive_scores(
-    sums: Sums, query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists
-) -> tuple[Tensor, Tensor | None]:
-    """Scores of the listed positives [M] and of each query's own [B, P]: margin(similarity) / temperature - log_q."""
+def _with_scores(sums: Sums, query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists) -> Sums:
     listed, own = sums.similarities, sums.own
     row, column = lists.positive
     if scoring.margin is not None:
@@ -101,7 +103,7 @@ def positive_scores(
         own = own / scoring.temperature
         if scoring.correction and candidates.positives_log_q is not None:
             own = own - candidates.positives_log_q.clamp(min=LOWEST_LOG_Q)
-    return listed, own
+    return sums._replace(listed=listed, own_scores=own)
 
 
 class NegativeSums(torch.autograd.Function):
