@@ -34,7 +34,7 @@ from views import installed
 
 from contrast.errors import InputError
 from contrast.heads import InfoNCE
-from contrast.heads.fused import covers
+from contrast.losses.tiled.triton import can_run
 from contrast.negatives import InBatch
 
 HERE = Path(__file__).resolve().parent
@@ -56,7 +56,7 @@ def ours(tiled: bool, device: torch.device) -> Loss:
     def loss(z: Tensor) -> Tensor:
         views = z.view(2, -1, z.shape[1])
         ((query, candidates),) = source(views, None, torch.arange(views.shape[1], device=device))
-        if tiled and not covers(head, query, candidates):
+        if tiled and not can_run(query, candidates, has_margin=False):
             raise InputError(f"the kernels do not run on {torch.cuda.get_device_name(device)}: they need triton")
         return head(query, candidates)[0].mean()
 

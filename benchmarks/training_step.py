@@ -46,10 +46,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from views import installed, processor
 
-from contrast.cli.pretrain import lookers, new_model
 from contrast.data.images.image_set import Images, Splits
 from contrast.data.loader import Batches, PretrainData
 from contrast.training.callbacks.throughput import Throughput
+from contrast.training.pretrain_images import callbacks, new_model
 from contrast.training.trainer import make_trainer
 
 try:
@@ -216,10 +216,9 @@ def fit(case: Case, cfg: DictConfig, images: Images, others: Mapping[str, Turn],
     turns = TakeTurns(case.steps, others)
     with tempfile.TemporaryDirectory() as folder:
         model = new_model(cfg, Splits("cifar10", images, None))
-        looking = lookers(
-            cfg, Splits("cifar10", images, None), Path(folder), Throughput("images", lambda b: len(b.pixels))
-        )
-        trainer = make_trainer(cfg, Path(folder), looking, len(images) // cfg.batch_size)
+        throughput = Throughput("images", lambda batch: len(batch.pixels))
+        ours = callbacks(cfg, Splits("cifar10", images, None), Path(folder), throughput)
+        trainer = make_trainer(cfg, Path(folder), ours)
         trainer.callbacks.append(turns)  # type: ignore[attr-defined]  # the last
         if premade:
             two = [torch.rand(case.batch, 3, 32, 32) for _ in range(2)]

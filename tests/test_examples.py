@@ -1,5 +1,7 @@
 """The commands and the Python examples of README.md and docs/methods.md run, and give what the pages say."""
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 import torch
 from conftest import TINY, Command, figures
 
-import contrast
+import contrast.functional
 from contrast.functional import nt_xent
 
 ROOT = Path(contrast.__file__).parents[1]
@@ -80,13 +82,7 @@ def test_losses_as_functions() -> None:
     exec(example(METHODS, "sup_con"), told)
     assert told["losses"].shape == (64,)
     assert told["loss"].isfinite()
-    assert all(f"`{name}`" in METHODS for name in contrast_functions())
-
-
-def contrast_functions() -> list[str]:
-    """What contrast.functional offers."""
-    source = (ROOT / "contrast" / "functional.py").read_text()
-    return re.findall(r"^def ([a-z]\w*)\(", source, flags=re.M)
+    assert [name for name in contrast.functional.__all__ if f"`{name}`" not in METHODS] == []
 
 
 def test_the_readmes_loss() -> None:
@@ -94,3 +90,12 @@ def test_the_readmes_loss() -> None:
     told: dict[str, Any] = {"z1": z1, "z2": z2}
     exec(example((ROOT / "README.md").read_text(), "nt_xent"), told)
     torch.testing.assert_close(told["loss"], nt_xent(z1, z2, temperature=0.2))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_import_names_that_exist(path: Path) -> None:
+    """Most benchmarks need other libraries or a GPU and are not run here, so a renamed function would go unnoticed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("contrast"):
+            module = importlib.import_module(str(node.module))
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
