@@ -74,14 +74,19 @@ def cached(folder: str | Path, key: str, make: Callable[[], dict[str, Tensor]]) 
     try:
         _remove_stale(path.parent)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={name: _checksum(tensor) for name, tensor in tensors.items()})
-            temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
+            save_tensors(tensors, temporary, {name: _checksum(tensor) for name, tensor in tensors.items()})
         return _read(path)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         if str(folder) not in _warned:
             _warned.add(str(folder))
             warnings.warn(f"cannot write to the cache in {folder} ({_one_line(error)}): going on without", stacklevel=2)
         return tensors
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a file of safetensors with the permissions of its folder: the library lets only the owner read it."""
+    save_file(tensors, path, metadata)
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def from_texts(texts: Sequence[str]) -> Tensor:

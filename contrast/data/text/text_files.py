@@ -63,10 +63,10 @@ def text_files(path: Text | Sequence[Text]) -> list[Path]:
     return files
 
 
-def content(files: Sequence[Path], progress: bool = True) -> list[str]:
+def content(files: Sequence[Path]) -> list[str]:
     """A digest of the bytes of each file as they are on the disk, 32 hex digits."""
     digests = []
-    with _bar(files, "reading", progress) as bar:
+    with _bar(files, "reading") as bar:
         for file in files:
             state = blake2b(digest_size=16)
             with _named(file), open(file, "rb") as opened:
@@ -77,7 +77,7 @@ def content(files: Sequence[Path], progress: bool = True) -> list[str]:
     return digests
 
 
-def blocks(files: Sequence[Path], desc: str, size: int = BLOCK, progress: bool = True) -> Iterator[Block]:
+def blocks(files: Sequence[Path], desc: str, size: int = BLOCK) -> Iterator[Block]:
     """The lines of all files, by about `size` bytes; a bar counts the bytes on the disk.
 
     A line ends at a line feed and at the end of its file. One that is longer than a block comes in parts, each from
@@ -86,7 +86,7 @@ def blocks(files: Sequence[Path], desc: str, size: int = BLOCK, progress: bool =
     Raises InputError for a file that cannot be read, is not what its suffix says or ends too early, or that holds NUL
     bytes, which no text in UTF-8 does.
     """
-    with _bar(files, desc, progress) as bar:
+    with _bar(files, desc) as bar:
         for file in files:
             decoder = codecs.getincrementaldecoder("utf-8-sig")("contrast.mark_wrong")  # passes over a byte order mark
             done, rest, counted = 0, "", False  # counted: the line that `rest` continues is among those not UTF-8
@@ -142,6 +142,6 @@ def _named(file: Path) -> Iterator[None]:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _bar(files: Sequence[Path], desc: str, progress: bool) -> tqdm:
+def _bar(files: Sequence[Path], desc: str) -> tqdm:
     total = sum(file.stat().st_size for file in files)
-    return tqdm(total=total, desc=desc, unit="B", unit_scale=True, delay=1, leave=False, disable=not progress)
+    return tqdm(total=total, desc=desc, unit="B", unit_scale=True, delay=1, leave=False)
