@@ -287,7 +287,7 @@ def test_parquet_that_is_none_or_holds_no_texts(root: Path):
     with pytest.raises(InputError, match="no column caption; its columns are path"):
         captions(file)
     parquet.write_table(pyarrow.Table.from_pylist([{"path": {"bytes": b"", "path": "0.png"}, "caption": "x"}]), file)
-    with pytest.raises(InputError, match=r"the column 'path' of .* holds dict, not texts"):
+    with pytest.raises(InputError, match=r"table\.parquet cannot be read: .*cast from struct"):
         captions(file)
     parquet.write_table(pyarrow.Table.from_pylist([{"path": "0.png", "caption": None}]), file)
     with pytest.raises(InputError, match=r"no caption: row 1 \(0\.png\)"):

@@ -4,14 +4,14 @@ B images of the global batch (over all ranks), W ranks, N images.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from contrast.data.images.image_set import Batch, ImageFiles, Images
 from contrast.errors import InputError
@@ -137,8 +137,8 @@ class Batches(Resumable[Batch]):
             yield from (self.images.take(self.rows(order, position)) for position in positions)
 
     def _decoded(self, images: ImageFiles, rows: list[Tensor]) -> Iterator[Batch]:
-        loader = DataLoader(
-            _Decoding(images),
+        loader: DataLoader[Batch | InputError] = DataLoader(
+            _Decoding(images),  # type: ignore[arg-type]
             batch_size=None,  # an item is a whole batch
             sampler=rows,
             num_workers=self.workers,
@@ -148,17 +148,14 @@ class Batches(Resumable[Batch]):
         for batch in loader:
             if isinstance(batch, InputError):
                 raise batch
-            if self.device is not None:
-                parts = {name: part for name, part in batch._asdict().items() if part is not None}
-                batch = batch._replace(**{k: part.to(self.device, non_blocking=True) for k, part in parts.items()})
-            yield batch
+            yield batch if self.device is None else batch.to(self.device)
 
 
-class _Decoding(Dataset):
-    """ImageFiles as a torch Dataset whose items are whole batches."""
+@dataclass
+class _Decoding:
+    """ImageFiles as a data set of torch whose items are whole batches."""
 
-    def __init__(self, images: ImageFiles) -> None:
-        self.images = images
+    images: ImageFiles
 
     def __getitem__(self, rows: Tensor) -> Batch | InputError:
         try:

@@ -11,7 +11,7 @@ _MODES = {1: "L", 3: "RGB"}
 
 
 class UnreadableImage(InputError):
-    """A file that should be an image but cannot be decoded."""
+    """An image of a data set that cannot be read, or a row of a table without an image or a caption."""
 
 
 def decode(path: Path, channels: int = 3, image_size: int | None = None) -> np.ndarray:

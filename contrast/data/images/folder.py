@@ -5,39 +5,34 @@ import warnings
 from pathlib import Path
 
 import torch
+from typing_extensions import Unpack
 
 from contrast.data.images.image_set import UNLABELLED, Splits
-from contrast.data.images.reading import Listing, Reading, first_few
+from contrast.data.images.reading import Listing, Options, Reading, first_few
 from contrast.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def folder(
-    root: str | Path,
-    image_size: int | None = None,
-    channels: int = 3,
-    on_error: str = "raise",
-    memory_limit_gb: float = 4.0,
-    cache: str | Path | None = None,
-    name: str | None = None,
-) -> Splits:
+def folder(root: str | Path, name: str | None = None, **options: Unpack[Options]) -> Splits:
     """The images below `root`: `train/<class>/*` and `test/<class>/*` or `val/<class>/*`, or unlabelled images.
 
     Without a `train` folder every image below root is an unlabelled training image; a `train` without class
     folders is unlabelled too. Where both `test` and `val` exist, `test` is read. Hidden files are passed over.
 
-    image_size       pixels of either side; needed where images differ in size (shorter side resized, centre kept)
-    channels         3: RGB, 1: greyscale
-    on_error         "raise" names a file that cannot be read; "skip" leaves such files out and counts them
-    memory_limit_gb  of the decoded pixels of a split; a larger one is decoded batch by batch (ImageFiles). With "skip"
-                     each of its files is then decoded once at the first start, to find those that cannot be read
+    image_size       pixels of either side; needed where images differ in size (shorter side resized, centre kept);
+                     None, the default: as they are
+    channels         3, the default: RGB; 1: greyscale
+    on_error         "raise", the default, names a file that cannot be read; "skip" leaves these out and counts them
+    memory_limit_gb  of the decoded pixels of a split, by default 4; a larger one is decoded batch by batch
+                     (ImageFiles). With "skip" each of its files is then decoded once at the first start, to find those
+                     that cannot be read
     cache            folder of decoded images, by default $CONTRAST_CACHE or ~/.cache/contrast
 
     Raises InputError for a missing or empty folder, classes that differ between the splits, sizes that differ
     without image_size, a file that cannot be read, and values out of range.
     """
-    reading, root = Reading(image_size, channels, on_error, memory_limit_gb, cache), Path(root).expanduser()
+    reading, root = Reading(**options), Path(root).expanduser()
     train, test = _listings(root)
     return Splits(name or root.resolve().name, reading.load(train), None if test is None else reading.load(test))
 

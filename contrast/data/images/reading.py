@@ -2,13 +2,12 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +32,16 @@ class Listing(NamedTuple):
     labels: Tensor  # [N] int64
     classes: tuple[str, ...]
     text: Tensor | None = None  # [N, L] int64 token ids
+
+
+class Options(TypedDict, total=False):
+    """The arguments of `Reading`."""
+
+    image_size: int | None
+    channels: int
+    on_error: str
+    memory_limit_gb: float
+    cache: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Reading:
         """
         root, cache = listing.root, cache_folder(self.cache)
         names = list(dict.fromkeys(listing.names))  # of distinct images
-        known = digest(self._fingerprint(root, names))
+        known = digest(_FORMAT, self.image_size, self.channels, stamps(root, names))
         size = [self.image_size or 0] * 2  # height and width
         if self.image_size is None:
             entry = cached(cache, f"sizes/{known}", lambda: {"size": torch.tensor(self._first_size(root, names))})
@@ -68,8 +77,8 @@ class Reading:
         gigabytes = len(listing.names) * self.channels * size[0] * size[1] / 1e9
         in_memory, entry = gigabytes <= self.memory_limit_gb, {"unreadable": from_texts([])}
         if in_memory:
-            content = partial(self._content, root, names)
-            (key,) = to_texts(cached(cache, f"keys/{known}", lambda: {"key": from_texts([content()])})["key"])
+            entry = cached(cache, f"keys/{known}", lambda: {"key": from_texts([self._content(root, names)])})
+            (key,) = to_texts(entry["key"])
             entry = cached(cache, f"images/{key}", lambda: self._decode(root, names, size))
         elif self.image_size is None:
             raise InputError(
@@ -81,9 +90,7 @@ class Reading:
         unreadable = dict.fromkeys(to_texts(entry["unreadable"]))
         if unreadable:
             message = f"{len(unreadable)} of {len(names)} files in {root} cannot be read: {first_few(list(unreadable))}"
-            if self.on_error == "raise":
-                raise UnreadableImage(f"{message}; data.on_error=skip leaves them out")
-            warnings.warn(f"skipped: {message}", stacklevel=3)
+            refuse_or_skip(message, self.on_error)
         rows = torch.tensor([row for row, name in enumerate(listing.names) if name not in unreadable])
         kept, labels = np.array(listing.names)[rows.numpy()], listing.labels[rows]
         text = None if listing.text is None else listing.text[rows]
@@ -132,17 +139,6 @@ class Reading:
                 return decode(root / name, self.channels).shape[1:]
         return 0, 0  # `_decode` raises the error
 
-    def _fingerprint(self, root: Path, names: list[str]) -> list[object]:
-        """Sizes and times of the files: it changes if a file does, and no file has to be opened for it."""
-
-        def stat(name: str) -> list[int]:
-            with suppress(OSError):  # a broken link, for example, which `decode` reports
-                status = os.stat(root / name)
-                return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            return []
-
-        return [_FORMAT, str(root.resolve()), self.image_size, self.channels, [[name, *stat(name)] for name in names]]
-
     def _content(self, root: Path, names: list[str]) -> str:
         """A digest of the names and bytes of all files, wherever their folder is."""
 
@@ -153,6 +149,25 @@ class Reading:
 
         hashes = _in_threads(work, len(names), f"reading {root}")
         return digest(_FORMAT, self.image_size, self.channels, names, hashes)
+
+
+def stamps(root: Path, names: Iterable[str]) -> list[object]:
+    """Name, size and times of each file: they change if a file does, and no file has to be opened for them."""
+
+    def stamp(name: str) -> list[object]:
+        with suppress(OSError):  # a broken link, for example, which `decode` reports
+            status = os.stat(root / name)
+            return [name, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        return [name]
+
+    return [str(root.resolve()), [stamp(str(name)) for name in names]]
+
+
+def refuse_or_skip(problem: str, on_error: str) -> None:
+    """Raises an UnreadableImage if on_error is "raise", and warns that rows with the problem are skipped if not."""
+    if on_error == "raise":
+        raise UnreadableImage(f"{problem}; data.on_error=skip leaves them out")
+    warnings.warn(f"skipped: {problem}", stacklevel=4)
 
 
 def first_few(names: Sequence[str], most: int = 3) -> str:
