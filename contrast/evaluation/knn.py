@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrast.errors import InputError
-from contrast.evaluation.features import EvaluationData, check_finite, check_labelled
+from contrast.evaluation.features import EvaluationData, check_finite, check_labelled, labelled_sets
 
 
 class KNN(NamedTuple):
@@ -54,7 +54,6 @@ def knn_predict(
     classes: int | None = None,
     test_block: int = 512,
     train_block: int = 32768,
-    progress: bool = True,
 ) -> Tensor:
     """Classes in order of their votes, [M, min(5, K)] int64; column 0 is the prediction.
 
@@ -67,10 +66,8 @@ def knn_predict(
 
     Raises InputError for unlabelled rows (-1), features that are not finite and shapes that do not fit.
     """
-    train_labels = check_labelled(train, train_labels, "kNN training set")
-    if test.ndim != 2 or test.shape[1] != train.shape[1]:
-        raise InputError(f"kNN: training features {list(train.shape)} do not fit test {list(test.shape)}")
-    check_finite(test, "kNN test set")
+    train_labels = check_labelled(train, train_labels, "kNN, training set")
+    check_finite(test, "kNN, test set", width=train.shape[1])
     if k < 1 or not temperature > 0 or min(test_block, train_block) < 1:
         raise InputError(
             f"kNN: k ({k}), temperature ({temperature}) and blocks ({test_block}, {train_block}) must be positive"
@@ -78,7 +75,7 @@ def knn_predict(
     classes = max(classes or 0, int(train_labels.max()) + 1)
     dtype = torch.float64 if train.dtype == torch.float64 else torch.float32
     ranking = []
-    bar = tqdm(total=len(test), desc="kNN", unit="image", delay=1, leave=False, disable=not progress)
+    bar = tqdm(total=len(test), desc="kNN", unit="image", delay=1, leave=False)
     with bar, torch.autocast(train.device.type, enabled=False):
         for similarity, rows in nearest(train.to(dtype), test.to(dtype), k, test_block, train_block):
             weight = ((similarity - similarity[:, :1]) / temperature).exp()  # the largest is 1; order unchanged
@@ -97,15 +94,10 @@ def knn_score(
     k: int = 200,
     temperature: float = 0.07,
     device: torch.device | str | None = None,
-    progress: bool = True,
 ) -> KNN:
     """Top-1 and top-5 of `knn_predict` on labelled test rows, computed on device (by default the features')."""
-    train, test = train.to(device or train.device), test.to(device or train.device)
-    train_labels = check_labelled(train, train_labels, "kNN training set")
-    test_labels = check_labelled(test, test_labels, "kNN test set")
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    ranking = knn_predict(train, train_labels, test, k, temperature, classes, progress=progress)
-    hit = ranking == test_labels[:, None]  # [M, min(5, K)]
+    train, labels, test, target, classes = labelled_sets("kNN", (train, train_labels), (test, test_labels), device)
+    hit = knn_predict(train, labels, test, k, temperature, classes) == target[:, None]  # [M, min(5, K)]
     top1, top5 = hit[:, 0].double().mean().item(), hit.any(dim=1).double().mean().item()
     return KNN(top1, top5 if classes > 5 else None)
 

@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; the copy does not wait for pinned memory."""
-        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in self))
+        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]
 
 
 class _Rows:

@@ -1,7 +1,7 @@
 """The data sets of torchvision, as whole arrays; or the same data as a folder of images."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class _Source(NamedTuple):
     path: str  # of torchvision's files, below the root
     classes: tuple[str, ...] = ()  # none: those that torchvision has
     channels: int = 3
-    splits: tuple[dict[str, str | bool], ...] = ({"train": True}, {"train": False})  # of training and of test images
+    splits: tuple[Mapping[str, str | bool], ...] = ({"train": True}, {"train": False})  # of training and of test images
 
 
 _DIGITS = tuple("0123456789")
@@ -96,7 +96,7 @@ def _read(source: _Source, root: str | Path, download: bool, options: Options) -
     return Splits(name, train, test, unlabelled)
 
 
-def _images(source: _Source, root: Path, download: bool, split: dict[str, str | bool]) -> Images:
+def _images(source: _Source, root: Path, download: bool, split: Mapping[str, str | bool]) -> Images:
     dataset = source.dataset(root, download=download, **split)
     pixels = torch.as_tensor(dataset.data)  # [N, H, W], [N, H, W, 3] or [N, C, H, W]
     if pixels.ndim == 3:
