@@ -16,7 +16,7 @@ import torch
 from typing_extensions import Unpack
 
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images, Splits
-from contrast.data.images.reading import Listing, Options, Reading, first_few, refuse_or_skip
+from contrast.data.images.reading import Options, Reading, first_few, refuse_or_skip
 from contrast.data.text.tokenizer import HFTokenizer, Tokenizer, WordTokenizer
 from contrast.errors import InputError
 
@@ -99,7 +99,7 @@ def captions(
         names = [first.setdefault(row.image, row.name) for row in rows]
         labels = torch.tensor([number.get(row.label, UNLABELLED) for row in rows])
         text = tokenizer.encode([row.caption for row in rows], length)
-        return reading.load(Listing(base(path), names, labels, classes, text))
+        return reading.load(ImageFiles(base(path), np.array(names), labels, classes, text=text))
 
     return Splits(
         file.stem, images(train, file), None if test is None else images(test, test_path), tokenizer=tokenizer

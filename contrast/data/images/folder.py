@@ -4,11 +4,12 @@ import os
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from contrast.data.images.image_set import UNLABELLED, Splits
-from contrast.data.images.reading import Listing, Options, Reading, first_few
+from contrast.data.images.image_set import UNLABELLED, ImageFiles, Splits
+from contrast.data.images.reading import Options, Reading, first_few
 from contrast.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -37,7 +38,7 @@ def folder(root: str | Path, name: str | None = None, **options: Unpack[Options]
     return Splits(name or root.resolve().name, reading.load(train), None if test is None else reading.load(test))
 
 
-def _listings(root: Path) -> tuple[Listing, Listing | None]:
+def _listings(root: Path) -> tuple[ImageFiles, ImageFiles | None]:
     """The training images below `root` and its test images, if it has any; InputError as in `folder`."""
     if not root.is_dir():
         raise InputError(f"{root} is not a folder" if root.exists() else f"data folder {root} does not exist")
@@ -60,7 +61,7 @@ def _listings(root: Path) -> tuple[Listing, Listing | None]:
     return train, test
 
 
-def _by_class(root: Path) -> Listing:
+def _by_class(root: Path) -> ImageFiles:
     """Images of a split with the name of the first folder as their class; unlabelled if there are no folders."""
     names = _image_names(root)
     loose = [name for name in names if "/" not in name]
@@ -71,11 +72,11 @@ def _by_class(root: Path) -> Listing:
     owners = [name.split("/", 1)[0] for name in names]
     classes = tuple(sorted(set(owners)))
     number = {name: i for i, name in enumerate(classes)}
-    return Listing(root, names, torch.tensor([number[owner] for owner in owners]), classes)
+    return ImageFiles(root, np.array(names), torch.tensor([number[owner] for owner in owners]), classes)
 
 
-def _unlabelled(root: Path, names: list[str]) -> Listing:
-    return Listing(root, names, torch.full((len(names),), UNLABELLED), ())
+def _unlabelled(root: Path, names: list[str]) -> ImageFiles:
+    return ImageFiles(root, np.array(names), torch.full((len(names),), UNLABELLED), ())
 
 
 def _image_names(root: Path) -> list[str]:

@@ -146,7 +146,7 @@ class ImageFiles(_Rows):
     names: np.ndarray  # [N] of str, relative to root; an array, as workers would copy a list bit by bit
     labels: Tensor  # [N] int64, -1 where unlabelled
     classes: tuple[str, ...]
-    size: int  # pixels of either side
+    size: int = 0  # pixels of either side; 0 in a listing of files that are still to be loaded
     channels: int = 3
     on_error: str = "raise"
     text: Tensor | None = None  # [N, L] int64 token ids, 0: padding

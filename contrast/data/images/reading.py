@@ -4,12 +4,11 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
@@ -24,16 +23,6 @@ _BLOCK = 64  # files that a thread takes at a time
 _T = TypeVar("_T")
 
 
-class Listing(NamedTuple):
-    """The rows of one split, in order."""
-
-    root: Path
-    names: list[str]  # [N] files relative to root, with "/"; an image with several captions occurs several times
-    labels: Tensor  # [N] int64
-    classes: tuple[str, ...]
-    text: Tensor | None = None  # [N, L] int64 token ids
-
-
 class Options(TypedDict, total=False):
     """The arguments of `Reading`."""
 
@@ -46,7 +35,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Reading:
-    """How the files of a listing are read; the fields are explained at `folder`. InputError for values out of range."""
+    """How image files are read; the fields are explained at `folder`. InputError for values out of range."""
 
     image_size: int | None = None
     channels: int = 3
@@ -61,20 +50,22 @@ class Reading:
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"image_size must be at least 1 pixel, not {self.image_size}")
 
-    def load(self, listing: Listing) -> Images | ImageFiles:
-        """The images of a listing: decoded, or from the cache, or, if they take more than the limit, as ImageFiles.
+    def load(self, files: ImageFiles) -> Images | ImageFiles:
+        """The images of the files: decoded, or from the cache; or as files, if they take more than the limit.
+
+        Only the names, labels and captions of `files` count; the other fields follow from this object's.
 
         With on_error="skip", rows whose file cannot be read are left out, and a warning counts the files. To find them
         above the limit, every file is decoded once; the cache keeps the result until a file changes.
         """
-        root, cache = listing.root, cache_folder(self.cache)
-        names = list(dict.fromkeys(listing.names))  # of distinct images
+        root, cache = files.root, cache_folder(self.cache)
+        names: list[str] = list(dict.fromkeys(files.names.tolist()))  # an image with several captions occurs again
         known = digest(_FORMAT, self.image_size, self.channels, stamps(root, names))
         size = [self.image_size or 0] * 2  # height and width
         if self.image_size is None:
             entry = cached(cache, f"sizes/{known}", lambda: {"size": torch.tensor(self._first_size(root, names))})
             size = entry["size"].tolist()
-        gigabytes = len(listing.names) * self.channels * size[0] * size[1] / 1e9
+        gigabytes = len(files) * self.channels * size[0] * size[1] / 1e9
         in_memory, entry = gigabytes <= self.memory_limit_gb, {"unreadable": from_texts([])}
         if in_memory:
             entry = cached(cache, f"keys/{known}", lambda: {"key": from_texts([self._content(root, names)])})
@@ -82,7 +73,7 @@ class Reading:
             entry = cached(cache, f"images/{key}", lambda: self._decode(root, names, size))
         elif self.image_size is None:
             raise InputError(
-                f"{len(listing.names)} images of {size[1]} x {size[0]} in {root} take {gigabytes:.3g} GB, over "
+                f"{len(files)} images of {size[1]} x {size[0]} in {root} take {gigabytes:.3g} GB, over "
                 f"memory_limit_gb={self.memory_limit_gb:g}: give image_size, so that they can be read while training"
             )
         elif self.on_error == "skip":
@@ -91,17 +82,14 @@ class Reading:
         if unreadable:
             message = f"{len(unreadable)} of {len(names)} files in {root} cannot be read: {first_few(list(unreadable))}"
             refuse_or_skip(message, self.on_error)
-        rows = torch.tensor([row for row, name in enumerate(listing.names) if name not in unreadable])
-        kept, labels = np.array(listing.names)[rows.numpy()], listing.labels[rows]
-        text = None if listing.text is None else listing.text[rows]
+        files = files.select(torch.tensor([row for row, name in enumerate(files.names) if name not in unreadable]))
         if not in_memory:
-            assert self.image_size is not None
-            return ImageFiles(root, kept, labels, listing.classes, self.image_size, self.channels, self.on_error, text)
+            return replace(files, size=size[0], channels=self.channels, on_error=self.on_error)
         pixels = entry["pixels"]
-        if len(kept) > len(pixels):  # an image has several captions; otherwise the pixels stay mapped from the cache
+        if len(files) > len(pixels):  # an image has several captions; otherwise the pixels stay mapped from the cache
             place = {name: i for i, name in enumerate(name for name in names if name not in unreadable)}
-            pixels = pixels[torch.tensor([place[name] for name in kept])]
-        return Images(pixels, labels, listing.classes, text)
+            pixels = pixels[torch.tensor([place[name] for name in files.names])]
+        return Images(pixels, files.labels, files.classes, files.text)
 
     def _decode(self, root: Path, names: list[str], size: list[int], keep: bool = True) -> dict[str, Tensor]:
         """`pixels` of the readable images, [M, C, *size] uint8, if they are to be kept; names of `unreadable` files."""

@@ -89,30 +89,24 @@ def blocks(files: Sequence[Path], desc: str, size: int = BLOCK) -> Iterator[Bloc
     with _bar(files, desc) as bar:
         for file in files:
             decoder = codecs.getincrementaldecoder("utf-8-sig")("contrast.mark_wrong")  # passes over a byte order mark
-            done, rest, counted = 0, "", False  # counted: the line that `rest` continues is among those not UTF-8
+            rest, before, read = "", bar.n, b"-"
+            counted = False  # whether the line that `rest` continues is among those that are not UTF-8
             with _named(file), open(file, "rb") as opened, _OPEN.get(file.suffix, nullcontext)(opened) as stream:
-                while True:
+                while read:
                     read = stream.read(size)
-                    bar.update(opened.tell() - done)
-                    done = opened.tell()
+                    bar.update(before + opened.tell() - bar.n)
                     text = rest + decoder.decode(read, final=not read)
                     if "\0" in text:
                         raise InputError(f"{file} holds NUL bytes: it is not a text in UTF-8")
                     end = _cut(text) if read else len(text)
+                    lines, rest = text[:end].split("\n"), text[end:]
+                    wrong = [_WRONG in line for line in lines]
+                    broken = sum(wrong) - (counted and wrong[0])
+                    counted = wrong[-1] or (counted and len(lines) == 1)
+                    is_open = bool(read and lines[-1])
                     if end:
-                        lines = text[:end].split("\n")
-                        wrong = [_WRONG in line for line in lines]
-                        broken = sum(wrong) - (counted and wrong[0])
-                        counted = wrong[-1] or (counted and len(lines) == 1)
-                        is_open = bool(read and lines[-1])
-                        if not lines[-1]:
-                            lines.pop()
-                        if any(wrong):
-                            lines = [line.replace(_WRONG, "\ufffd") for line in lines]
+                        lines = text[:end].replace(_WRONG, "\ufffd").removesuffix("\n").split("\n")
                         yield Block(lines, is_open, broken)
-                    rest = text[end:]
-                    if not read:
-                        break
 
 
 def _cut(text: str) -> int:
