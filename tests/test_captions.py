@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-import contrast.data.images.reading
+import contrast.data.images.folder
 from contrast.data.images.captions import captions
 from contrast.data.images.digits import TEMPLATES, WORDS, digits, digits_words
 from contrast.data.images.image_set import Batch, ImageFiles, Images, Splits
@@ -177,9 +177,9 @@ def test_over_the_memory_limit_is_the_same_data(root: Path):
 
 def test_an_image_is_decoded_once_however_many_captions_it_has(root: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Path] = []
-    real = contrast.data.images.reading.decode
+    real = contrast.data.images.folder.decode
     monkeypatch.setattr(
-        contrast.data.images.reading, "decode", lambda path, *rest: seen.append(path) or real(path, *rest)
+        contrast.data.images.folder, "decode", lambda path, *rest: seen.append(path) or real(path, *rest)
     )
     file = table(root / "table.csv", pairs(10))
     first = captions(file, image_size=4, test_fraction=0)

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from contrast.data.images.folder import stamps
 from contrast.data.images.image_set import ImageFiles, Images
-from contrast.data.images.reading import stamps
 from contrast.data.loader import Batches
 from contrast.data.store import cached, digest
 from contrast.errors import InputError

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
+from contrast.data.images.folder import Options, Reading, first_few, refuse_or_skip
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images, Splits
-from contrast.data.images.reading import Options, Reading, first_few, refuse_or_skip
 from contrast.data.text.tokenizer import HFTokenizer, Tokenizer, WordTokenizer
 from contrast.errors import InputError
 

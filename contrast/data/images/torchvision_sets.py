@@ -9,9 +9,8 @@ import torch
 from torchvision import datasets
 from typing_extensions import Unpack
 
-from contrast.data.images.folder import folder
+from contrast.data.images.folder import Options, folder
 from contrast.data.images.image_set import Images, Splits
-from contrast.data.images.reading import Options
 from contrast.errors import InputError
 
 log = logging.getLogger(__name__)
