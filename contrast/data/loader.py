@@ -198,7 +198,7 @@ class ResumableData(pl.LightningDataModule):
     """The batches that `loader` makes, under Lightning, resumable at every step.
 
     The position in the data is saved here. Lightning saves that of a loader too, but loads it only in the middle of
-    an epoch, and not at all once `trainer.estimated_stepping_batches` was asked for. As the position is that of the
+    an epoch, and not at all once `trainer.estimated_stepping_batches` was read. As the position is that of the
     last batch handed out, checkpoints must be written between the end of a step and the start of the next one; and
     after the last batch of an epoch in `on_train_epoch_end`, since Lightning (2.6) miscounts epochs when it resumes
     from that batch's `on_train_batch_end`: harmless once, but a second interruption repeats an epoch.
@@ -265,6 +265,3 @@ class SpanData(ResumableData):
 
     def loader(self, trainer: pl.Trainer) -> Spans:
         return Spans(self.ids, self.size, self.seed)
-
-    def transfer_batch_to_device(self, batch: Span, device: torch.device, dataloader_idx: int) -> Span:
-        return Span(batch.ids.to(device))

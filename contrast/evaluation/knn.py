@@ -3,7 +3,6 @@
 N training rows, M test rows, F features, K classes, k neighbours.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -23,25 +22,20 @@ class KNN(NamedTuple):
     top5: float | None
 
 
-def nearest(
-    train: Tensor, test: Tensor, k: int, test_block: int = 512, train_block: int = 32768
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each block of test rows the k largest cosine similarities and the training rows that gave them.
+def nearest(query: Tensor, train: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """The k largest inner products of each query with training rows, and these rows, [b, k] each, best first.
 
-    train [N, F], test [M, F] on one device; yields ([b, k], [b, k]), most similar first. k above N is cut to N. No
-    tensor is larger than [test_block, train_block] or the inputs: the best k so far are merged with the best k of the
-    next training block. Which of several equally similar rows takes the last place is not defined.
+    query [b, F], train [N, F]; k above N is cut to N. No tensor is larger than [b, block] or the inputs: the best k so
+    far are merged with the best k of the next block. Which of several equal rows takes the last place is not defined.
     """
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    for query in test.split(test_block):
-        best, rows = query.new_empty(len(query), 0), query.new_empty(len(query), 0, dtype=torch.long)
-        for start in range(0, len(train), train_block):
-            key = train[start : start + train_block]
-            similarity, row = (query @ key.T).topk(min(k, len(key)))  # [b, F] x [c, F] -> [b, c] -> [b, k]
-            similarity, row = torch.cat([best, similarity], dim=1), torch.cat([rows, row + start], dim=1)
-            best, place = similarity.topk(min(k, similarity.shape[1]))
-            rows = row.gather(1, place)
-        yield best, rows
+    best, rows = query.new_empty(len(query), 0), query.new_empty(len(query), 0, dtype=torch.long)
+    for start in range(0, len(train), block):
+        key = train[start : start + block]
+        similarity, row = (query @ key.T).topk(min(k, len(key)))  # [b, F] x [c, F] -> [b, c] -> [b, k]
+        similarity, row = torch.cat([best, similarity], dim=1), torch.cat([rows, row + start], dim=1)
+        best, place = similarity.topk(min(k, similarity.shape[1]))
+        rows = row.gather(1, place)
+    return best, rows
 
 
 @torch.no_grad()
@@ -77,7 +71,9 @@ def knn_predict(
     ranking = []
     bar = tqdm(total=len(test), desc="kNN", unit="image", delay=1, leave=False)
     with bar, torch.autocast(train.device.type, enabled=False):
-        for similarity, rows in nearest(train.to(dtype), test.to(dtype), k, test_block, train_block):
+        train, test = F.normalize(train.to(dtype), dim=1), F.normalize(test.to(dtype), dim=1)
+        for query in test.split(test_block):
+            similarity, rows = nearest(query, train, k, train_block)
             weight = ((similarity - similarity[:, :1]) / temperature).exp()  # the largest is 1; order unchanged
             votes = weight.new_zeros(len(rows), classes)
             votes.scatter_add_(1, train_labels[rows], weight)  # [b, k] -> [b, K]

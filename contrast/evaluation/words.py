@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
+from contrast.data.store import named_errors
 from contrast.errors import InputError
 from contrast.evaluation.features import check_finite
 from contrast.evaluation.retrieval import rounding
@@ -279,10 +280,8 @@ def read_questions(file: str | Path) -> list[tuple[str, tuple[str, ...]]]:
 
 def _lines(file: str | Path) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, counted from 1."""
-    try:
+    with named_errors((OSError, UnicodeDecodeError), f"{file} cannot be read"):
         text = Path(file).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     return ((place, line.strip("\r\n ")) for place, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 

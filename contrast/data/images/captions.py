@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from contrast.data.images.folder import Options, Reading, first_few, refuse_or_skip
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images, Splits
+from contrast.data.store import named_errors, one_line
 from contrast.data.text.tokenizer import HFTokenizer, Tokenizer, WordTokenizer
 from contrast.errors import InputError
 
@@ -157,7 +158,7 @@ def _delimited(file: Path, columns: Sequence[str], delimiter: str) -> list[list[
             rows = [row for row in reader if row]
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         line = "" if reader is None else f" line {reader.line_num}"
-        raise InputError(f"{file}{line} cannot be read: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file}{line} cannot be read: {one_line(error)}") from error
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise InputError(f"row {number} of {file} has {len(row)} fields, the header {len(header)}")
@@ -170,12 +171,10 @@ def _parquet(file: Path, columns: Sequence[str]) -> list[list[str]]:
         from pyarrow import parquet
     except ImportError as error:
         raise InputError(f"{file.name} needs pyarrow: pip install 'contrast[parquet]'") from error
-    try:
+    with named_errors((pyarrow.ArrowException, OSError), f"{file} cannot be read"):
         _check_columns(file, parquet.read_schema(file).names, columns)
         table = parquet.read_table(file, columns=list(columns))
         texts = [table.column(name).cast(pyarrow.string()).to_pylist() for name in columns]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     return [[(text or "").strip() for text in column] for column in texts]
 
 

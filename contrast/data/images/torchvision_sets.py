@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from contrast.data.images.folder import Options, folder
 from contrast.data.images.image_set import Images, Splits
+from contrast.data.store import named_errors
 from contrast.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -77,16 +78,12 @@ def _read(source: _Source, root: str | Path, download: bool, options: Options) -
         return folder(root, name, **({"channels": source.channels} | options))
     if not present and not download:
         raise InputError(
-            f"no {name} in {root}: looked for {source.path} (torchvision's files) and train/ (a folder of images); "
+            f"no {name} in {root}: neither {source.path} (torchvision's files) nor train/ (a folder of images); "
             "data.download=true fetches it"
         )
-    try:
+    problem = f"{path} is damaged or incomplete" if present else f"cannot download {name} to {root}"
+    with named_errors((RuntimeError, OSError), problem):
         train, test = [_images(source, root, download, split) for split in source.splits]
-    except (RuntimeError, OSError) as error:
-        message = " ".join(str(error).split())
-        if present:
-            raise InputError(f"{path} is damaged or incomplete: {message}") from error
-        raise InputError(f"cannot download {name} to {root}: {message}") from error
     labelled = int((train.labels >= 0).sum())
     if labelled == len(train):
         return Splits(name, train, test)

@@ -9,13 +9,14 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
+from contrast.data.store import named_errors
 from contrast.errors import InputError
 
 BLOCK = 1 << 20  # bytes read at a time, after decompression
@@ -127,13 +128,8 @@ def _mark_wrong(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("contrast.mark_wrong", _mark_wrong)
 
 
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Errors of reading with the name of the file."""
-    try:
-        yield
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+def _named(file: Path) -> AbstractContextManager[None]:
+    return named_errors((OSError, EOFError, lzma.LZMAError, zlib.error), f"{file} cannot be read")
 
 
 def _bar(files: Sequence[Path], desc: str) -> tqdm:

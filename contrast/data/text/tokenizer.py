@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from contrast.data.store import digest
+from contrast.data.store import digest, named_errors
 from contrast.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,10 +149,9 @@ class HFTokenizer:
             install = "transformers: pip install 'contrast[transformers]'"
             raise InputError(f"the tokenizer '{name}' needs {install}") from error
         self.name = name
-        try:
+        kinds = OSError, ValueError, KeyError, ImportError, TypeError
+        with named_errors(kinds, f"transformers has no tokenizer '{name}'"):
             self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-            raise InputError(f"transformers has no tokenizer '{name}': {' '.join(str(error).split())}") from error
 
     @property
     def size(self) -> int:

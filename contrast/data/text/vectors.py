@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrast.atomic import replacing
-from contrast.data.store import save_tensors
+from contrast.data.store import named_errors, save_tensors
 from contrast.errors import InputError
 
 TEXT, BINARY, SAFE = (".txt", ".vec"), (".bin",), (".safetensors",)
@@ -46,18 +46,15 @@ def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> Non
         word, count = Counter(words).most_common(1)[0]
         raise InputError(f"{len(words)} words are to be saved, but '{word}' occurs {count} times")
     values = vectors.detach().cpu().float().contiguous()
-    try:
-        with replacing(path) as temporary:
-            if suffix in SAFE:
-                joined = bytearray("".join(f"{word}\n" for word in words).encode())
-                save_tensors({"vectors": values, "words": torch.frombuffer(joined, dtype=torch.uint8)}, temporary)
-            elif suffix in BINARY:
-                _write(temporary, words, values, lambda row: row.astype("<f4").tobytes())
-            else:
-                line = " ".join(["%.9g"] * values.shape[1])
-                _write(temporary, words, values, lambda row: (line % tuple(row.tolist())).encode())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+    with named_errors((OSError,), f"{path} cannot be written"), replacing(path) as temporary:
+        if suffix in SAFE:
+            joined = bytearray("".join(f"{word}\n" for word in words).encode())
+            save_tensors({"vectors": values, "words": torch.frombuffer(joined, dtype=torch.uint8)}, temporary)
+        elif suffix in BINARY:
+            _write(temporary, words, values, lambda row: row.astype("<f4").tobytes())
+        else:
+            line = " ".join(["%.9g"] * values.shape[1])
+            _write(temporary, words, values, lambda row: (line % tuple(row.tolist())).encode())
 
 
 def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
@@ -72,7 +69,7 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     suffix = file_format(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
-    try:
+    with named_errors((SafetensorError, OSError, ValueError, TypeError), f"{path} holds no word vectors"):
         if suffix in SAFE:
             tensors = load_file(path)
             if not {"vectors", "words"} <= set(tensors):
@@ -81,8 +78,6 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
             vectors = tensors["vectors"].float()
         else:
             words, vectors = _read_binary(path) if suffix in BINARY else _read_text(path)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} holds no word vectors: {' '.join(str(error).split())}") from error
     _check(words, vectors, str(path))
     first = {word: row for row, word in reversed(list(enumerate(words)))}
     if len(first) == len(words):
