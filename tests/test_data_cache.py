@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import contrast.data.images.reading
+import contrast.data.images.folder
 import contrast.data.store
 from contrast.data.images.folder import folder
 
@@ -29,13 +29,13 @@ def root(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files decoded so far."""
     seen: list[Path] = []
-    real = contrast.data.images.reading.decode
+    real = contrast.data.images.folder.decode
 
     def spy(path: Path, *args, **options):
         seen.append(path)
         return real(path, *args, **options)
 
-    monkeypatch.setattr(contrast.data.images.reading, "decode", spy)
+    monkeypatch.setattr(contrast.data.images.folder, "decode", spy)
     return seen
 
 

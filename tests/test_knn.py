@@ -124,7 +124,7 @@ def test_bad_input_is_refused_with_its_numbers():
         knn_score(train, labels, test, test_labels, k=0)
     with pytest.raises(InputError, match=r"temperature \(0\)"):
         knn_score(train, labels, test, test_labels, temperature=0)
-    with pytest.raises(InputError, match=r"\[30, 6\] do not fit test \[10, 5\]"):
+    with pytest.raises(InputError, match=r"\[10, 5\] do not fit training features \[N, 6\]"):
         knn_score(train, labels, test[:, :5], test_labels)
     with pytest.raises(InputError, match=r"\[30, 6\] and \[10\]"):
         knn_score(train, test_labels, test, test_labels)

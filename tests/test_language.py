@@ -13,8 +13,8 @@ from conftest import Command, figures
 from torch import Tensor
 
 import contrast
+from contrast.data.loader import Span
 from contrast.data.text.corpus import BORDER, Corpus
-from contrast.data.text.spans import Span
 from contrast.encoders import GRU
 from contrast.errors import InputError
 from contrast.heads import NCE, AdaptiveSoftmax, InfoNCE, LearnedBias

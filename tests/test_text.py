@@ -39,7 +39,7 @@ def test_vocabulary_by_falling_count_then_by_letter():
     counts = Counter(word for text in TEXTS for word in tokens(text))
     assert list(fitted.vocabulary) == sorted(counts, key=lambda word: (-counts[word], word))
     assert WordTokenizer.fit(TEXTS, min_count=2).vocabulary == ("a", "cat", "dog")
-    assert WordTokenizer.fit(TEXTS, max_size=2).vocabulary == ("a", "cat")
+    assert WordTokenizer.fit(TEXTS, max_words=2).vocabulary == ("a", "cat")
     assert WordTokenizer.fit(reversed(TEXTS)).vocabulary == fitted.vocabulary
 
 
@@ -83,8 +83,8 @@ def test_what_no_tokenizer_can_be():
         WordTokenizer.fit([" "])
     with pytest.raises(InputError, match=r"min_count \(0\)"):
         WordTokenizer.fit(TEXTS, min_count=0)
-    with pytest.raises(InputError, match=r"max_size \(0\)"):
-        WordTokenizer.fit(TEXTS, max_size=0)
+    with pytest.raises(InputError, match=r"max_words \(0\)"):
+        WordTokenizer.fit(TEXTS, max_words=0)
     with pytest.raises(InputError, match="not 0"):
         WordTokenizer.fit(TEXTS).encode(TEXTS, 0)
 

@@ -13,8 +13,15 @@ from torch import Tensor
 from contrast.data.text.vectors import save_vectors
 from contrast.errors import InputError
 from contrast.evaluation.encoder import word_vectors
-from contrast.evaluation.word_files import read_pairs, read_questions
-from contrast.evaluation.words import Analogy, analogies, nearest_words, similarity_score, word_scores
+from contrast.evaluation.words import (
+    Analogy,
+    analogies,
+    nearest_words,
+    read_pairs,
+    read_questions,
+    similarity_score,
+    word_scores,
+)
 
 WORDS = ("king", "queen", "Man", "woman", "paris", "France", "rome", "italy", "man", "walk", "walked", "go", "went")
 PAIRS = """# a comment
@@ -222,7 +229,7 @@ def test_analogies_are_their_definition(tmp_path: Path, block: int, restrict: in
         if seed % 2:  # Paris is to France as Rome is to Italy
             paris, france, rome = torch.nn.functional.normalize(vectors[4:7], dim=1)
             vectors[7] = france - paris + rome + 0.01 * vectors[7]
-        found = analogies(vectors, number(), file, restrict, block, progress=False)
+        found = analogies(vectors, number(), file, restrict, block)
         assert found == naive_analogies(WORDS, vectors, read_questions(file), restrict)
         right += found["total"].correct
     assert 4 <= right <= 20
@@ -333,7 +340,7 @@ def test_figures(tmp_path: Path) -> None:
     expected |= {"mean": (rho + expected["analogies"]) / 2}
     assert found == pytest.approx(expected)
     assert word_scores(WORDS, vectors, files)["mean"] == pytest.approx(rho)
-    with pytest.raises(InputError, match="told apart by their names, and these are one, one"):
+    with pytest.raises(InputError, match="need different names, and these are one, one"):
         word_scores(WORDS, vectors, [files[0], files[0]])
     with pytest.raises(InputError, match="a file of word pairs, one of analogies, or both"):
         word_scores(WORDS, vectors)
@@ -360,10 +367,10 @@ def test_usual_questions() -> None:
     assert len(questions) == 19544
     assert len(sections) == 14
     words = sorted({word for _, question in questions for word in question})
-    found = analogies(some(len(words)), number(words), file, progress=False)
+    found = analogies(some(len(words)), number(words), file)
     assert (found["semantic"].all, found["syntactic"].all, found["total"].used) == (8869, 10675, 19544)
     some_words = words[::9]
-    few = analogies(some(len(some_words)), number(some_words), file, progress=False)
+    few = analogies(some(len(some_words)), number(some_words), file)
     assert few == naive_analogies(some_words, some(len(some_words)), questions)
 
 
@@ -381,7 +388,7 @@ def files(workplace: Path) -> list[str]:
 
 
 def test_command(evaluate: Command, files: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["checkpoint=v.bin", "protocol=words", *files, "protocol.neighbours=[king]", "protocol.k=2"]
+    words = ["checkpoint=v.bin", "protocol=words", *files, "protocol.neighbours=[king]", "+protocol.k=2"]
     assert evaluate(*words, "hydra.run.dir=a") == 0
     vectors = some(dim=2, seed=1).float()
     expected = word_scores(WORDS, vectors, ["pairs.tsv"], "q.txt")
@@ -417,7 +424,7 @@ def test_command_on_a_run_and_lists(evaluate: Command, files: list[str]) -> None
         (["checkpoint=.", "data.pairs=pairs.tsv"], ["has no vectors.safetensors"]),
         (["checkpoint=q.txt", "data.pairs=pairs.tsv"], ["q.txt holds no word vectors"]),
         (["checkpoint=v.bin", "data.pairs=none.tsv"], ["none.tsv cannot be read"]),
-        (["checkpoint=v.bin", "data.pairs=pairs.tsv", "metric=analogies"], ["none of the figures", "pairs_spearman"]),
+        (["checkpoint=v.bin", "data.pairs=pairs.tsv", "metric=analogies"], ["none of the metrics", "pairs_spearman"]),
         (["checkpoint=v.bin", "data.pairs=pairs.tsv", "protocol.neighbours=[zebra]"], ["'zebra' is none"]),
         (["checkpoint=v.bin", "data.pairs=unknown.tsv"], ["too few of the words", "among these 13"]),
         (["checkpoint=v.bin", "data=digits"], ["data.pairs and data.analogies, not data._target_"]),

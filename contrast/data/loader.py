@@ -1,17 +1,17 @@
 """Batches in an order that is a pure function of (seed, epoch), from any position on, and their place under Lightning.
 
-B images of the global batch (over all ranks), W ranks, N images.
+B images of the global batch (over all ranks), W ranks, N images or places of a text, T places of a span.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from contrast.data.images.image_set import Batch, ImageFiles, Images
 from contrast.errors import InputError
@@ -137,8 +137,8 @@ class Batches(Resumable[Batch]):
             yield from (self.images.take(self.rows(order, position)) for position in positions)
 
     def _decoded(self, images: ImageFiles, rows: list[Tensor]) -> Iterator[Batch]:
-        loader = DataLoader(
-            _Decoding(images),
+        loader: DataLoader[Batch | InputError] = DataLoader(
+            _Decoding(images),  # type: ignore[arg-type]
             batch_size=None,  # an item is a whole batch
             sampler=rows,
             num_workers=self.workers,
@@ -148,17 +148,14 @@ class Batches(Resumable[Batch]):
         for batch in loader:
             if isinstance(batch, InputError):
                 raise batch
-            if self.device is not None:
-                parts = {name: part for name, part in batch._asdict().items() if part is not None}
-                batch = batch._replace(**{k: part.to(self.device, non_blocking=True) for k, part in parts.items()})
-            yield batch
+            yield batch if self.device is None else batch.to(self.device)
 
 
-class _Decoding(Dataset):
-    """ImageFiles as a torch Dataset whose items are whole batches."""
+@dataclass
+class _Decoding:
+    """ImageFiles as a data set of torch whose items are whole batches."""
 
-    def __init__(self, images: ImageFiles) -> None:
-        self.images = images
+    images: ImageFiles
 
     def __getitem__(self, rows: Tensor) -> Batch | InputError:
         try:
@@ -167,11 +164,41 @@ class _Decoding(Dataset):
             return error  # raised in a worker it would arrive with a traceback in its message
 
 
+class Span(NamedTuple):
+    """What a training step gets: a stretch of text."""
+
+    ids: Tensor  # [T] int64, -1 between lines
+
+
+class Spans(Resumable[Span]):
+    """Iterate over an epoch of `ids` in spans; a `Resumable`.
+
+    ids    [N] int32, a corpus; -1 between lines
+    size   T, places of a span; the last of an epoch may be shorter
+    seed   of the order of the spans in each epoch; with one span there is none
+    limit  spans after which an epoch ends early; None: all are read
+    """
+
+    def __init__(self, ids: Tensor, size: int, seed: int, limit: int | None = None) -> None:
+        super().__init__(seed, limit)
+        if size < 1:
+            raise InputError(f"a span has 1 place or more, got {size}")
+        self.ids, self.size = ids, size
+
+    def __len__(self) -> int:
+        """Spans of a whole epoch, whatever the limit: Lightning applies its own to this number."""
+        return -(-len(self.ids) // self.size)
+
+    def read(self, epoch: int, positions: range) -> Iterator[Span]:
+        for start in self.permutation(epoch, len(self))[positions.start : positions.stop] * self.size:
+            yield Span(self.ids[start : start + self.size].long())
+
+
 class ResumableData(pl.LightningDataModule):
     """The batches that `loader` makes, under Lightning, resumable at every step.
 
     The position in the data is saved here. Lightning saves that of a loader too, but loads it only in the middle of
-    an epoch, and not at all once `trainer.estimated_stepping_batches` was asked for. As the position is that of the
+    an epoch, and not at all once `trainer.estimated_stepping_batches` was read. As the position is that of the
     last batch handed out, checkpoints must be written between the end of a step and the start of the next one; and
     after the last batch of an epoch in `on_train_epoch_end`, since Lightning (2.6) miscounts epochs when it resumes
     from that batch's `on_train_batch_end`: harmless once, but a second interruption repeats an epoch.
@@ -227,3 +254,14 @@ class PretrainData(ResumableData):
             device=trainer.strategy.root_device,
             workers=self.workers,
         )
+
+
+class SpanData(ResumableData):
+    """The spans of a run, in one process."""
+
+    def __init__(self, ids: Tensor, size: int, seed: int) -> None:
+        super().__init__()
+        self.ids, self.size, self.seed = ids, size, seed
+
+    def loader(self, trainer: pl.Trainer) -> Spans:
+        return Spans(self.ids, self.size, self.seed)

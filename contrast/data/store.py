@@ -13,8 +13,8 @@ import os
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contrast.atomic import WRITING, replacing
+from contrast.errors import InputError
 
 _STALE_SECONDS = 24 * 3600  # an unfinished file of this age belongs to a process that died
 _warned: set[str] = set()  # folders that could not be written
@@ -69,19 +70,24 @@ def cached(folder: str | Path, key: str, make: Callable[[], dict[str, Tensor]]) 
         try:
             return _read(path)
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            warnings.warn(f"the cache file {path} is damaged ({_one_line(error)}): it is made again", stacklevel=2)
+            warnings.warn(f"the cache file {path} is damaged ({one_line(error)}): it is made again", stacklevel=2)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
     try:
         _remove_stale(path.parent)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={name: _checksum(tensor) for name, tensor in tensors.items()})
-            temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
+            save_tensors(tensors, temporary, {name: _checksum(tensor) for name, tensor in tensors.items()})
         return _read(path)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         if str(folder) not in _warned:
             _warned.add(str(folder))
-            warnings.warn(f"cannot write to the cache in {folder} ({_one_line(error)}): going on without", stacklevel=2)
+            warnings.warn(f"cannot write to the cache in {folder} ({one_line(error)}): going on without", stacklevel=2)
         return tensors
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a file of safetensors with the permissions of its folder: the library lets only the owner read it."""
+    save_file(tensors, path, metadata)
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def from_texts(texts: Sequence[str]) -> Tensor:
@@ -118,5 +124,14 @@ def _remove_stale(folder: Path) -> None:
                 path.unlink()
 
 
-def _one_line(error: BaseException) -> str:
+@contextmanager
+def named_errors(kinds: tuple[type[Exception], ...], what: str) -> Iterator[None]:
+    """Errors of these kinds as an InputError of one line, which says `what` went wrong, and why."""
+    try:
+        yield
+    except kinds as error:
+        raise InputError(f"{what}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

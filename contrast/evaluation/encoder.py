@@ -22,6 +22,9 @@ VECTORS = "vectors.safetensors"  # in the folder of a run that learned words
 WITHOUT_WEIGHTS = {"pretrained": False, "checkpoint_path": "", "weights": None}
 
 
+Checkpoint = Mapping[str, Any]  # the contents of a file of torch
+
+
 class Frozen(nn.Module):
     """An encoder with the normalisation that it was trained under, [B, C, H, W] -> [B, num_features]."""
 
@@ -61,12 +64,12 @@ def checkpoint_file(path: str | Path) -> Path:
     return path
 
 
-def is_own(saved: Mapping[str, Any]) -> bool:
+def is_own(saved: Checkpoint) -> bool:
     """Whether this is a checkpoint of this library, which carries its configuration."""
     return isinstance(saved.get("config"), Mapping) and isinstance(saved.get("state_dict"), Mapping)
 
 
-def from_checkpoint(saved: Mapping[str, Any], encoder_cfg: DictConfig | None = None) -> Frozen:
+def from_checkpoint(saved: Checkpoint, encoder_cfg: DictConfig | None = None) -> Frozen:
     """The encoder of a checkpoint of this library, built from the configuration inside it; `Towers` if of captions too.
 
     All weights come from the checkpoint: options that ask for pretrained weights are ignored.
@@ -89,7 +92,7 @@ def from_checkpoint(saved: Mapping[str, Any], encoder_cfg: DictConfig | None = N
     return Towers(normalize, encoder, projector, key)
 
 
-def from_weights(saved: Mapping[str, Any], encoder_cfg: DictConfig | None, images: Images | ImageFiles) -> Frozen:
+def from_weights(saved: Checkpoint, encoder_cfg: DictConfig | None, images: Images | ImageFiles) -> Frozen:
     """The encoder of a file of plain weights, which does not hold its architecture: `encoder_cfg` builds it.
 
     Pixels are normalised by the statistics of `images`, the training set of the evaluation.
@@ -101,10 +104,10 @@ def from_weights(saved: Mapping[str, Any], encoder_cfg: DictConfig | None, image
     return Frozen(Normalize(*images.statistics()), encoder)
 
 
-def architecture(node: Mapping[str, Any], **facts: Any) -> Any:
+def architecture(node: Mapping[str, object], **facts: object) -> Any:
     """What the configuration `node` builds when it is called with `facts`, without reading or downloading weights."""
 
-    def without_weights(part: Any) -> Any:
+    def without_weights(part: object) -> object:
         if isinstance(part, Mapping):
             return {key: WITHOUT_WEIGHTS.get(key, without_weights(value)) for key, value in part.items()}
         return [without_weights(item) for item in part] if isinstance(part, list | ListConfig) else part

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -16,11 +15,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from contrast.data.images.folder import stamps
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.loader import Batches
 from contrast.data.store import cached, digest
 from contrast.errors import InputError
 from contrast.ids import as_ids
+
+Labelled = tuple[Tensor, Tensor | ArrayLike]  # features [N, F], labels [N]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +61,15 @@ class EvaluationData:
 
         if self.cache is None:
             return compute()["features"]
-        content = images.pixels if isinstance(images, Images) else file_facts(images)
-        key = digest(repr(self.encoder), self.encoder, content)  # two architectures may have equal weights
+        key = digest(repr(self.encoder), self.encoder, content(images))  # two architectures may have equal weights
         return cached(self.cache, key, compute)["features"]
 
 
-def file_facts(images: ImageFiles) -> list[Any]:
-    """What the features of image files depend on: the files, by name, size and time of change, and their decoding."""
-    facts = [(images.root / name).stat() for name in images.names]
-    files = [[str(name), fact.st_size, fact.st_mtime_ns] for name, fact in zip(images.names, facts, strict=True)]
-    return [str(images.root), files, images.size, images.channels, images.on_error]
+def content(images: Images | ImageFiles) -> Tensor | list[object]:
+    """What features of the images depend on: the pixels; of files their names, sizes and times, and their decoding."""
+    if isinstance(images, Images):
+        return images.pixels
+    return [stamps(images.root, images.names), images.size, images.channels, images.on_error]
 
 
 @contextmanager
@@ -91,19 +92,18 @@ def features(
     device: torch.device | str | None = None,
     desc: str = "features",
     workers: int = 0,
-    progress: bool = True,
 ) -> Tensor:
     """Features of every image in order, [N, F] float32 on the CPU.
 
     encoder maps uint8 pixels [B, C, H, W] to [B, F]. It runs in eval mode without gradients; the training mode of
     each of its modules is restored. device: by default that of the encoder's parameters. Autocast is the
-    caller's. A bar shows what takes longer than a second, unless progress is False. InputError for an empty set
-    and for an encoder that does not return [B, F].
+    caller's. A bar shows what takes longer than a second. InputError for an empty set and for an encoder that
+    does not return [B, F].
     """
     parameters = encoder.parameters() if isinstance(encoder, nn.Module) else ()
     device = torch.device(device or next((parameter.device for parameter in parameters), "cpu"))
     rows, done = torch.empty(0), 0
-    bar = tqdm(total=len(images), desc=desc, unit="image", delay=1, leave=False, disable=not progress)
+    bar = tqdm(total=len(images), desc=desc, unit="image", delay=1, leave=False)
     with evaluating(encoder), bar:
         for batch in Batches(images, batch_size, seed=0, shuffle=False, device=device, workers=workers):
             with torch.inference_mode():
@@ -122,11 +122,24 @@ def features(
     return rows
 
 
-def check_labelled(features: Tensor, labels: Tensor | ArrayLike, what: str) -> Tensor:
+def labelled_sets(
+    what: str, train: Labelled, test: Labelled, device: torch.device | str | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """train [N, F], its labels [N], test [M, F], its labels [M], on one device, and the number of classes.
+
+    device: by default that of the training features. Raises InputError as `check_labelled`, and if their F differ.
+    """
+    fit, held = (features.to(device or train[0].device) for features, _ in (train, test))
+    fit_labels = check_labelled(fit, train[1], f"{what}, training set")
+    held_labels = check_labelled(held, test[1], f"{what}, test set", fit.shape[1])
+    return fit, fit_labels, held, held_labels, int(torch.cat([fit_labels, held_labels]).max()) + 1
+
+
+def check_labelled(features: Tensor, labels: Tensor | ArrayLike, what: str, width: int | None = None) -> Tensor:
     """The labels as int64 [N] where the features [N, F] are; `what` they belong to stands in the error message.
 
-    Raises InputError unless the features are finite and the labels are class numbers from 0 in any integer type, or
-    whole floats. A row without a label (-1) is refused: select the labelled rows first.
+    Raises InputError unless the features are finite, F is `width`, if that is given, and the labels are class numbers
+    from 0 in any integer type, or whole floats. A row without a label (-1) is refused: select the labelled rows first.
     """
     labels = as_ids(f"{what}: labels", labels).to(features.device)
     shapes = list(features.shape), list(labels.shape)
@@ -137,12 +150,14 @@ def check_labelled(features: Tensor, labels: Tensor | ArrayLike, what: str) -> T
     unlabelled = int((labels < 0).sum())
     if unlabelled:
         raise InputError(f"{what}: {unlabelled} of {len(labels)} rows have no label (-1)")
-    check_finite(features, what)
+    check_finite(features, what, width=width)
     return labels
 
 
-def check_finite(values: Tensor, what: str, rows: str = "rows") -> None:
-    """InputError for NaN or infinity in values [N, F]."""
+def check_finite(values: Tensor, what: str, rows: str = "rows", width: int | None = None) -> None:
+    """InputError for NaN or infinity in values [N, F], and for another F than `width`, if that is given."""
+    if width is not None and values.shape[1:] != (width,):
+        raise InputError(f"{what}: features {list(values.shape)} do not fit training features [N, {width}]")
     broken = int((~torch.isfinite(values).all(dim=1)).sum())
     if broken:
         raise InputError(f"{what}: {broken} of {len(values)} {rows} are not finite")

@@ -3,7 +3,6 @@
 N training rows, M test rows, F features, K classes, k neighbours.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrast.errors import InputError
-from contrast.evaluation.features import EvaluationData, check_finite, check_labelled
+from contrast.evaluation.features import EvaluationData, check_finite, check_labelled, labelled_sets
 
 
 class KNN(NamedTuple):
@@ -23,25 +22,20 @@ class KNN(NamedTuple):
     top5: float | None
 
 
-def nearest(
-    train: Tensor, test: Tensor, k: int, test_block: int = 512, train_block: int = 32768
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each block of test rows the k largest cosine similarities and the training rows that gave them.
+def nearest(query: Tensor, train: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """The k largest inner products of each query with training rows, and these rows, [b, k] each, best first.
 
-    train [N, F], test [M, F] on one device; yields ([b, k], [b, k]), most similar first. k above N is cut to N. No
-    tensor is larger than [test_block, train_block] or the inputs: the best k so far are merged with the best k of the
-    next training block. Which of several equally similar rows takes the last place is not defined.
+    query [b, F], train [N, F]; k above N is cut to N. No tensor is larger than [b, block] or the inputs: the best k so
+    far are merged with the best k of the next block. Which of several equal rows takes the last place is not defined.
     """
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    for query in test.split(test_block):
-        best, rows = query.new_empty(len(query), 0), query.new_empty(len(query), 0, dtype=torch.long)
-        for start in range(0, len(train), train_block):
-            key = train[start : start + train_block]
-            similarity, row = (query @ key.T).topk(min(k, len(key)))  # [b, F] x [c, F] -> [b, c] -> [b, k]
-            similarity, row = torch.cat([best, similarity], dim=1), torch.cat([rows, row + start], dim=1)
-            best, place = similarity.topk(min(k, similarity.shape[1]))
-            rows = row.gather(1, place)
-        yield best, rows
+    best, rows = query.new_empty(len(query), 0), query.new_empty(len(query), 0, dtype=torch.long)
+    for start in range(0, len(train), block):
+        key = train[start : start + block]
+        similarity, row = (query @ key.T).topk(min(k, len(key)))  # [b, F] x [c, F] -> [b, c] -> [b, k]
+        similarity, row = torch.cat([best, similarity], dim=1), torch.cat([rows, row + start], dim=1)
+        best, place = similarity.topk(min(k, similarity.shape[1]))
+        rows = row.gather(1, place)
+    return best, rows
 
 
 @torch.no_grad()
@@ -54,7 +48,6 @@ def knn_predict(
     classes: int | None = None,
     test_block: int = 512,
     train_block: int = 32768,
-    progress: bool = True,
 ) -> Tensor:
     """Classes in order of their votes, [M, min(5, K)] int64; column 0 is the prediction.
 
@@ -67,10 +60,8 @@ def knn_predict(
 
     Raises InputError for unlabelled rows (-1), features that are not finite and shapes that do not fit.
     """
-    train_labels = check_labelled(train, train_labels, "kNN training set")
-    if test.ndim != 2 or test.shape[1] != train.shape[1]:
-        raise InputError(f"kNN: training features {list(train.shape)} do not fit test {list(test.shape)}")
-    check_finite(test, "kNN test set")
+    train_labels = check_labelled(train, train_labels, "kNN, training set")
+    check_finite(test, "kNN, test set", width=train.shape[1])
     if k < 1 or not temperature > 0 or min(test_block, train_block) < 1:
         raise InputError(
             f"kNN: k ({k}), temperature ({temperature}) and blocks ({test_block}, {train_block}) must be positive"
@@ -78,9 +69,11 @@ def knn_predict(
     classes = max(classes or 0, int(train_labels.max()) + 1)
     dtype = torch.float64 if train.dtype == torch.float64 else torch.float32
     ranking = []
-    bar = tqdm(total=len(test), desc="kNN", unit="image", delay=1, leave=False, disable=not progress)
+    bar = tqdm(total=len(test), desc="kNN", unit="image", delay=1, leave=False)
     with bar, torch.autocast(train.device.type, enabled=False):
-        for similarity, rows in nearest(train.to(dtype), test.to(dtype), k, test_block, train_block):
+        train, test = F.normalize(train.to(dtype), dim=1), F.normalize(test.to(dtype), dim=1)
+        for query in test.split(test_block):
+            similarity, rows = nearest(query, train, k, train_block)
             weight = ((similarity - similarity[:, :1]) / temperature).exp()  # the largest is 1; order unchanged
             votes = weight.new_zeros(len(rows), classes)
             votes.scatter_add_(1, train_labels[rows], weight)  # [b, k] -> [b, K]
@@ -97,15 +90,10 @@ def knn_score(
     k: int = 200,
     temperature: float = 0.07,
     device: torch.device | str | None = None,
-    progress: bool = True,
 ) -> KNN:
     """Top-1 and top-5 of `knn_predict` on labelled test rows, computed on device (by default the features')."""
-    train, test = train.to(device or train.device), test.to(device or train.device)
-    train_labels = check_labelled(train, train_labels, "kNN training set")
-    test_labels = check_labelled(test, test_labels, "kNN test set")
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    ranking = knn_predict(train, train_labels, test, k, temperature, classes, progress=progress)
-    hit = ranking == test_labels[:, None]  # [M, min(5, K)]
+    train, labels, test, target, classes = labelled_sets("kNN", (train, train_labels), (test, test_labels), device)
+    hit = knn_predict(train, labels, test, k, temperature, classes) == target[:, None]  # [M, min(5, K)]
     top1, top5 = hit[:, 0].double().mean().item(), hit.any(dim=1).double().mean().item()
     return KNN(top1, top5 if classes > 5 else None)
 

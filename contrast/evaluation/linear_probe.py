@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from contrast.data.images.subset import hold_out, labelled_subset
 from contrast.errors import InputError
-from contrast.evaluation.features import EvaluationData, check_labelled
+from contrast.evaluation.features import EvaluationData, check_labelled, labelled_sets
 
 LEARNING_RATES = (0.1, 0.3, 1.0, 3.0)
 WEIGHT_DECAYS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -56,14 +56,14 @@ class Setting(NamedTuple):
 
 
 class LinearProbe(NamedTuple):
-    """Shares of rows, 0 to 1. val_top1 is NaN where nothing could be held out; test_top5 None below six classes."""
+    """Shares of rows, 0 to 1, of the test set, and of held-out rows (val_top1, NaN where nothing could be held out)."""
 
+    top1: float
     val_top1: float
-    test_top1: float
-    test_top5: float | None
     learning_rate: float
     weight_decay: float
-    table: tuple[Setting, ...]
+    top5: float | None  # None below six classes
+    table: tuple[Setting, ...]  # what every setting reached on held-out rows; empty where nothing could be held out
 
 
 class LinearClassifiers(NamedTuple):
@@ -91,7 +91,6 @@ def fit_linear(
     weight_decays: Sequence[float],
     steps: int = 100,
     desc: str = "linear probe",
-    progress: bool = True,
 ) -> LinearClassifiers:
     """Fit G classifiers at once: setting g has learning_rates[g] and weight_decays[g], both of length G.
 
@@ -99,7 +98,7 @@ def fit_linear(
     """
     labels = check_labelled(features, labels, desc)
     if int(labels.max()) >= classes:
-        raise InputError(f"{desc}: labels of {classes} classes must be below {classes}, found {int(labels.max())}")
+        raise InputError(f"{desc}: labels of {classes} classes must be below {classes}, but one is {int(labels.max())}")
     x = features if features.dtype == torch.float64 else features.float()
     mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
     scale = torch.where(scale > MIN_RELATIVE_DEVIATION * scale.max(), scale, 1)
@@ -117,7 +116,7 @@ def fit_linear(
         target = F.one_hot(labels, classes).to(x.dtype).T @ x / n  # [K, N] x [N, R + 1] -> [K, R + 1]
         weight = x.new_zeros(settings, classes, x.shape[1])
         ahead, t = weight, lr.new_ones(settings)
-        for _ in tqdm(range(steps), desc=desc, unit="step", delay=1, leave=False, disable=not progress):
+        for _ in tqdm(range(steps), desc=desc, unit="step", delay=1, leave=False):
             gradient = (decay * ahead - target).flatten(0, 1)  # [G K, R + 1]
             for rows in x.split(rows_per_block(x, settings * classes)):
                 scores = ahead.flatten(0, 1) @ rows.T  # [G K, R + 1] x [R + 1, n] -> [G K, n]
@@ -179,7 +178,6 @@ def linear_probe(
     steps: int = 100,
     seed: int = 0,
     device: torch.device | str | None = None,
-    progress: bool = True,
 ) -> LinearProbe:
     """Logistic regression on train [N, F] with N labels, measured on test [M, F] with M labels.
 
@@ -195,19 +193,15 @@ def linear_probe(
     InputError for unlabelled rows (-1), features that are not finite and shapes that do not fit. device: by default
     where the features are.
     """
-    train, test = train.to(device or train.device), test.to(device or train.device)
-    train_labels = check_labelled(train, train_labels, "linear probe, training set")
-    test_labels = check_labelled(test, test_labels, "linear probe, test set")
+    sets = (train, train_labels), (test, test_labels)
+    train, labels, test, target, classes = labelled_sets("linear probe", *sets, device)
     rates, decays = sorted(learning_rates), sorted(weight_decays)
-    if train.shape[1] != test.shape[1]:
-        raise InputError(f"linear probe: training features {list(train.shape)} do not fit {list(test.shape)}")
     if steps < 1 or not rates or not decays or rates[0] <= 0 or decays[0] < 0:
         raise InputError(
             f"linear probe: at least one step ({steps}), learning rates above 0 ({rates}) "
             f"and weight decays not below 0 ({decays}) wanted"
         )
-    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
-    table, held = validated(train, train_labels, classes, list(product(rates, decays)), steps, seed, progress)
+    table, held = validated(train, labels, classes, list(product(rates, decays)), steps, seed)
     if held:
         best, error = choose(table, held)
         warn_of_border(table, best, error)
@@ -219,14 +213,14 @@ def linear_probe(
             stacklevel=2,
         )
     chosen = [best.learning_rate], [best.weight_decay]
-    classifier = fit_linear(train, train_labels, classes, *chosen, steps, "linear probe, final fit", progress)
-    top1 = measure(classifier, test, test_labels)[0].item()
-    top5 = measure(classifier, test, test_labels, k=5)[0].item() if classes > 5 else None
-    return LinearProbe(best.val_top1, top1, top5, best.learning_rate, best.weight_decay, table)
+    classifier = fit_linear(train, labels, classes, *chosen, steps, "linear probe, final fit")
+    top1 = measure(classifier, test, target)[0].item()
+    top5 = measure(classifier, test, target, k=5)[0].item() if classes > 5 else None
+    return LinearProbe(top1, best.val_top1, best.learning_rate, best.weight_decay, top5, table)
 
 
 def validated(
-    x: Tensor, y: Tensor, classes: int, grid: list[tuple[float, float]], steps: int, seed: int, progress: bool
+    x: Tensor, y: Tensor, classes: int, grid: list[tuple[float, float]], steps: int, seed: int
 ) -> tuple[tuple[Setting, ...], int]:
     """The grid measured on held-out rows, in its order, and their number: 0 where no class has two rows."""
     alone = torch.bincount(y)[y] == 1  # [N] rows that are the only one of their class
@@ -239,7 +233,7 @@ def validated(
         fit, held = (rows.to(y.device) for rows in hold_out(y.masked_fill(alone, -1), HELD_OUT, seed + draw))
         fit = torch.cat([fit, alone.nonzero().squeeze(1)])
         desc = f"linear probe, draw {draw + 1}/{draws}"
-        classifiers = fit_linear(x[fit], y[fit], classes, rates, decays, steps, desc, progress)
+        classifiers = fit_linear(x[fit], y[fit], classes, rates, decays, steps, desc)
         total += torch.stack(measure(classifiers, x[held], y[held])) / draws
         count += len(held)
     return tuple(Setting(*point, *values) for point, values in zip(grid, total.T.tolist(), strict=True)), count
@@ -275,9 +269,7 @@ def linear(
     """The protocol: top1, val_top1, the setting, and top5 with more than five classes, of `linear_probe` on `data`."""
     train, test = (data.train_features, data.train.labels), (data.test_features, data.test.labels)
     probe = linear_probe(*train, *test, learning_rates, weight_decays, steps, data.seed, data.device)
-    metrics = {"top1": probe.test_top1, "val_top1": probe.val_top1}
-    metrics |= {"learning_rate": probe.learning_rate, "weight_decay": probe.weight_decay}
-    return metrics if probe.test_top5 is None else metrics | {"top5": probe.test_top5}
+    return {name: value for name, value in probe._asdict().items() if isinstance(value, float)}
 
 
 def few_labels(data: EvaluationData, per_class: int, draws: int = 5) -> float | None:
@@ -288,12 +280,12 @@ def few_labels(data: EvaluationData, per_class: int, draws: int = 5) -> float | 
     labels = data.train.labels
     if per_class > int(labels[labels >= 0].unique(return_counts=True)[1].min()):
         return None
-    total = 0.0
-    for seed in range(data.seed, data.seed + draws):
-        rows = labelled_subset(labels, per_class=per_class, seed=seed)
-        train, test = (data.train_features[rows], labels[rows]), (data.test_features, data.test.labels)
-        with warnings.catch_warnings():
-            # with so few rows any setting may win: the border of the grid says nothing
-            warnings.filterwarnings("ignore", message=".*border of the grid.*")
-            total += linear_probe(*train, *test, seed=seed, device=data.device).test_top1
+    total, test = 0.0, (data.test_features, data.test.labels)
+    with warnings.catch_warnings():
+        # with so few rows any setting may win: the border of the grid says nothing
+        warnings.filterwarnings("ignore", message=".*border of the grid.*")
+        for seed in range(data.seed, data.seed + draws):
+            rows = labelled_subset(labels, per_class=per_class, seed=seed)
+            train = data.train_features[rows], labels[rows]
+            total += linear_probe(*train, *test, seed=seed, device=data.device).top1
     return total / draws

@@ -5,7 +5,7 @@ S streams, T words, B queries, D dimensions, V classes, O offsets.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from torch import Tensor
 from contrast.errors import InputError
 from contrast.ids import as_ids
 
-Encode = Callable[[Tensor, Any], tuple[Tensor, Any]]  # ids [S, T], state -> queries [S, T, D], state
+State = TypeVar("State")  # of a recurrent encoder
+Encode = Callable[[Tensor, State | None], tuple[Tensor, State]]  # ids [S, T], state -> queries [S, T, D], state
 PerWord = dict[str, Tensor]  # by name, a value of each predicted word, [B] float64
 
 
@@ -33,7 +34,7 @@ def streams(ids: Tensor, count: int, first: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def over_text(
-    encode: Encode,
+    encode: Encode[State],
     measure: Callable[[Tensor, Tensor], PerWord],
     ids: Tensor,
     first: int,
@@ -56,7 +57,8 @@ def over_text(
     before, target = streams(ids, min(count, len(ids), most or len(ids)), first)
     if most is not None:
         before, target = before[:, : most // len(before)], target[:, : most // len(target)]
-    state, results = None, []
+    state: State | None = None
+    results = []
     for start in range(0, before.shape[1], chunk):
         queries, state = encode(before[:, start : start + chunk], state)  # [S, T, D]
         words = target[:, start : start + chunk]

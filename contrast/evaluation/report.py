@@ -68,9 +68,8 @@ def metric_names(cfg: DictConfig) -> set[str]:
 
 def labelled(images: Images | ImageFiles, most: int | None, seed: int = 0) -> Images | ImageFiles:
     """The labelled images; of more than `most` a stratified sample of so many, drawn from seed."""
-    if most is None:
-        return images.select((images.labels >= 0).nonzero().flatten())
-    return images.select(stratified(images.labels, most, seed))
+    labels = images.labels
+    return images.select((labels >= 0).nonzero().flatten() if most is None else stratified(labels, most, seed))
 
 
 def has_labels(splits: Splits) -> bool:

@@ -3,7 +3,6 @@
 M queries, N keys, D dimensions, P pairs of a query and a right answer, R rows of a data set.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from contrast.data.images.image_set import ImageFiles, Images
+from contrast.data.store import digest
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Towers
 from contrast.evaluation.features import EvaluationData, check_finite, evaluating, features
@@ -126,7 +126,7 @@ def image_keys(images: Images | ImageFiles) -> np.ndarray:
     """A text [R] for each image, equal for equal images: the name of its file, or a digest of its pixels."""
     if isinstance(images, ImageFiles):
         return images.names
-    return np.array([hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images.pixels.cpu()])
+    return np.array([digest(image) for image in images.pixels.cpu()])
 
 
 def distinct(values: np.ndarray) -> tuple[Tensor, Tensor]:

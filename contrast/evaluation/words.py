@@ -7,7 +7,7 @@ frequent stands for all (as gensim's `case_insensitive`).
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +17,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
+from contrast.data.store import named_errors
 from contrast.errors import InputError
 from contrast.evaluation.features import check_finite
 from contrast.evaluation.retrieval import rounding
-from contrast.evaluation.word_files import read_pairs, read_questions
 
 
 class Similarity(NamedTuple):
@@ -78,7 +78,6 @@ def analogies(
     file: str | Path,
     restrict: int | None = None,
     block: int = 512,
-    progress: bool = True,
 ) -> dict[str, Analogy]:
     """Questions "a is to b as c is to d" of each section of `file`, and of "semantic", "syntactic" and "total".
 
@@ -87,7 +86,7 @@ def analogies(
     An answer that ties with another word is wrong. Sections are syntactic if their name begins with "gram", as in
     questions-words.txt, and semantic if not.
 
-    restrict  only the first so many words ask and answer, as word2vec's compute-accuracy does by default with 30,000;
+    restrict  only the first so many words take part, as word2vec's compute-accuracy does by default with 30,000;
               None: all. Results with and without are not comparable
     block     questions at a time; no tensor has more than [block, 16 block] numbers, or D rows of these
 
@@ -102,7 +101,7 @@ def analogies(
     used = (rows >= 0).all(dim=1)
     correct = torch.zeros_like(used)
     candidates = torch.tensor(sorted(known.values()), device=vectors.device)  # [C]
-    bar = tqdm(total=int(used.sum()), desc="analogies", unit="question", delay=1, leave=False, disable=not progress)
+    bar = tqdm(total=int(used.sum()), desc="analogies", unit="question", delay=1, leave=False)
     with bar:
         for part in used.nonzero().squeeze(1).split(block) if used.any() else ():
             correct[part] = _solved(vectors, candidates, rows[part].to(vectors.device), 16 * block).cpu()
@@ -121,6 +120,7 @@ def word_scores(
     pairs: Sequence[str | Path] = (),
     questions: str | Path | None = None,
     restrict: int | None = None,
+    undefined: bool = False,
 ) -> dict[str, float]:
     """Metrics of the vectors [V, D] of `words` [V], the most frequent first, on files of pairs and one of questions.
 
@@ -129,19 +129,20 @@ def word_scores(
     analogies_SECTION              accuracy of each section, and of "semantic" and "syntactic"
     mean                           of the Spearman correlations and the accuracy over all questions
 
-    A metric that is not defined, such as the accuracy of a section of which no question can be used, is left out.
+    A metric that is not defined, such as the accuracy of a section of which no question can be used, is left out, or
+    nan with `undefined`.
     Raises InputError for no files, two files of pairs with one name, and as `similarity_score` and `analogies`.
     """
-    number = {word: row for row, word in enumerate(words)}
-    names = _names(pairs)
-    if not names and questions is None:
+    if not pairs and questions is None:
         raise InputError("word vectors are measured on a file of word pairs, one of analogies, or both")
-    metrics: dict[str, float] = {}
-    main: list[float] = []
-    for name, file in zip(names, pairs, strict=True):
-        score = similarity_score(vectors, number, file)
-        metrics |= {f"{name}_spearman": score.spearman, f"{name}_coverage": score.used / score.all}
-        main.append(score.spearman)
+    number = {word: row for row, word in enumerate(words)}
+    names = [Path(file).name.split(".")[0] for file in pairs]
+    if len(set(names)) < len(names):
+        raise InputError(f"files of pairs need different names, and these are {', '.join(names)}")
+    scores = {name: similarity_score(vectors, number, file) for name, file in zip(names, pairs, strict=True)}
+    metrics = {f"{name}_spearman": score.spearman for name, score in scores.items()}
+    main = list(metrics.values())
+    metrics |= {f"{name}_coverage": score.used / score.all for name, score in scores.items()}
     if questions is not None:
         sections = analogies(vectors, number, questions, restrict)
         total = sections.pop("total")
@@ -150,7 +151,7 @@ def word_scores(
         main.append(total.accuracy)
     defined = [value for value in main if not math.isnan(value)]
     metrics["mean"] = sum(defined) / len(defined) if defined else math.nan
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+    return {name: value for name, value in metrics.items() if undefined or not math.isnan(value)}
 
 
 def score_names(pairs: Sequence[str | Path] = (), questions: str | Path | None = None) -> set[str]:
@@ -158,13 +159,9 @@ def score_names(pairs: Sequence[str | Path] = (), questions: str | Path | None =
 
     Reads the files: raises InputError for one that cannot be read, and for two files of pairs with one name.
     """
-    names = {f"{name}_{metric}" for name in _names(pairs) for metric in ("spearman", "coverage")}
-    for file in pairs:
-        read_pairs(file)
-    if questions is not None:
-        sections = {section for section, _ in read_questions(questions)} | {"semantic", "syntactic"}
-        names |= {"analogies", "analogies_coverage"} | {f"analogies_{section}" for section in sections}
-    return names | {"mean"} if names else names
+    if not pairs and questions is None:
+        return set()
+    return set(word_scores([""], torch.zeros(1, 1), pairs, questions, undefined=True))
 
 
 @torch.no_grad()
@@ -208,14 +205,6 @@ def words(data: WordData, restrict: int | None = None, neighbours: Sequence[str]
     return metrics
 
 
-def _names(pairs: Sequence[str | Path]) -> list[str]:
-    """What the metrics of files of pairs begin with."""
-    names = [Path(file).name.split(".")[0] for file in pairs]
-    if len(set(names)) < len(names):
-        raise InputError(f"files of pairs are told apart by their names, and these are {', '.join(names)}")
-    return names
-
-
 def _solved(vectors: Tensor, candidates: Tensor, words: Tensor, block: int) -> Tensor:
     """Whether the fourth of the words [q, 4] of a question is nearer than all other candidates [C], [q] bool."""
     a, b, c, d = F.normalize(vectors[words].double(), dim=2).unbind(dim=1)  # [q, D] each
@@ -241,3 +230,64 @@ def _check(vectors: Tensor, number: Mapping[str, int], what: str) -> None:
     if vectors.ndim != 2 or not number or not 0 <= max(number.values()) < len(vectors):
         raise InputError(f"{what}: vectors [V, D] wanted for {len(number)} words, got {list(vectors.shape)}")
     check_finite(vectors, what, "vectors")
+
+
+def read_pairs(file: str | Path) -> list[tuple[str, str, float]]:
+    """Word pairs in small letters and their scores, a pair a line.
+
+    Fields stand between tabs; in a line without a tab between commas, and without either between spaces. The first two
+    are the words, and the score is the first number after them, so that SimLex-999's part of speech is passed over.
+    Empty lines, lines that begin with #, and a first line without a number are passed over too. Raises InputError for a
+    file that cannot be read, a line without two words and a number, and a file without pairs.
+    """
+    pairs: list[tuple[str, str, float]] = []
+    header_read = False
+    for place, line in _lines(file):
+        if line.startswith("#"):
+            continue
+        mark = next((mark for mark in "\t," if mark in line), None)  # None: any white space
+        fields = [field.strip() for field in line.split(mark)]
+        score = next((value for field in fields[2:] if (value := _number(field)) is not None), None)
+        if score is not None and fields[0] and fields[1]:
+            pairs.append((fields[0].lower(), fields[1].lower(), score))
+        elif pairs or header_read:
+            raise InputError(f"line {place} of {file} has no two words and a score: {line[:80]}")
+        header_read = True
+    if not pairs:
+        raise InputError(f"{file} has no pairs of words with a score")
+    return pairs
+
+
+def read_questions(file: str | Path) -> list[tuple[str, tuple[str, ...]]]:
+    """(section, four words in small letters) of a file with ": section" lines and lines of four words.
+
+    Questions above the first section are of "questions". Raises InputError for a file that cannot be read, a line
+    that has not four words, and a file without questions.
+    """
+    questions, section = [], "questions"
+    for place, line in _lines(file):
+        if line.startswith(":"):
+            section = line[1:].strip()
+            continue
+        words = line.lower().split()
+        if len(words) != 4:
+            raise InputError(f"line {place} of {file} has {len(words)} words, not 4: {line[:80]}")
+        questions.append((section, tuple(words)))
+    if not questions:
+        raise InputError(f"{file} has no questions")
+    return questions
+
+
+def _lines(file: str | Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, counted from 1."""
+    with named_errors((OSError, UnicodeDecodeError), f"{file} cannot be read"):
+        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
+    return ((place, line.strip("\r\n ")) for place, line in enumerate(text.split("\n"), start=1) if line.strip())
+
+
+def _number(field: str) -> float | None:
+    try:
+        value = float(field)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -7,8 +7,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from contrast.data.loader import SpanData
 from contrast.data.text.corpus import Corpus
-from contrast.data.text.spans import SpanData
 from contrast.data.text.vectors import file_format, save_vectors
 from contrast.errors import InputError
 from contrast.evaluation.encoder import VECTORS

@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from contrast.data.text.spans import Span
+from contrast.data.loader import Span
 from contrast.errors import InputError
 from contrast.heads import NCE, AdaptiveSoftmax, FixedBias, InfoNCE
 from contrast.heads.head import Head

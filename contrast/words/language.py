@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
-from contrast.data.text.spans import Span
 from contrast.distributed import mean_counted
 from contrast.errors import InputError
 from contrast.evaluation.features import evaluating

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
-from contrast.data.text.spans import Span
 from contrast.encoders import WordTable
 from contrast.errors import InputError
 from contrast.heads import AdaptiveSoftmax

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import csv
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
+from contrast.data.images.folder import Options, Reading, first_few, refuse_or_skip
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images, Splits
-from contrast.data.images.reading import Listing, Reading, first_few
+from contrast.data.store import named_errors, one_line
 from contrast.data.text.tokenizer import HFTokenizer, Tokenizer, WordTokenizer
 from contrast.errors import InputError
 
@@ -41,15 +42,11 @@ def captions(
     test_file: str | Path | None = None,
     test_fraction: float = 0.1,
     seed: int = 0,
-    image_size: int | None = None,
-    channels: int = 3,
     tokenizer: Tokenizer | str | None = None,
     min_count: int = 1,
     max_words: int | None = None,
     length: int = 32,
-    on_error: str = "raise",
-    memory_limit_gb: float = 4.0,
-    cache: str | Path | None = None,
+    **options: Unpack[Options],
 ) -> Splits:
     """The images and captions of `file`: .csv, .tsv or .parquet, with names of columns in the first row.
 
@@ -70,16 +67,16 @@ def captions(
     Raises InputError for a table that cannot be read or lacks a column, the rows above, images that are in both
     tables, test classes without a training row, and values out of range.
     """
-    reading, file = Reading(image_size, channels, on_error, memory_limit_gb, cache), Path(file).expanduser()
+    reading, file = Reading(**options), Path(file).expanduser()
     if not 0 <= test_fraction < 1:
         raise InputError(f"test_fraction must be in [0, 1), not {test_fraction}")
-    columns = [image_column, caption_column, *([] if label_column is None else [label_column])]
+    columns = [name for name in (image_column, caption_column, label_column) if name is not None]
 
     def base(path: Path) -> Path:
         return path.parent if root is None else Path(root).expanduser()
 
     def read(path: Path) -> list[_Row]:
-        return _complete(_read_table(path, columns), path, base(path), on_error)
+        return _complete(_read_table(path, columns), path, base(path), reading.on_error)
 
     train, test, test_path = read(file), None, file
     classes = tuple(sorted({row.label for row in train if row.label}))
@@ -103,7 +100,7 @@ def captions(
         names = [first.setdefault(row.image, row.name) for row in rows]
         labels = torch.tensor([number.get(row.label, UNLABELLED) for row in rows])
         text = tokenizer.encode([row.caption for row in rows], length)
-        return reading.load(Listing(base(path), names, labels, classes, text))
+        return reading.load(ImageFiles(base(path), np.array(names), labels, classes, text=text))
 
     return Splits(
         file.stem, images(train, file), None if test is None else images(test, test_path), tokenizer=tokenizer
@@ -133,10 +130,7 @@ def _complete(values: list[list[str]], file: Path, root: Path, on_error: str) ->
     for places, what in ((blank, "no caption"), (missing, f"an image that is not in {root}")):
         if places:
             some = first_few([f"row {i + 1} ({names[i]})" for i in places])
-            message = f"{len(places)} of {len(names)} rows of {file} have {what}: {some}"
-            if on_error == "raise":
-                raise InputError(f"{message}; data.on_error=skip leaves them out")
-            warnings.warn(f"skipped: {message}", stacklevel=4)
+            refuse_or_skip(f"{len(places)} of {len(names)} rows of {file} have {what}: {some}", on_error)
     rows = zip(names, captions, labels, strict=True)
     kept = [_Row(name, caption, label, images[name]) for name, caption, label in rows if caption and name in images]
     if not kept:
@@ -164,7 +158,7 @@ def _delimited(file: Path, columns: Sequence[str], delimiter: str) -> list[list[
             rows = [row for row in reader if row]
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         line = "" if reader is None else f" line {reader.line_num}"
-        raise InputError(f"{file}{line} cannot be read: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file}{line} cannot be read: {one_line(error)}") from error
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise InputError(f"row {number} of {file} has {len(row)} fields, the header {len(header)}")
@@ -177,19 +171,11 @@ def _parquet(file: Path, columns: Sequence[str]) -> list[list[str]]:
         from pyarrow import parquet
     except ImportError as error:
         raise InputError(f"{file.name} needs pyarrow: pip install 'contrast[parquet]'") from error
-    try:
+    with named_errors((pyarrow.ArrowException, OSError), f"{file} cannot be read"):
         _check_columns(file, parquet.read_schema(file).names, columns)
         table = parquet.read_table(file, columns=list(columns))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    values = []
-    for name in columns:
-        column = table.column(name).to_pylist()
-        wrong = next((value for value in column if not isinstance(value, str | int | None)), None)
-        if wrong is not None:
-            raise InputError(f"the column '{name}' of {file} holds {type(wrong).__name__}, not texts")
-        values.append(["" if value is None else str(value).strip() for value in column])
-    return values
+        texts = [table.column(name).cast(pyarrow.string()).to_pylist() for name in columns]
+    return [[(text or "").strip() for text in column] for column in texts]
 
 
 def _check_columns(file: Path, header: Sequence[str], columns: Sequence[str]) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from contrast.data.store import one_line
 from contrast.errors import InputError
 
 _MODES = {1: "L", 3: "RGB"}
 
 
 class UnreadableImage(InputError):
-    """A file that should be an image but cannot be decoded."""
+    """An image of a data set that cannot be read, or a row of a table without an image or a caption."""
 
 
 def decode(path: Path, channels: int = 3, image_size: int | None = None) -> np.ndarray:
@@ -29,8 +30,7 @@ def decode(path: Path, channels: int = 3, image_size: int | None = None) -> np.n
                 raise ValueError("32-bit pixels have no agreed range; save the image with 8 bits")
             image = image.convert(_MODES[channels])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(f"{path} is not a readable image ({reason})") from error
+        raise UnreadableImage(f"{path} is not a readable image ({one_line(error)})") from error
     if image_size is not None:
         image = _square(image, image_size)
     return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)

@@ -39,6 +39,10 @@ class Batch(NamedTuple):
     def part(self, rows: slice) -> Batch:
         return Batch(self.pixels[rows], self.labels[rows], self.index[rows], _at(self.text, rows))
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; the copy does not wait for pinned memory."""
+        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]
+
 
 class _Rows:
     """What Images and ImageFiles share: every row has a label and, in a data set with captions, a caption."""
@@ -53,19 +57,17 @@ class _Rows:
     def _check(self) -> None:
         """Make labels and token ids int64. Raise InputError unless there is one for each image, in its range."""
         images, labels = len(self), as_ids("labels", self.labels)
+        text = None if self.text is None else as_ids("token ids", self.text)
         object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "text", text)
         if labels.shape != (images,):
             raise InputError(f"{images} images need labels of shape [{images}], not {list(labels.shape)}")
         lowest, highest = (int(labels.min()), int(labels.max())) if images else (UNLABELLED, UNLABELLED)
         if lowest < UNLABELLED or highest >= len(self.classes):
             raise InputError(f"labels must be in -1..{len(self.classes) - 1}, but are in {lowest}..{highest}")
-        if self.text is None:
-            return
-        text = as_ids("token ids", self.text)
-        object.__setattr__(self, "text", text)
-        if text.ndim != 2 or len(text) != images:
+        if text is not None and (text.ndim != 2 or len(text) != images):
             raise InputError(f"{images} images need captions of shape [{images}, L], not {list(text.shape)}")
-        if text.numel() and int(text.min()) < PADDING:
+        if text is not None and text.numel() and int(text.min()) < PADDING:
             raise InputError(f"token ids must be {PADDING} (padding) or more, but one is {int(text.min())}")
 
     def _batch(self, pixels: Tensor, rows: Tensor) -> Batch:
@@ -122,8 +124,7 @@ class Images(_Rows):
         """
         counts = torch.zeros(self.channels, 256, dtype=torch.int64)  # of each pixel value
         for block in self.pixels.split(_BLOCK):
-            for channel in range(self.channels):
-                counts[channel] += torch.bincount(block[:, channel].flatten(), minlength=256).cpu()
+            counts += torch.stack([part.flatten().bincount(minlength=256) for part in block.unbind(1)]).cpu()
         values, n = torch.arange(256), max(1, self.pixels.numel() // self.channels)
         total, squares = (counts @ values).tolist(), (counts @ values**2).tolist()
         # n^2 var = n sum(x^2) - sum(x)^2, in Python's integers: no cancellation
@@ -145,7 +146,7 @@ class ImageFiles(_Rows):
     names: np.ndarray  # [N] of str, relative to root; an array, as workers would copy a list bit by bit
     labels: Tensor  # [N] int64, -1 where unlabelled
     classes: tuple[str, ...]
-    size: int  # pixels of either side
+    size: int = 0  # pixels of either side; 0 in a listing of files that are still to be loaded
     channels: int = 3
     on_error: str = "raise"
     text: Tensor | None = None  # [N, L] int64 token ids, 0: padding
@@ -174,9 +175,9 @@ class ImageFiles(_Rows):
 
         Not those of these files: to measure them, every file would have to be decoded.
         """
-        mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)
-        std = torch.tensor(IMAGENET_STD, dtype=torch.float64)
-        return (mean, std) if self.channels == 3 else (mean.mean().view(1), std.mean().view(1))
+        both = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=torch.float64)
+        mean, std = both if self.channels == 3 else both.mean(dim=1, keepdim=True)
+        return mean, std
 
     def _decode(self, row: int) -> tuple[int, np.ndarray]:
         """The image at `row`, or the next one that may take its place; and its row."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from contrast.data.store import cache_folder, cached, digest, from_texts, to_texts
 from contrast.data.text.text_files import Text, blocks, content, text_files
-from contrast.data.text.tokenizer import HFTokenizer, tokens
+from contrast.data.text.tokenizer import HFTokenizer, check_vocabulary, frequent_words, tokens
 from contrast.errors import InputError
 
 BORDER = -1  # closes a line among its ids
@@ -60,13 +60,6 @@ class Corpus:
     def number(self) -> dict[str, int]:
         """The id of each word."""
         return {word: i for i, word in enumerate(self.words)}
-
-
-class _Vocabulary(NamedTuple):
-    words: list[str]  # [V]
-    counts: list[int]  # [V]
-    total_words: int
-    unknown: int | None
 
 
 class _Lines(NamedTuple):
@@ -130,7 +123,11 @@ def corpus(
     Raises InputError for a path that does not exist or cannot be read, text without words, a vocabulary without words,
     a held-out part without lines, a cache that cannot be written, and values out of range.
     """
-    _check(min_count, max_words, unknown, held_out)
+    check_vocabulary(min_count, max_words)
+    if unknown not in ("drop", "keep"):
+        raise InputError(f"unknown words are to 'drop' or to 'keep', not '{unknown}'")
+    if not 0 <= held_out < 1:
+        raise InputError(f"the share of lines held out must be in [0, 1), not {held_out}")
     files = text_files(path)
     split, split_name = _splitter(tokenizer)
     lines = _Lines(files, split, held_out, seed)
@@ -139,9 +136,9 @@ def corpus(
     key = digest(_FORMAT, split_name, min_count, max_words, unknown, chosen, content(files))
 
     def make() -> dict[str, Tensor]:
-        vocabulary = _counted(lines, min_count, max_words, unknown)
+        vocabulary, total_words = _counted(lines, min_count, max_words, unknown)
         folder.mkdir(parents=True, exist_ok=True)
-        return _encoded(lines, vocabulary, folder)
+        return _encoded(lines, vocabulary, total_words, unknown, folder)
 
     try:
         entry = cached(folder, f"corpora/{key}", make)
@@ -160,13 +157,14 @@ def corpus(
     )
 
 
-def _counted(lines: _Lines, min_count: int, max_words: int | None, unknown: str) -> _Vocabulary:
+def _counted(lines: _Lines, min_count: int, max_words: int | None, unknown: str) -> tuple[dict[str, int], int]:
+    """The vocabulary with the count of each word, in its order, and the number of all words."""
     counts: Counter[str] = Counter()
     total = closed = broken = forgotten = 0
     for parts, wrong in lines.parts("counting words"):
-        kept = [words for words, held in parts if not held]
-        counts.update(chain.from_iterable(kept))
-        total += sum(map(len, kept)) - counts.pop(_END, 0)
+        fitted = [words for words, held in parts if not held]
+        counts.update(chain.from_iterable(fitted))
+        total += sum(map(len, fitted)) - counts.pop(_END, 0)
         closed += sum(words[-1] == _END for words, _ in parts)
         broken += wrong
         if len(counts) > MAX_COUNTED_WORDS:
@@ -185,23 +183,18 @@ def _counted(lines: _Lines, min_count: int, max_words: int | None, unknown: str)
         raise InputError(f"{lines.files[0]}{' and the other files' * (len(lines.files) > 1)}: no words{beside}")
     if unknown == "keep":
         counts.pop(UNKNOWN, None)  # of text that has such words already: they are of the rest
-    ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)[:max_words]
-    if not ranked:
-        count, word = max(((count, word) for word, count in counts.items()), default=(0, ""))
-        raise InputError(
-            f"none of {len(counts):,} words occurs {min_count} times: the vocabulary would be empty; "
-            f"the most frequent, '{word}', occurs {count} times"
-        )
+    kept = frequent_words(counts, min_count, max_words)
     if unknown == "keep":
-        ranked = sorted([*ranked, (-total - sum(count for count, _ in ranked), UNKNOWN)])
-    words, counted = [word for _, word in ranked], [-count for count, _ in ranked]
-    return _Vocabulary(words, counted, total, words.index(UNKNOWN) if unknown == "keep" else None)
+        kept = frequent_words(kept | {UNKNOWN: total - sum(kept.values())}, 0, None)
+    return kept, total
 
 
-def _encoded(lines: _Lines, vocabulary: _Vocabulary, folder: Path) -> dict[str, Tensor]:
+def _encoded(
+    lines: _Lines, vocabulary: dict[str, int], total_words: int, unknown: str, folder: Path
+) -> dict[str, Tensor]:
     """The entry of the cache. Ids are mapped from temporary files in `folder`, because they may not fit in memory."""
-    number = {word: i for i, word in enumerate(vocabulary.words)} | {_END: BORDER}
-    other = _DROPPED if vocabulary.unknown is None else vocabulary.unknown
+    number = {word: i for i, word in enumerate(vocabulary)} | {_END: BORDER}
+    other = number[UNKNOWN] if unknown == "keep" else _DROPPED
     with TemporaryFile(dir=folder) as kept_file, TemporaryFile(dir=folder) as held_out_file:
         writers = kept, held_out = _IdWriter(kept_file), _IdWriter(held_out_file)
         for parts, _ in lines.parts("encoding words"):
@@ -213,13 +206,12 @@ def _encoded(lines: _Lines, vocabulary: _Vocabulary, folder: Path) -> dict[str, 
             raise InputError(
                 f"held_out={lines.held_out} beside {kept.lines:,} lines holds out no word of the vocabulary"
             )
-        unknown = -1 if vocabulary.unknown is None else vocabulary.unknown
         return {
             "ids": kept.ids(),
             "held_out": held_out.ids(),
-            "words": from_texts(vocabulary.words),
-            "counts": torch.tensor(vocabulary.counts, dtype=torch.int64),
-            "numbers": torch.tensor([vocabulary.total_words, kept.lines, unknown]),
+            "words": from_texts(list(vocabulary)),
+            "counts": torch.tensor(list(vocabulary.values()), dtype=torch.int64),
+            "numbers": torch.tensor([total_words, kept.lines, max(other, -1)]),
         }
 
 
@@ -260,14 +252,5 @@ def _splitter(tokenizer: str | None) -> tuple[Callable[[str], list[str]], str]:
 
 
 def _name(path: Text | Sequence[Text], files: Sequence[Path]) -> str:
-    whole = isinstance(path, str | os.PathLike) and Path(path).expanduser().is_dir()
-    return (Path(path).expanduser().resolve() if whole else files[0]).name.split(".")[0]  # type: ignore[arg-type]
-
-
-def _check(min_count: int, max_words: int | None, unknown: str, held_out: float) -> None:
-    if min_count < 1 or (max_words is not None and max_words < 1):
-        raise InputError(f"min_count ({min_count}) and max_words ({max_words}) of a vocabulary must be 1 or more")
-    if unknown not in ("drop", "keep"):
-        raise InputError(f"unknown words are to 'drop' or to 'keep', not '{unknown}'")
-    if not 0 <= held_out < 1:
-        raise InputError(f"the share of lines held out must be in [0, 1), not {held_out}")
+    whole = Path(path).expanduser() if isinstance(path, str | os.PathLike) else files[0]
+    return (whole.resolve() if whole.is_dir() else files[0]).name.split(".")[0]

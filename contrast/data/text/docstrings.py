@@ -9,14 +9,14 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
 from contrast.atomic import replacing
-from contrast.data.store import cache_folder, digest
+from contrast.data.store import cache_folder, digest, named_errors
 from contrast.data.text.corpus import Corpus, corpus
 from contrast.errors import InputError
 
@@ -59,13 +59,12 @@ def docstrings(
     """
     if most < 2:
         raise InputError(f"a corpus of at least 2 words is needed, the shortest line, not most={most}")
-    file = cache_folder(cache) / "docstrings" / f"{digest(_FORMAT, most, *_versions())}.txt"
+    versions = [[name, *(package.version for package in distributions(name=name))] for name in PACKAGES.values()]
+    file = cache_folder(cache) / "docstrings" / f"{digest(_FORMAT, most, platform.python_version(), versions)}.txt"
     if not file.exists():
-        try:
-            with replacing(file) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as opened:
-                opened.writelines(f"{line}\n" for line in _lines(most))
-        except OSError as error:
-            raise InputError(f"cannot write the docstrings to {file.parent} ({error}): give cache=FOLDER") from error
+        problem = f"cannot write the docstrings to {file.parent}, give cache=FOLDER"
+        with named_errors((OSError,), problem), replacing(file) as path, open(path, "wb") as opened:
+            opened.writelines(f"{line}\n".encode() for line in _lines(most))
     return corpus(file, min_count, max_words, unknown, None, held_out, seed, cache, name="docstrings")
 
 
@@ -122,12 +121,3 @@ def _roots() -> Iterator[Path]:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
             yield Path(spec.origin).parent
-
-
-def _versions() -> Iterator[str]:
-    yield platform.python_version()
-    for name in PACKAGES.values():
-        try:
-            yield f"{name} {version(name)}"
-        except PackageNotFoundError:
-            yield f"{name} unknown"

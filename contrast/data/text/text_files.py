@@ -9,13 +9,14 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
+from contrast.data.store import named_errors
 from contrast.errors import InputError
 
 BLOCK = 1 << 20  # bytes read at a time, after decompression
@@ -63,10 +64,10 @@ def text_files(path: Text | Sequence[Text]) -> list[Path]:
     return files
 
 
-def content(files: Sequence[Path], progress: bool = True) -> list[str]:
+def content(files: Sequence[Path]) -> list[str]:
     """A digest of the bytes of each file as they are on the disk, 32 hex digits."""
     digests = []
-    with _bar(files, "reading", progress) as bar:
+    with _bar(files, "reading") as bar:
         for file in files:
             state = blake2b(digest_size=16)
             with _named(file), open(file, "rb") as opened:
@@ -77,7 +78,7 @@ def content(files: Sequence[Path], progress: bool = True) -> list[str]:
     return digests
 
 
-def blocks(files: Sequence[Path], desc: str, size: int = BLOCK, progress: bool = True) -> Iterator[Block]:
+def blocks(files: Sequence[Path], desc: str, size: int = BLOCK) -> Iterator[Block]:
     """The lines of all files, by about `size` bytes; a bar counts the bytes on the disk.
 
     A line ends at a line feed and at the end of its file. One that is longer than a block comes in parts, each from
@@ -86,33 +87,27 @@ def blocks(files: Sequence[Path], desc: str, size: int = BLOCK, progress: bool =
     Raises InputError for a file that cannot be read, is not what its suffix says or ends too early, or that holds NUL
     bytes, which no text in UTF-8 does.
     """
-    with _bar(files, desc, progress) as bar:
+    with _bar(files, desc) as bar:
         for file in files:
             decoder = codecs.getincrementaldecoder("utf-8-sig")("contrast.mark_wrong")  # passes over a byte order mark
-            done, rest, counted = 0, "", False  # counted: the line that `rest` continues is among those not UTF-8
+            rest, before, read = "", bar.n, b"-"
+            counted = False  # whether the line that `rest` continues is among those that are not UTF-8
             with _named(file), open(file, "rb") as opened, _OPEN.get(file.suffix, nullcontext)(opened) as stream:
-                while True:
+                while read:
                     read = stream.read(size)
-                    bar.update(opened.tell() - done)
-                    done = opened.tell()
+                    bar.update(before + opened.tell() - bar.n)
                     text = rest + decoder.decode(read, final=not read)
                     if "\0" in text:
                         raise InputError(f"{file} holds NUL bytes: it is not a text in UTF-8")
                     end = _cut(text) if read else len(text)
+                    lines, rest = text[:end].split("\n"), text[end:]
+                    wrong = [_WRONG in line for line in lines]
+                    broken = sum(wrong) - (counted and wrong[0])
+                    counted = wrong[-1] or (counted and len(lines) == 1)
+                    is_open = bool(read and lines[-1])
                     if end:
-                        lines = text[:end].split("\n")
-                        wrong = [_WRONG in line for line in lines]
-                        broken = sum(wrong) - (counted and wrong[0])
-                        counted = wrong[-1] or (counted and len(lines) == 1)
-                        is_open = bool(read and lines[-1])
-                        if not lines[-1]:
-                            lines.pop()
-                        if any(wrong):
-                            lines = [line.replace(_WRONG, "\ufffd") for line in lines]
+                        lines = text[:end].replace(_WRONG, "\ufffd").removesuffix("\n").split("\n")
                         yield Block(lines, is_open, broken)
-                    rest = text[end:]
-                    if not read:
-                        break
 
 
 def _cut(text: str) -> int:
@@ -133,15 +128,10 @@ def _mark_wrong(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("contrast.mark_wrong", _mark_wrong)
 
 
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Errors of reading with the name of the file."""
-    try:
-        yield
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+def _named(file: Path) -> AbstractContextManager[None]:
+    return named_errors((OSError, EOFError, lzma.LZMAError, zlib.error), f"{file} cannot be read")
 
 
-def _bar(files: Sequence[Path], desc: str, progress: bool) -> tqdm:
+def _bar(files: Sequence[Path], desc: str) -> tqdm:
     total = sum(file.stat().st_size for file in files)
-    return tqdm(total=total, desc=desc, unit="B", unit_scale=True, delay=1, leave=False, disable=not progress)
+    return tqdm(total=total, desc=desc, unit="B", unit_scale=True, delay=1, leave=False)

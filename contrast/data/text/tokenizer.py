@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from contrast.data.store import digest
+from contrast.data.store import digest, named_errors
 from contrast.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,6 +70,27 @@ def tokens(text: str) -> list[str]:
     return _ASCII.findall(text) if text.encode().translate(None, _PLAIN) else text.split()
 
 
+def check_vocabulary(min_count: int, max_words: int | None) -> None:
+    """InputError for limits of a vocabulary below 1."""
+    if min_count < 1 or (max_words is not None and max_words < 1):
+        raise InputError(f"min_count ({min_count}) and max_words ({max_words}) of a vocabulary must be 1 or more")
+
+
+def frequent_words(counts: Mapping[str, int], min_count: int, most: int | None) -> dict[str, int]:
+    """At most `most` of the words that occur at least min_count times, by falling count, then by letter.
+
+    Raises InputError if there are none.
+    """
+    ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)[:most]
+    if not ranked:
+        count, word = max(((count, word) for word, count in counts.items()), default=(0, ""))
+        raise InputError(
+            f"none of {len(counts):,} words occurs {min_count} times: the vocabulary would be empty; "
+            f"the most frequent, '{word}', occurs {count} times"
+        )
+    return {word: -count for count, word in ranked}
+
+
 class WordTokenizer:
     """Ids of words: 0 padding, 1 any word that is not in the vocabulary, then the vocabulary in its order.
 
@@ -84,18 +105,13 @@ class WordTokenizer:
             raise InputError(f"a vocabulary of {len(self.vocabulary)} words holds '{twice}' more than once")
 
     @classmethod
-    def fit(cls, texts: Iterable[str], min_count: int = 1, max_size: int | None = None) -> WordTokenizer:
-        """The words that occur at least min_count times, at most max_size of them: by falling count, then by letter.
+    def fit(cls, texts: Iterable[str], min_count: int = 1, max_words: int | None = None) -> WordTokenizer:
+        """The words that occur at least min_count times, at most max_words of them: by falling count, then by letter.
 
         Raises InputError if none is left.
         """
-        if min_count < 1 or (max_size is not None and max_size < 1):
-            raise InputError(f"min_count ({min_count}) and max_size ({max_size}) of a vocabulary must be 1 or more")
-        counts = Counter(word for text in texts for word in tokens(text))
-        ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-        if not ranked:
-            raise InputError(f"none of {len(counts)} words occurs {min_count} times: the vocabulary would be empty")
-        return cls(word for _, word in ranked[:max_size])
+        check_vocabulary(min_count, max_words)
+        return cls(frequent_words(Counter(word for text in texts for word in tokens(text)), min_count, max_words))
 
     @property
     def size(self) -> int:
@@ -105,8 +121,7 @@ class WordTokenizer:
         """Ids [N, L] with L = length; a warning says how many texts were cut. InputError for a length below 1."""
         _check_length(length)
         rows = [[self._number.get(word, UNKNOWN) for word in tokens(text)] for text in texts]
-        _warn_cut(sum(len(row) > length for row in rows), len(rows), length)
-        return _padded(rows, length)
+        return _padded(rows, length, sum(len(row) > length for row in rows))
 
     def decode(self, ids: Tensor) -> list[str]:
         """Words with a space between them, <unk> for an unknown one."""
@@ -134,10 +149,9 @@ class HFTokenizer:
             install = "transformers: pip install 'contrast[transformers]'"
             raise InputError(f"the tokenizer '{name}' needs {install}") from error
         self.name = name
-        try:
+        kinds = OSError, ValueError, KeyError, ImportError, TypeError
+        with named_errors(kinds, f"transformers has no tokenizer '{name}'"):
             self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-            raise InputError(f"transformers has no tokenizer '{name}': {' '.join(str(error).split())}") from error
 
     @property
     def size(self) -> int:
@@ -146,13 +160,10 @@ class HFTokenizer:
     def encode(self, texts: Sequence[str], length: int) -> Tensor:
         """Ids [N, L] with L = length; a warning says how many texts were cut. InputError for a length below 1."""
         _check_length(length)
-        if not texts:
-            return _padded([], length)
-        rows = self._tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+        rows = self._tokenizer(list(texts), truncation=True, max_length=length)["input_ids"] if texts else []
         full = [text for text, row in zip(texts, rows, strict=True) if len(row) == length]
         whole = self._tokenizer(full, verbose=False)["input_ids"] if full else []
-        _warn_cut(sum(len(row) > length for row in whole), len(rows), length)
-        return _padded([[i + 1 for i in row] for row in rows], length)
+        return _padded([[i + 1 for i in row] for row in rows], length, sum(len(row) > length for row in whole))
 
     def decode(self, ids: Tensor) -> list[str]:
         """The texts without special tokens."""
@@ -178,11 +189,8 @@ def _check_length(length: int) -> None:
         raise InputError(f"texts need a length of at least 1 token, not {length}")
 
 
-def _warn_cut(cut: int, texts: int, length: int) -> None:
+def _padded(rows: list[list[int]], length: int, cut: int) -> Tensor:
     if cut:
-        warnings.warn(f"{cut} of {texts} texts have more than {length} tokens and are cut", stacklevel=3)
-
-
-def _padded(rows: list[list[int]], length: int) -> Tensor:
+        warnings.warn(f"{cut} of {len(rows)} texts have more than {length} tokens and are cut", stacklevel=3)
     flat = [(row + [PADDING] * (length - len(row)))[:length] for row in rows]
     return torch.tensor(flat, dtype=torch.int64).view(len(rows), length)

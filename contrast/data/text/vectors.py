@@ -11,17 +11,18 @@ V words, D dimensions.
 import mmap
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from contrast.atomic import replacing
+from contrast.data.store import named_errors, save_tensors
 from contrast.errors import InputError
 
 TEXT, BINARY, SAFE = (".txt", ".vec"), (".bin",), (".safetensors",)
@@ -37,10 +38,7 @@ def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> Non
     """
     path = Path(path).expanduser()
     suffix = file_format(path)
-    if vectors.ndim != 2 or len(words) != len(vectors) or vectors.numel() == 0:
-        raise InputError(
-            f"{len(words)} words and vectors {list(vectors.shape)} cannot be saved: V words need vectors [V, D]"
-        )
+    _check(words, vectors, "what is to be saved")
     wrong = [word for word in words if word.split() != [word]]
     if wrong:
         raise InputError(f"{len(wrong)} of {len(words)} words are empty or have a space in them, such as '{wrong[0]}'")
@@ -48,18 +46,15 @@ def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> Non
         word, count = Counter(words).most_common(1)[0]
         raise InputError(f"{len(words)} words are to be saved, but '{word}' occurs {count} times")
     values = vectors.detach().cpu().float().contiguous()
-    try:
-        with replacing(path) as temporary:
-            if suffix in SAFE:
-                joined = np.frombuffer("".join(f"{word}\n" for word in words).encode(), np.uint8).copy()
-                save_file({"vectors": values, "words": torch.from_numpy(joined)}, temporary)
-                temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
-            elif suffix in BINARY:
-                _write_binary(temporary, words, values)
-            else:
-                _write_text(temporary, words, values)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+    with named_errors((OSError,), f"{path} cannot be written"), replacing(path) as temporary:
+        if suffix in SAFE:
+            joined = bytearray("".join(f"{word}\n" for word in words).encode())
+            save_tensors({"vectors": values, "words": torch.frombuffer(joined, dtype=torch.uint8)}, temporary)
+        elif suffix in BINARY:
+            _write(temporary, words, values, lambda row: row.astype("<f4").tobytes())
+        else:
+            line = " ".join(["%.9g"] * values.shape[1])
+            _write(temporary, words, values, lambda row: (line % tuple(row.tolist())).encode())
 
 
 def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
@@ -74,7 +69,7 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     suffix = file_format(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
-    try:
+    with named_errors((SafetensorError, OSError, ValueError, TypeError), f"{path} holds no word vectors"):
         if suffix in SAFE:
             tensors = load_file(path)
             if not {"vectors", "words"} <= set(tensors):
@@ -83,10 +78,7 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
             vectors = tensors["vectors"].float()
         else:
             words, vectors = _read_binary(path) if suffix in BINARY else _read_text(path)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} holds no word vectors: {' '.join(str(error).split())}") from error
-    if vectors.ndim != 2 or len(words) != len(vectors) or vectors.numel() == 0:
-        raise InputError(f"{path} holds {len(words)} words and vectors {list(vectors.shape)}, not [V, D]")
+    _check(words, vectors, str(path))
     first = {word: row for row, word in reversed(list(enumerate(words)))}
     if len(first) == len(words):
         return tuple(words), vectors
@@ -103,36 +95,35 @@ def file_format(path: str | Path) -> str:
     return path.suffix
 
 
-def _write_text(path: Path, words: Sequence[str], values: Tensor) -> None:
-    line = "%s" + " %.9g" * values.shape[1] + "\n"
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(f"{len(words)} {values.shape[1]}\n")
-        for word, row in zip(_bar(words), values, strict=True):
-            file.write(line % (word, *row.tolist()))
+def _check(words: Sequence[str], vectors: Tensor, what: str) -> None:
+    if vectors.ndim != 2 or len(words) != len(vectors) or vectors.numel() == 0:
+        raise InputError(f"{what} holds {len(words)} words and vectors {list(vectors.shape)}, not V words and [V, D]")
 
 
-def _write_binary(path: Path, words: Sequence[str], values: Tensor) -> None:
+def _write(path: Path, words: Sequence[str], values: Tensor, encode: Callable[[np.ndarray], bytes]) -> None:
+    """The formats of word2vec, which differ in how they `encode` a vector [D]."""
+    bar = tqdm(words, desc="saving vectors", unit="word", unit_scale=True, delay=1, leave=False)
     with open(path, "wb") as file:
         file.write(f"{len(words)} {values.shape[1]}\n".encode())
-        for word, row in zip(_bar(words), values.numpy().astype("<f4"), strict=True):
-            file.write(f"{word} ".encode() + row.tobytes() + b"\n")
+        for word, row in zip(bar, values.numpy(), strict=True):
+            file.write(f"{word} ".encode() + encode(row) + b"\n")
 
 
 def _read_text(path: Path) -> tuple[list[str], Tensor]:
     words, rows = [], []
+    size, width = None, None  # unless the first line says them
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             word, *numbers = line.rstrip().split(" ")
             if number == 1 and len(numbers) == 1:
                 size, width = int(word), int(numbers[0])
                 continue
-            if number == 1:
-                size, width = -1, len(numbers)
+            width = len(numbers) if width is None else width
             if len(numbers) != width:
                 raise ValueError(f"line {number} has {len(numbers)} numbers, not {width}")
             words.append(word)
             rows.append(np.array(numbers, dtype=np.float32))
-    if not rows or size not in (-1, len(rows)):
+    if not rows or size not in (None, len(rows)):
         raise ValueError(f"it has {len(rows)} words" + (f", not {size}" if rows else ""))
     return words, torch.from_numpy(np.stack(rows))
 
@@ -153,7 +144,3 @@ def _read_binary(path: Path) -> tuple[list[str], Tensor]:
             values[row] = np.frombuffer(content[space + 1 : end], "<f4")
             at = end
     return words, torch.from_numpy(values.astype(np.float32, copy=False))
-
-
-def _bar(words: Sequence[str]) -> tqdm:
-    return tqdm(words, desc="saving vectors", unit="word", unit_scale=True, delay=1, leave=False)

@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from tqdm import tqdm
 
+from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
-from contrast.data.text.spans import Span
 from contrast.errors import InputError
 from contrast.training.callbacks.throughput import Throughput
 from contrast.words import LanguageModel

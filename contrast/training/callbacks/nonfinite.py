@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from contrast.atomic import replacing
 from contrast.data.images.image_set import Batch
-from contrast.data.text.spans import Span
+from contrast.data.loader import Span
 from contrast.errors import InputError
 from contrast.module import Contrastive
 from contrast.words.base import TextModel

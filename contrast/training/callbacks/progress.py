@@ -8,7 +8,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from tqdm import tqdm
 
 from contrast.data.images.image_set import Batch
-from contrast.data.text.spans import Span
+from contrast.data.loader import Span
 
 
 class RunProgress(TQDMProgressBar):
