@@ -28,8 +28,8 @@ def evaluate(cfg: DictConfig) -> float:
     """Runs `cfg.protocol` on what `cfg.checkpoint` holds; returns the metric `cfg.metric`."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     quiet()
-    protocol = instantiate(cfg.protocol)
-    data, description = word_data(cfg) if getattr(protocol, "func", None) is words else image_data(cfg)
+    protocol = instantiate(cfg.protocol, _partial_=True)
+    data, description = word_data(cfg) if protocol.func is words else image_data(cfg)
     write_environment(run_dir)
     print(f"{HydraConfig.get().runtime.choices['protocol']} on {description}")
     metrics = protocol(data)
