@@ -21,7 +21,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """A plugin for `Trainer(plugins=[...])`: a path holds a whole checkpoint at any moment, the old or the new.
 
     Local folders only, one writing process per folder. What a killed process left behind is removed by the next
-    save. Reading is `torch.load(weights_only=True)`, which runs no code from the file, unless told otherwise.
+    save. Reading is `torch.load(weights_only=True)`, which runs no code from the file, unless `weights_only=False`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -67,7 +67,7 @@ class Checkpoints(Checkpoint):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         if every_n_steps:  # a hook only then, since Lightning calls it after every batch
-            self.on_train_batch_end = self._save_within_epoch  # type: ignore[method-assign]
+            self.on_train_batch_end = self._save_within_epoch  # type: ignore[assignment,method-assign]
         self.last_every_n_epochs = last_every_n_epochs
         self._saved_step = -1
         self._generators: list[dict[str, torch.Tensor]] = []  # of each rank, from the checkpoint

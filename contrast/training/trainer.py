@@ -107,7 +107,7 @@ def callbacks_of(cfg: DictConfig, facts: Mapping[str, object]) -> list[pl.Callba
 
 
 def bare_trainer(trainer: DictConfig) -> pl.Trainer:
-    """The trainer of the configuration without loggers, for what it says of devices and lengths."""
+    """The trainer of the configuration without loggers, to read its devices and the length of training."""
     return instantiate(trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 

@@ -26,19 +26,17 @@ class StopAtNonFinite(pl.Callback):
     configuration. The error names the first non-finite tensor: a parameter, or the first output on the main path.
     """
 
+    batch: Batch  # of the current step
+
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.batch: Batch | None = None
         self.pending: list[tuple[Batch, int, Tensor]] = []  # the batches since the last step: number, loss on the host
         self.copied: torch.cuda.Event | None = None
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, *_: object) -> None:
         self.batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        assert self.batch is not None
         on_host = loss.detach().to("cpu", non_blocking=True)
         self.pending.append((self.batch, cast(Contrastive, pl_module).batch_number, on_host))
         if loss.is_cuda:

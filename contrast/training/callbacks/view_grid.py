@@ -1,4 +1,4 @@
-"""A picture of the augmented views, once, at the start: the first thing to look at when a run learns nothing."""
+"""A picture of the augmented views, once, at the start: the first thing to check when a run learns nothing."""
 
 from pathlib import Path
 from typing import cast
