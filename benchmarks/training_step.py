@@ -37,6 +37,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torchvision
+from contrast.training.callbacks.throughput import Throughput
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -48,7 +49,6 @@ from views import installed, processor
 
 from contrast.data.images.image_set import Images, Splits
 from contrast.data.loader import Batches, PretrainData
-from contrast.training.callbacks.throughput import Throughput
 from contrast.training.pretrain_images import callbacks, new_model
 from contrast.training.trainer import make_trainer
 

@@ -1,8 +1,8 @@
-"""Facts of the data and of the model, with which the partials of a configuration are called.
+"""Facts of the data and of the model, with which the parts of a configuration are called.
 
-A part of a configuration with `_partial_: true` needs something that no YAML file knows. `contrast.training.build`
-calls it with the facts that its signature names. Only parameters without a default value are filled, and a value in the
-YAML file comes first:
+A part of a configuration may need something that no YAML file knows. `contrast.training.build` calls it with the facts
+that its signature names; a part within a part has `_partial_: true` for that. Only parameters without a default value
+are filled, and a value in the YAML file comes first:
 
     dim                 D, dimensions of a query: those of the projections, or of a text encoder's features
     in_features         the same number, for a predictor

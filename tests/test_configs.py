@@ -26,7 +26,7 @@ from contrast.negatives import Table, Targets, Tree
 from contrast.run.compose import check_values, config_loader, load_config
 from contrast.run.folder import conf_folder
 from contrast.samplers import Unigram
-from contrast.training.build import build
+from contrast.training.build import build, part
 
 CONF = conf_folder()
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))
@@ -164,7 +164,7 @@ def test_text(compose: Compose, tmp_path: Path, option: str, words: list[str]) -
 
 @pytest.mark.parametrize("option", WORDS)
 def test_encoder_of_words(compose: Compose, option: str) -> None:
-    encoder = complete(instantiate(compose(f"encoder={option}", command="words").encoder), {"num_ids": 9})
+    encoder = part(compose(f"encoder={option}", command="words").encoder, {"num_ids": 9})
     found = encoder(torch.zeros(2, 3, dtype=torch.long))
     features = found[0] if option == "gru" else found
     assert features.shape == (2, 3, encoder.num_features)
@@ -244,8 +244,8 @@ def check_losses(model: Contrastive) -> None:
 def test_optimizer(compose: Compose, optimizer: str, scheduler: str) -> None:
     cfg = compose(f"optimizer={optimizer}", f"scheduler={scheduler}")
     weight = torch.nn.Parameter(torch.ones(3))
-    built = instantiate(cfg.optimizer)([{"params": [weight]}])
-    schedule = instantiate(cfg.scheduler)(built, total_steps=4)
+    built = instantiate(cfg.optimizer, [{"params": [weight]}])
+    schedule = instantiate(cfg.scheduler, built, total_steps=4)
     for _ in range(4):
         weight.square().sum().backward()
         built.step()
@@ -256,7 +256,7 @@ def test_optimizer(compose: Compose, optimizer: str, scheduler: str) -> None:
 
 @pytest.mark.parametrize("option", options("protocol"))
 def test_protocol(compose: Compose, option: str) -> None:
-    assert callable(instantiate(compose(f"protocol={option}", command="evaluate").protocol))
+    assert callable(instantiate(compose(f"protocol={option}", command="evaluate").protocol, _partial_=True))
 
 
 # --- recipes
@@ -371,7 +371,7 @@ TUNED = {
     "data": "root image_column caption_column label_column test_file test_fraction image_size channels tokenizer "
     "length on_error memory_limit_gb download min_count max_words unknown held_out most",
     "encoder": "name stem widths compile channels_last dim hidden layers sparse num_features",
-    "head": "cutoffs temperature bias correction num_noise margin.m bias.initial positive_sigma temperature.initial",
+    "head": "cutoffs bias correction num_noise margin.m bias.initial positive_sigma temperature.initial",
     "key": "momentum shuffle_bn encoder.width encoder.layers",
     "negatives": "draws proximity momentum ring in_batch positives sampler std sparse",
     "model": "method window subsample lr lr_end chunk block blocks max_pairs_per_row length batch frequencies",
@@ -385,7 +385,7 @@ TUNED = {
 # values that take back those of the file below them
 OVERRIDING = {
     ("method/arcface", "head.cosine"),
-    ("method/cosface", "head.cosine"),
+    ("method/siglip", "negatives.reverse"),
     ("output/negative_sampling", "negatives.sampler.power"),
 }
 

@@ -22,7 +22,7 @@ from contrast.negatives import InBatch, Table, Targets, Tree
 from contrast.run.metrics import read_rows
 from contrast.samplers import LogUniform, Poisson, Unigram
 from contrast.training.callbacks.held_out import HeldOut
-from contrast.training.callbacks.throughput import Throughput
+from contrast.training.callbacks.progress import Throughput
 from contrast.words import LanguageModel
 from contrast.words.frequencies import start_at_frequencies
 
@@ -472,7 +472,7 @@ def test_other_optimisers_train(words: Command, text: Path, settings: tuple[str,
 def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step takes a second, each measure a hundred."""
     now = [0.0]
-    monkeypatch.setattr("contrast.training.callbacks.throughput.perf_counter", lambda: now[0])
+    monkeypatch.setattr("contrast.training.callbacks.progress.perf_counter", lambda: now[0])
     monkeypatch.setattr("contrast.training.callbacks.held_out.perf_counter", lambda: now[0])
     logged: list[dict[str, float]] = []
 
@@ -497,9 +497,9 @@ def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.
     trainer = Trainer()
     trainer.callbacks = [throughput, callback]
     callback.on_train_start(trainer, Module())
+    throughput.on_train_epoch_start(trainer, Module())
     while not trainer.should_stop:
         trainer.global_step += 1
-        throughput.on_train_batch_start(trainer, Module(), None, 0)
         now[0] += 1
         for each in trainer.callbacks:
             each.on_train_batch_end(trainer, Module(), {"loss": torch.ones(())}, None, 0)

@@ -62,10 +62,10 @@ def test_held_out_and_unlabelled_rows_teach_nothing() -> None:
     index = torch.cat([held, beyond])
     labels = torch.cat([images.labels[held], torch.tensor([-1, -1])])
     probe_step(probe, torch.randn(len(index), 4), labels, index)
-    assert probe.classifier.weight.abs().max() == 0
+    assert probe.trained[0].weight.abs().max() == 0
     fit = probe.fit_rows[:4]
     probe_step(probe, torch.randn(4, 4), images.labels[fit], fit)
-    assert probe.classifier.weight.abs().max() > 0
+    assert probe.trained[0].weight.abs().max() > 0
 
 
 def test_the_linear_probe_resumes_from_its_state() -> None:
@@ -83,7 +83,7 @@ def test_the_linear_probe_resumes_from_its_state() -> None:
     resumed.on_fit_start(None, SimpleNamespace(encoder=SimpleNamespace(num_features=4), device=torch.device("cpu")))
     for embedding in steps[2:]:
         probe_step(resumed, embedding, images.labels[rows], rows)
-    assert torch.equal(resumed.classifier.weight, whole.classifier.weight)
+    assert torch.equal(resumed.trained[0].weight, whole.trained[0].weight)
 
 
 def test_at_most_so_many_images_are_looked_at() -> None:

@@ -22,14 +22,15 @@ from contrast.old_names import current
 from contrast.run.environment import write_environment
 from contrast.run.jobs import metric_of
 from contrast.run.quiet import quiet
+from contrast.training.trainer import bare_trainer
 
 
 def evaluate(cfg: DictConfig) -> float:
     """Runs `cfg.protocol` on what `cfg.checkpoint` holds; returns the metric `cfg.metric`."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     quiet()
-    protocol = instantiate(cfg.protocol)
-    data, description = word_data(cfg) if getattr(protocol, "func", None) is words else image_data(cfg)
+    protocol = instantiate(cfg.protocol, _partial_=True)
+    data, description = word_data(cfg) if protocol.func is words else image_data(cfg)
     write_environment(run_dir)
     print(f"{HydraConfig.get().runtime.choices['protocol']} on {description}")
     metrics = protocol(data)
@@ -43,12 +44,12 @@ def evaluate(cfg: DictConfig) -> float:
 
 def word_data(cfg: DictConfig) -> tuple[WordData, str]:
     """Word vectors and the files that they are measured on, with a description."""
-    files: Any = OmegaConf.to_container(cfg.data or OmegaConf.create({}))
+    files = {str(name): value for name, value in (cfg.data or {}).items()}
     other = set(files) - {"pairs", "analogies"}
     if other:
         raise InputError(f"word vectors are measured on data.pairs and data.analogies, not data.{min(other)}")
     names, vectors = word_vectors(cfg.checkpoint)
-    device = instantiate(cfg.trainer, logger=False, enable_checkpointing=False).strategy.root_device
+    device = bare_trainer(cfg.trainer).strategy.root_device
     on = vectors if device.type == "mps" else vectors.to(device)  # float64 is needed
     return WordData(names, on, **files), f"{len(names):,} words, vectors of {vectors.shape[1]} numbers"
 
@@ -73,7 +74,6 @@ def image_data(cfg: DictConfig) -> tuple[EvaluationData, str]:
     if splits.test is None or not (unlabelled or has_labels(splits)):
         raise InputError(f"{splits.name} has no labelled training images or no test set: nothing to evaluate on")
     encoder = from_checkpoint(saved, cfg.encoder) if own else from_weights(saved, cfg.encoder, splits.train)
-    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
     train, test = (images if unlabelled else labelled(images, None) for images in (splits.train, splits.test))
     if cfg.label_fraction is not None or cfg.labels_per_class is not None:
         train = train.select(labelled_subset(train.labels, cfg.label_fraction, cfg.labels_per_class, cfg.seed))
@@ -82,7 +82,7 @@ def image_data(cfg: DictConfig) -> tuple[EvaluationData, str]:
         train,
         test,
         cache=Path(cfg.feature_cache),
-        device=trainer.strategy.root_device,
+        device=bare_trainer(cfg.trainer).strategy.root_device,
         trainer=cfg.trainer,
         batch_size=cfg.batch_size,
         workers=cfg.workers,

@@ -82,7 +82,7 @@ def from_checkpoint(saved: Checkpoint, encoder_cfg: DictConfig | None = None) ->
     encoder = architecture(encoder_cfg or config["encoder"], in_channels=images["channels"], image_size=images["size"])
     load_encoder(encoder, saved)
     normalize = Normalize(state["normalize.mean"].flatten(), state["normalize.std"].flatten())
-    part = architecture(config["key"]) if text else None
+    part = architecture(config["key"], _partial_=True) if text else None
     if getattr(part, "func", None) is not Second:  # no captions, or none that the run was trained on
         return Frozen(normalize, encoder)
     projector = architecture(config["projector"], in_features=encoder.num_features)

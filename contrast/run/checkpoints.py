@@ -21,7 +21,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """A plugin for `Trainer(plugins=[...])`: a path holds a whole checkpoint at any moment, the old or the new.
 
     Local folders only, one writing process per folder. What a killed process left behind is removed by the next
-    save. Reading is `torch.load(weights_only=True)`, which runs no code from the file, unless told otherwise.
+    save. Reading is `torch.load(weights_only=True)`, which runs no code from the file, unless `weights_only=False`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -66,6 +66,8 @@ class Checkpoints(Checkpoint):
         self.folder = Path(folder).absolute()
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
+        if every_n_steps:  # a hook only then, since Lightning calls it after every batch
+            self.on_train_batch_end = self._save_within_epoch  # type: ignore[assignment,method-assign]
         self.last_every_n_epochs = last_every_n_epochs
         self._saved_step = -1
         self._generators: list[dict[str, torch.Tensor]] = []  # of each rank, from the checkpoint
@@ -85,10 +87,10 @@ class Checkpoints(Checkpoint):
                 torch.cuda.set_rng_state(state["cuda"], pl_module.device)
         self._generators = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+    def _save_within_epoch(self, trainer: pl.Trainer, *unused: object) -> None:
         # Not after the last batch of an epoch: a run resumed there would skip the hooks at the epoch's end, so that
         # these come first and then the checkpoint.
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
+        if trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -6,12 +6,13 @@ B images, K classes.
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from contrast.data.images.image_set import Batch, ImageFiles, Images
@@ -50,7 +51,7 @@ class Classifier(pl.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self, self.weight_decay)
         optimizer = torch.optim.SGD(groups, self.lr, momentum=0.9, nesterov=True)
         schedule = warmup_cosine(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))

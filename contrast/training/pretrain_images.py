@@ -1,11 +1,9 @@
 """Pretraining on images: train an encoder, then evaluate its frozen features."""
 
-import functools
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from contrast.data.images.image_set import Splits
@@ -13,14 +11,7 @@ from contrast.data.loader import Batches, PretrainData
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Towers
 from contrast.evaluation.features import EvaluationData
-from contrast.evaluation.report import (
-    few_pixels,
-    frozen_metrics,
-    has_labels,
-    metric_names,
-    raw_pixels,
-    table,
-)
+from contrast.evaluation.report import few_pixels, frozen_metrics, has_labels, metric_names, raw_pixels, table
 from contrast.evaluation.retrieval import retrieval
 from contrast.keys import Second
 from contrast.module import Contrastive
@@ -28,32 +19,29 @@ from contrast.run.jobs import metric_of
 from contrast.training.build import build
 from contrast.training.callbacks.nonfinite import StopAtNonFinite
 from contrast.training.callbacks.online import without_singles
-from contrast.training.callbacks.throughput import Throughput
+from contrast.training.callbacks.progress import Throughput
 from contrast.training.callbacks.view_grid import ViewGrid
-from contrast.training.trainer import check_settings, closing, fit, make_trainer, print_once, save_results
+from contrast.training.trainer import callbacks_of, check_settings, print_once, train
 
 
 def pretrain_images(cfg: DictConfig, splits: Splits, run_dir: Path) -> float | None:
     """Trains the model that `cfg` describes on `splits`; returns the metric `cfg.metric`, for sweeps."""
     images = splits.pretrain
-    throughput = Throughput("images", lambda batch: len(batch.pixels))
     check_settings(cfg)
     if cfg.evaluation.enabled and cfg.metric not in (names := metric_names(cfg.evaluation)):
         raise InputError(f"metric={cfg.metric} will not be among the metrics: {', '.join(sorted(names))}")
-    Batches(images, cfg.batch_size, cfg.seed)  # for its errors, before anything is written
-    with closing(run_dir):
-        model = new_model(cfg, splits)
-        trainer = make_trainer(cfg, run_dir, callbacks(cfg, splits, run_dir, throughput))
-        print_once(f"{cfg.name}: {len(images):,} images of {splits.name}; the run folder is {run_dir}")
-        fit(trainer, model, PretrainData(images, cfg.batch_size, cfg.seed, workers=cfg.workers), cfg.resume)
-        if not trainer.is_global_zero:
-            return None
-        scores = evaluate(cfg, model, splits, trainer.strategy.root_device)
-        metrics = save_results(trainer, run_dir, throughput, scores)
-        if scores:
-            print_once(f"{table(scores, list(cfg.evaluation.per_class))}\n{run_dir}")
-        evaluated = bool(scores) and has_labels(splits)
-        return metric_of(metrics, cfg.metric) if evaluated else metrics.get(cfg.metric)
+    made = callbacks(cfg, splits, run_dir)
+    model = new_model(cfg, splits)
+    data = PretrainData(images, cfg.batch_size, cfg.seed, workers=cfg.workers)
+
+    def evaluated(device: torch.device) -> tuple[dict[str, float], str]:
+        scores = evaluate(cfg, model, splits, device)
+        return scores, table(scores, list(cfg.evaluation.per_class)) if scores else ""
+
+    metrics = train(cfg, run_dir, model, data, made, f"{len(images):,} images of {splits.name}", evaluated)
+    if metrics is None or not (cfg.evaluation.enabled and has_labels(splits)):
+        return (metrics or {}).get(cfg.metric)
+    return metric_of(metrics, cfg.metric)
 
 
 def new_model(cfg: DictConfig, splits: Splits) -> Contrastive:
@@ -62,16 +50,12 @@ def new_model(cfg: DictConfig, splits: Splits) -> Contrastive:
     return build(cfg, splits.pretrain, splits.tokenizer)
 
 
-def callbacks(cfg: DictConfig, splits: Splits, run_dir: Path, throughput: Throughput) -> list[pl.Callback]:
+def callbacks(cfg: DictConfig, splits: Splits, run_dir: Path) -> list[pl.Callback]:
     """The callbacks of a run on images; probes are left out where no class has two labelled images."""
-    made: list[pl.Callback] = [StopAtNonFinite(run_dir), ViewGrid(run_dir), throughput]
-    for node in (cfg.callbacks or {}).values():
-        callback = instantiate(node)
-        if not isinstance(callback, functools.partial):
-            made.append(callback)
-        elif (without_singles(splits.train.labels) >= 0).any():
-            made.append(callback(images=splits.train))
-    return made
+    batches = Batches(splits.pretrain, cfg.batch_size, cfg.seed)
+    probed = splits.train if (without_singles(splits.train.labels) >= 0).any() else None
+    throughput = Throughput("images", lambda batch: len(batch.pixels))
+    return [StopAtNonFinite(run_dir), ViewGrid(run_dir, batches), throughput, *callbacks_of(cfg, {"images": probed})]
 
 
 def evaluate(cfg: DictConfig, model: Contrastive, splits: Splits, device: torch.device) -> dict[str, float]:

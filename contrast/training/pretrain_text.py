@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from contrast.data.loader import SpanData
@@ -13,52 +11,50 @@ from contrast.data.text.vectors import file_format, save_vectors
 from contrast.errors import InputError
 from contrast.evaluation.encoder import VECTORS
 from contrast.evaluation.words import nearest_words, score_names, word_scores
-from contrast.facts import complete
+from contrast.run.jobs import metric_of
 from contrast.training.build import build_text
 from contrast.training.callbacks.nonfinite import StopAfterNonFinite
-from contrast.training.callbacks.throughput import Throughput
-from contrast.training.trainer import check_settings, closing, fit, make_trainer, print_once, save_results
+from contrast.training.callbacks.progress import Throughput
+from contrast.training.trainer import bare_trainer, callbacks_of, check_settings, train
 from contrast.words import LanguageModel, WordVectors
 
 
 def pretrain_text(cfg: DictConfig, corpus: Corpus, run_dir: Path) -> float | None:
     """Trains the model of text that `cfg` describes; returns the metric `cfg.metric`, for sweeps."""
     check_settings(cfg)
-    with closing(run_dir):
-        model = build_text(cfg, corpus)
-        throughput = Throughput("words", model.count)
-        check_requested(cfg, model, corpus, {"loss", *throughput.metrics()})
-        callbacks = [complete(instantiate(node), {"corpus": corpus}) for node in (cfg.get("callbacks") or {}).values()]
-        trainer = make_trainer(cfg, run_dir, [StopAfterNonFinite(), throughput, *callbacks])
-        check_trainer(trainer, model)
-        print_once(
-            f"{cfg.name}: {corpus.total_words:,} words of {corpus.name}, {len(corpus.words):,} different ones; "
-            f"the run folder is {run_dir}"
-        )
-        try:
-            fit(trainer, model, SpanData(corpus.ids, model.chunk, cfg.seed), cfg.resume)
-        finally:
-            model.teardown("fit")  # which Lightning leaves out after an error: workers end, torch has its threads back
-        if not trainer.is_global_zero:
-            return None
+    model = build_text(cfg, corpus)
+    throughput = Throughput("words", model.count)
+    check_text(cfg, model, corpus, {"loss", *throughput.metrics()})
+
+    def evaluate(device: torch.device) -> tuple[dict[str, float], str]:
         if isinstance(model, WordVectors):
-            scores, report = evaluate_vectors(cfg.evaluation, model, corpus, run_dir)
-        else:
-            scores = model.metrics(corpus, trainer.strategy.root_device)
-            report = model.table(scores)
-        metrics = save_results(trainer, run_dir, throughput, scores)
-        print_once(f"{report}\n{run_dir}")
-        if cfg.metric not in metrics:
-            raise InputError(f"metric={cfg.metric} is not among the metrics: {', '.join(sorted(metrics))}")
-        return metrics[cfg.metric]
+            return evaluate_vectors(cfg.evaluation, model, corpus, run_dir)
+        scores = model.metrics(corpus, device)
+        return scores, model.table(scores)
+
+    data = SpanData(corpus.ids, model.chunk, cfg.seed)
+    callbacks = [StopAfterNonFinite(), throughput, *callbacks_of(cfg, {"corpus": corpus})]
+    title = f"{corpus.total_words:,} words of {corpus.name}, {len(corpus.words):,} different ones"
+    try:
+        metrics = train(cfg, run_dir, model, data, callbacks, title, evaluate)
+    finally:
+        model.teardown("fit")  # which Lightning leaves out after an error: workers end, torch has its threads back
+    return None if metrics is None else metric_of(metrics, cfg.metric)
 
 
-def check_requested(cfg: DictConfig, model: WordVectors | LanguageModel, corpus: Corpus, names: set[str]) -> None:
-    """Raises InputError for what would fail after the training: a file, or a metric that will not be measured.
+def check_text(cfg: DictConfig, model: WordVectors | LanguageModel, corpus: Corpus, names: set[str]) -> None:
+    """Raises InputError for what would fail in or after the training: devices, files, or a metric that is not measured.
 
     names  metrics of every run
     """
+    trainer = bare_trainer(cfg.trainer)
+    if trainer.world_size > 1:
+        raise InputError(f"models of text train on one device, not on {trainer.world_size}: trainer.devices=1")
     if isinstance(model, WordVectors):
+        if trainer.max_epochs == -1 and trainer.max_steps == -1:
+            raise InputError(
+                "the learning rate of word vectors falls over a known number of steps: trainer.max_epochs=5"
+            )
         if cfg.get("evaluation") is None:
             raise InputError("word vectors are saved and measured as evaluation=words says, and there is no evaluation")
         for file in files_of(cfg.evaluation):
@@ -69,14 +65,6 @@ def check_requested(cfg: DictConfig, model: WordVectors | LanguageModel, corpus:
     if cfg.metric not in names:
         none = "; no text is held out for it: data.held_out=0.05" if cfg.metric == "perplexity" else ""
         raise InputError(f"metric={cfg.metric} will not be among the metrics: {', '.join(sorted(names))}{none}")
-
-
-def check_trainer(trainer: pl.Trainer, model: WordVectors | LanguageModel) -> None:
-    """Raises InputError for a trainer that models of text cannot use, before Lightning starts other processes."""
-    if trainer.world_size > 1:
-        raise InputError(f"models of text train on one device, not on {trainer.world_size}: trainer.devices=1")
-    if isinstance(model, WordVectors) and trainer.max_epochs == -1 and trainer.max_steps == -1:
-        raise InputError("the learning rate of word vectors falls over a known number of steps: trainer.max_epochs=5")
 
 
 def files_of(evaluation: DictConfig) -> list[str]:

@@ -4,13 +4,11 @@ from time import perf_counter
 from typing import cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.types import STEP_OUTPUT
 from tqdm import tqdm
 
-from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
 from contrast.errors import InputError
-from contrast.training.callbacks.throughput import Throughput
+from contrast.training.callbacks.progress import throughput_of
 from contrast.words import LanguageModel
 
 
@@ -45,15 +43,12 @@ class HeldOut(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.due = self.first
-        while self.due <= clock(trainer).state_dict()["seconds"]:  # of a run that continues
+        while self.due <= throughput_of(trainer).seconds:  # of a run that continues
             self.due *= self.growth
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Span, batch_idx: int
-    ) -> None:
-        throughput = clock(trainer)
-        so_far = throughput.state_dict()
-        seconds = so_far["seconds"]
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: object) -> None:
+        throughput = throughput_of(trainer)
+        seconds = throughput.seconds
         over = self.max_seconds is not None and seconds >= self.max_seconds
         if self.ids is not None and (seconds >= self.due or over):
             began = perf_counter()
@@ -61,19 +56,10 @@ class HeldOut(pl.Callback):
                 self.due *= self.growth
             result = cast(LanguageModel, pl_module).held_out(self.ids, self.most)
             metrics = {f"held_out/{name}": value for name, value in result.items() if name != "held_out_words"}
-            metrics |= {"train/seconds": seconds, "train/words": float(so_far[throughput.unit])}
+            metrics |= {"train/seconds": seconds, f"train/{throughput.unit}": float(throughput.total)}
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, trainer.global_step - 1)  # the row of this step
-            if throughput.started is not None:
-                throughput.started += perf_counter() - began
+            throughput.started += perf_counter() - began
         if over and not trainer.should_stop:
             tqdm.write(f"{seconds:.0f} seconds of training are over: callbacks.held_out.max_seconds={self.max_seconds}")
         trainer.should_stop = trainer.should_stop or over
-
-
-def clock(trainer: pl.Trainer) -> Throughput:
-    """The one callback that counts seconds of training."""
-    clocks = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
-    if len(clocks) != 1:
-        raise InputError(f"held-out text is timed by exactly 1 Throughput, not by {len(clocks)}")
-    return clocks[0]

@@ -1,16 +1,17 @@
 """A loss that is not finite stops the run before it can spoil the weights, and leaves what reproduces the step."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from contrast.atomic import replacing
 from contrast.data.images.image_set import Batch
-from contrast.data.loader import Span
 from contrast.errors import InputError
 from contrast.module import Contrastive
 from contrast.words.base import TextModel
@@ -25,40 +26,34 @@ class StopAtNonFinite(pl.Callback):
     configuration. The error names the first non-finite tensor: a parameter, or the first output on the main path.
     """
 
+    batch: Batch  # of the current step
+
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.batch: Batch | None = None
-        self.pending: list[tuple[Batch, int]] = []  # the batches, with their numbers, since the last step
-        self.losses: list[Tensor] = []
-        self.on_host = torch.zeros(0)  # their losses
+        self.pending: list[tuple[Batch, int, Tensor]] = []  # the batches since the last step: number, loss on the host
         self.copied: torch.cuda.Event | None = None
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, *_: object) -> None:
         self.batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        assert self.batch is not None
-        self.pending.append((self.batch, cast(Contrastive, pl_module).batch_number))
-        self.losses.append(loss.detach())
-        self.on_host = torch.stack(self.losses).to("cpu", non_blocking=True)
+        on_host = loss.detach().to("cpu", non_blocking=True)
+        self.pending.append((self.batch, cast(Contrastive, pl_module).batch_number, on_host))
         if loss.is_cuda:
             self.copied = torch.cuda.Event()
             self.copied.record()
 
     def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         if self.copied is not None:
             self.copied.synchronize()
-        batches, self.pending, self.losses = self.pending, [], []
-        if self.on_host.isfinite().all():
-            return
-        at = int(self.on_host.isfinite().int().argmin())
-        model = cast(Contrastive, pl_module)
-        batch, model.batch_number = batches[at]
-        self.stop(trainer, model, batch, self.on_host[at].item())
+        pending, self.pending = self.pending, []
+        for batch, number, loss in pending:
+            if not loss.isfinite():
+                model = cast(Contrastive, pl_module)
+                model.batch_number = number
+                self.stop(trainer, model, batch, loss.item())
 
     def stop(self, trainer: pl.Trainer, model: Contrastive, batch: Batch, loss: float) -> None:
         number, alone = model.batch_number, trainer.world_size == 1
@@ -95,15 +90,12 @@ def first_non_finite(module: Contrastive, batch: Batch, alone: bool = True) -> s
         return "none among the parameters; run it on one process to see the activations"
     broken: list[str] = []
 
-    def check(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            tensors = output if isinstance(output, list | tuple) else [output]
-            if not broken and any(isinstance(t, Tensor) and not _finite(t) for t in tensors):
-                broken.append(f"the output of {name}")
+    def check(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        tensors = output if isinstance(output, list | tuple) else [output]
+        if not broken and any(isinstance(t, Tensor) and not _finite(t) for t in tensors):
+            broken.append(f"the output of {name}")
 
-        return hook
-
-    hooks = [sub.register_forward_hook(check(name)) for name, sub in module.named_modules() if name]
+    hooks = [sub.register_forward_hook(partial(check, name)) for name, sub in module.named_modules() if name]
     logged, module.logged = module.logged, False
     try:
         module.training_step(batch, 0)
@@ -123,8 +115,8 @@ def _finite(tensor: Tensor) -> bool:
 class StopAfterNonFinite(pl.Callback):
     """Raises InputError after a step whose loss is not finite, before it is saved."""
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Span, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Mapping[str, Tensor], *unused: object
     ) -> None:
         if not outputs["loss"].isfinite():
             number, loss = cast(TextModel, pl_module).batch_number, outputs["loss"].item()

@@ -4,7 +4,8 @@ Both are measured on held-out rows of the *training* set, so that the test set i
 V views, B images, F features, K classes.
 """
 
-from typing import Any, TypedDict, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -18,12 +19,7 @@ from contrast.evaluation.features import features
 from contrast.evaluation.knn import knn_score
 from contrast.module import Contrastive
 
-
-class LinearState(TypedDict, total=False):
-    """What a checkpoint holds of a linear probe."""
-
-    classifier: dict[str, Any]
-    optimizer: dict[str, Any]
+LinearState = dict[str, dict[str, Any]]  # what a checkpoint holds of a linear probe: classifier, optimizer
 
 
 class OnlineProbe(pl.Callback):
@@ -32,6 +28,8 @@ class OnlineProbe(pl.Callback):
     At most `max_fit` images, in equal shares of every class, vote or train; the share `held_out` of the images is kept
     apart and measured on.
     """
+
+    name: str
 
     def __init__(
         self,
@@ -49,12 +47,17 @@ class OnlineProbe(pl.Callback):
         self.fit_rows = fit[stratified(images.labels[fit], max_fit, seed)]
         self.held_rows = held[stratified(images.labels[held], max_held, seed)]
 
-    def due(self, trainer: pl.Trainer) -> bool:
-        last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
-        return last or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epochs = trainer.current_epoch + 1
+        if epochs == trainer.max_epochs or epochs % self.every_n_epochs == 0:
+            pl_module.log(f"online/{self.name}_top1", self.measure(pl_module), prog_bar=True)
 
-    def features(self, pl_module: pl.LightningModule, rows: Tensor, what: str) -> tuple[Tensor, Tensor]:
-        images = self.images.select(rows)
+    def measure(self, pl_module: pl.LightningModule) -> float:
+        """The share of the held-out images whose class is recognised."""
+        raise NotImplementedError
+
+    def features(self, pl_module: pl.LightningModule, rows: Tensor) -> tuple[Tensor, Tensor]:
+        images, what = self.images.select(rows), f"online {self.name}"
         workers = getattr(pl_module.trainer.datamodule, "workers", 0)  # type: ignore[attr-defined]
         return features(pl_module, images, device=pl_module.device, desc=what, workers=workers), images.labels
 
@@ -62,16 +65,15 @@ class OnlineProbe(pl.Callback):
 class OnlineKNN(OnlineProbe):
     """Logs `online/knn_top1`: held-out training images voted on by the others (weighted kNN)."""
 
+    name = "knn"
+
     def __init__(self, images: Images | ImageFiles, k: int = 200, temperature: float = 0.07, **kwargs: Any) -> None:
         super().__init__(images, **kwargs)
         self.k, self.temperature = k, temperature
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.due(trainer):
-            fit, fit_labels = self.features(pl_module, self.fit_rows, "online kNN")
-            held, held_labels = self.features(pl_module, self.held_rows, "online kNN")
-            result = knn_score(fit, fit_labels, held, held_labels, self.k, self.temperature, device=pl_module.device)
-            pl_module.log("online/knn_top1", result.top1, prog_bar=True)
+    def measure(self, pl_module: pl.LightningModule) -> float:
+        fit, held = self.features(pl_module, self.fit_rows), self.features(pl_module, self.held_rows)
+        return knn_score(*fit, *held, self.k, self.temperature, device=pl_module.device).top1
 
 
 class OnlineLinear(OnlineProbe):
@@ -81,56 +83,59 @@ class OnlineLinear(OnlineProbe):
     weights and moments are in the checkpoint.
     """
 
+    name = "linear"
+
     def __init__(self, images: Images | ImageFiles, lr: float = 1e-2, **kwargs: Any) -> None:
         super().__init__(images, **kwargs)
         self.lr, self.classes = lr, len(images.classes)
         self.held = torch.zeros(len(images), dtype=torch.bool)
         self.held[self.held_rows] = True
-        self.classifier: torch.nn.Linear | None = None
-        self.optimizer: torch.optim.Adam | None = None
-        self.restored: LinearState | None = None
-
-    def _build(self, num_features: int, device: torch.device) -> None:
-        self.classifier = torch.nn.utils.skip_init(torch.nn.Linear, num_features, self.classes, device=device)
-        torch.nn.init.zeros_(self.classifier.weight)  # zeros, not noise: the run's random state stays its own
-        torch.nn.init.zeros_(self.classifier.bias)
-        self.optimizer = torch.optim.Adam(self.classifier.parameters(), self.lr)
-        if self.restored is not None:
-            self.classifier.load_state_dict(self.restored["classifier"])
-            self.optimizer.load_state_dict(self.restored["optimizer"])
+        self.trained: tuple[torch.nn.Linear, torch.optim.Adam] | None = None
+        self.restored: LinearState = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.held = self.held.to(pl_module.device)
-        self._build(int(cast(Contrastive, pl_module).encoder.num_features), pl_module.device)  # type: ignore[arg-type]
+        num_features = int(cast(Contrastive, pl_module).encoder.num_features)  # type: ignore[arg-type]
+        classifier = torch.nn.utils.skip_init(torch.nn.Linear, num_features, self.classes, device=pl_module.device)
+        for parameter in classifier.parameters():
+            torch.nn.init.zeros_(parameter)  # zeros, not noise: nothing is drawn from the run's random state
+        self.trained = classifier, torch.optim.Adam(classifier.parameters(), self.lr)
+        if self.restored:
+            classifier.load_state_dict(self.restored["classifier"])
+            self.trained[1].load_state_dict(self.restored["optimizer"])
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        *_: object,
     ) -> None:
-        assert self.classifier is not None
-        assert self.optimizer is not None
-        embedding: Tensor = outputs["embedding"][0].float()  # [V, B, F] -> [B, F]
+        assert self.trained is not None
+        classifier, optimizer = self.trained
+        embedding = outputs["embedding"][0].float()  # [V, B, F] -> [B, F]
         held = self.held[batch.index.clamp(max=len(self.held) - 1)]  # rows beyond are unlabelled
         weight = ((batch.labels >= 0) & ~held).float()  # [B]
-        losses = F.cross_entropy(self.classifier(embedding), batch.labels.clamp(min=0), reduction="none")  # [B]
-        self.optimizer.zero_grad()
+        losses = F.cross_entropy(classifier(embedding), batch.labels.clamp(min=0), reduction="none")  # [B]
+        optimizer.zero_grad()
         ((losses * weight).sum() / weight.sum().clamp(min=1)).backward()
-        self.optimizer.step()
+        optimizer.step()
 
     @torch.no_grad()
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.due(trainer):
-            assert self.classifier is not None
-            held, labels = self.features(pl_module, self.held_rows, "online linear")
-            predicted = self.classifier(held.to(pl_module.device)).argmax(dim=1).cpu()  # [N, F] -> [N]
-            pl_module.log("online/linear_top1", (predicted == labels).float().mean(), prog_bar=True)
+    def measure(self, pl_module: pl.LightningModule) -> float:
+        assert self.trained is not None
+        held, labels = self.features(pl_module, self.held_rows)
+        predicted = self.trained[0](held.to(pl_module.device)).argmax(dim=1).cpu()  # [N, F] -> [N]
+        return (predicted == labels).float().mean().item()
 
-    def state_dict(self) -> LinearState:  # type: ignore[override]
-        if self.classifier is None or self.optimizer is None:
+    def state_dict(self) -> LinearState:
+        if self.trained is None:
             return {}
-        return {"classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"classifier": self.trained[0].state_dict(), "optimizer": self.trained[1].state_dict()}
 
-    def load_state_dict(self, state_dict: LinearState) -> None:  # type: ignore[override]
-        self.restored = state_dict or None
+    def load_state_dict(self, state_dict: LinearState) -> None:
+        self.restored = state_dict
 
 
 def without_singles(labels: Tensor) -> Tensor:
