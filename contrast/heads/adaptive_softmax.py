@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from contrast.candidates import Candidates
 from contrast.distributed import world_size
 from contrast.errors import InputError
+from contrast.heads.scalars import ScalarOwner
 
 
-class AdaptiveSoftmax(nn.Module):
+class AdaptiveSoftmax(ScalarOwner):
     """torch.nn.AdaptiveLogSoftmaxWithLoss (Grave et al. 2017) over classes sorted by falling frequency.
 
     dim      D, of the queries
@@ -56,12 +57,6 @@ class AdaptiveSoftmax(nn.Module):
 
     def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         return {}
-
-    def plan(self, steps: int) -> None:
-        """Nothing is scheduled."""
-
-    def advance(self) -> None:
-        """Nothing is scheduled."""
 
 
 def usual_cutoffs(size: int, dim: int, div_value: float = 4.0) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
-from contrast.heads.scalars import Temperature, as_temperature
+from contrast.heads.scalars import ScalarOwner, Temperature, as_temperature
 from contrast.losses.plan import Scoring, plan
 from contrast.losses.scores import Scores, gathered, in_blocks, score_matrix
 
@@ -15,7 +15,7 @@ MAX_DESCRIBED_QUERIES = 1024
 MAX_DESCRIBED_SCORES = 2**21  # 8 MiB in float32
 
 
-class Head(nn.Module):
+class Head(ScalarOwner):
     """Scores similarity / temperature. A subclass turns the scores into one loss per query, in `losses`.
 
     temperature  a positive number, or a `Temperature` (`Learnable`, `Cosine`)
@@ -103,14 +103,6 @@ class Head(nn.Module):
     def describe_rows(self, scores: Scores) -> dict[str, Tensor]:
         """More metrics of each query, [B], by name."""
         return {}
-
-    def plan(self, steps: int) -> None:
-        """Called once before training with the number of optimiser steps it will take."""
-        self.temperature.plan(steps)
-
-    def advance(self) -> None:
-        """Called once after every optimiser step."""
-        self.temperature.advance()
 
 
 def _row_mean(scores: Tensor, mask: Tensor) -> Tensor:

@@ -68,7 +68,3 @@ class NCE(Head):
     def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """As every head's, and log_z: minus the bias."""
         return super().describe(query, candidates) | {"log_z": -self.bias()}
-
-    def advance(self) -> None:
-        super().advance()
-        self.bias.advance()

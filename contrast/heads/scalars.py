@@ -24,6 +24,23 @@ class Scalar(nn.Module):
         """Called once after every optimiser step."""
 
 
+class ScalarOwner(nn.Module):
+    """A module whose scalars, its own and those of its parts, are planned and advanced together."""
+
+    def plan(self, steps: int) -> None:
+        """Called once before training with the number of optimiser steps it will take."""
+        for scalar in self.scalars():
+            scalar.plan(steps)
+
+    def advance(self) -> None:
+        """Called once after every optimiser step."""
+        for scalar in self.scalars():
+            scalar.advance()
+
+    def scalars(self) -> list[Scalar]:
+        return [part for part in self.modules() if isinstance(part, Scalar)]
+
+
 class Temperature(Scalar):
     """Divides the similarities."""
 
