@@ -5,7 +5,7 @@ B queries, C candidates, D dimensions, W ranks; N vectors of either side. Scores
 No list of pairs is made and no number read back, so the host never waits for the device. What is kept for the backward
 pass is linear in B and C, and the inputs stay in the precision they came in: products of half-precision vectors are
 exact, and lengths, scores and losses float32. Gradients are sums of products of slopes in the precision of the inputs,
-added up in float32. A product of float32 inputs is done in float32 unless PyTorch is told that TF32 will do
+added up in float32. A product of float32 inputs is done in float32 unless PyTorch is set to use TF32
 (`torch.set_float32_matmul_precision("high")`).
 """
 
@@ -95,10 +95,10 @@ class SoftmaxStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         args, hardness = KernelArgs(*arguments[:-1]), arguments[-1]
-        told, there = _statistics(args, hardness, logistic=False)
-        highest, total, total_hard, count_pos, highest_pos, total_pos, sum_pos, neither = told.unbind(1)  # [parts, B]
+        sums, present = _statistics(args, hardness, logistic=False)
+        highest, total, total_hard, count_pos, highest_pos, total_pos, sum_pos, neither = sums.unbind(1)  # [parts, B]
         positives = count_pos.sum(0).long()  # [B]
-        negatives = there - positives - neither.sum(0).long()
+        negatives = present - positives - neither.sum(0).long()
         lse_raised = torch.where(negatives > 0, _lse(highest, total, 1 + hardness), 0)
         lse_hard = torch.where(negatives > 0, _lse(highest, total_hard, hardness), 0)
         lse_pos = torch.where(positives > 0, _lse(highest_pos, total_pos), 0)
@@ -119,8 +119,8 @@ class SoftmaxStatistics(torch.autograd.Function):
         _check_first_derivative()
         *inputs, lse_raised, lse_hard, lse_pos, positives = ctx.saved_tensors
         stats = torch.stack([lse_raised, lse_hard, lse_pos, of_neg, of_pos, of_mean / positives.clamp(min=1)])
-        found = _gradients(ctx, KernelArgs(*inputs, *ctx.rest), stats, ctx.hardness, logistic=False)
-        return *found, None, None, None, None
+        result = _gradients(ctx, KernelArgs(*inputs, *ctx.rest), stats, ctx.hardness, logistic=False)
+        return *result, None, None, None, None
 
 
 class LogisticSums(torch.autograd.Function):
@@ -132,12 +132,12 @@ class LogisticSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         args = KernelArgs(*arguments)
-        told, _ = _statistics(args, 0.0, logistic=True)
-        positives = told[:, 3].sum(0).long()
+        sums, _ = _statistics(args, 0.0, logistic=True)
+        positives = sums[:, 3].sum(0).long()
         ctx.save_for_backward(*args[:4])
         ctx.rest = args[4:]
         ctx.mark_non_differentiable(positives)
-        return told[:, 1].sum(0), positives
+        return sums[:, 1].sum(0), positives
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
@@ -150,23 +150,24 @@ class LogisticSums(torch.autograd.Function):
 def gradient(
     mine: Side,
     others: Side,
-    asks: bool,
-    asked: bool,
+    queries: bool,
+    candidates: bool,
     logistic: bool = False,
     hardness: float = 0.0,
     of_offset: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Sum over the others of d loss / d score times their scaled vectors, [N, D] float32; gradient of the offset [N].
 
-    asks, asked  whether my side holds the queries, and whether it holds the candidates of the others. Both, for rules
-                 that are the same both ways: the whole gradient of my scaled vectors. Then mine may be this rank's and
-                 the others every rank's, with their stats
-    of_offset    the second is wanted: of the candidates, if they are mine
+    queries     whether my side holds the queries
+    candidates  whether my side holds the candidates of the others. With `queries`, for rules that are the same both
+                ways, the result is the whole gradient of my scaled vectors. Mine may then be this rank's side, and
+                the others every rank's, with their stats
+    of_offset   whether the second result is computed: of the candidates, if they are mine
     """
     from contrast.losses.tiled.kernels.gradients import gradients
 
     (count, dimensions), columns = mine.vectors.shape, len(others.vectors)
-    own = mine.own if asks else others.own
+    own = mine.own if queries else others.own
     parts = shared_by(count, columns, mine.vectors.device)
     out = mine.scale.new_empty(parts, count, dimensions)
     sums = mine.scale.new_empty(parts, count) if of_offset else None
@@ -177,8 +178,9 @@ def gradient(
         gradients[grid](
             mine.vectors, others.vectors, mine.scale, others.scale, mine.offset, others.offset, mine.ids, others.ids,
             mine.groups, others.groups, own, my_stats, their_stats, out, sums, count, columns, float(hardness),
-            D=dimensions, ASKS=asks, ASKED=asked, LOGISTIC=logistic, HARD=hardness > 0, IDS=mine.ids is not None,
-            GROUPS=mine.groups is not None, OWN=own is not None, OF_OFFSET=of_offset, PRECISION=_precision(),
+            D=dimensions, Q_ROWS=queries, Q_COLS=candidates, LOGISTIC=logistic, HARD=hardness > 0,
+            IDS=mine.ids is not None, GROUPS=mine.groups is not None, OWN=own is not None, OF_OFFSET=of_offset,
+            PRECISION=_precision(),
         )  # fmt: skip
     total, sums = out[0] if parts == 1 else out.sum(0), None if sums is None else sums.sum(0)
     return (total, sums) if factor is None else (total.div_(factor), None if sums is None else sums.div_(factor))
@@ -193,22 +195,22 @@ def shared_by(rows: int, columns: int, device: torch.device) -> int:
 
 
 def _statistics(args: KernelArgs, hardness: float, logistic: bool) -> tuple[Tensor, Tensor]:
-    """What `triton_statistics` tells, [parts, 8, B], and the number of candidates that are there."""
+    """The output of the statistics kernel, [parts, 8, B], and the number of candidates that are present."""
     from contrast.losses.tiled.kernels.statistics import statistics
 
-    asking, answering = _sides(args)
-    (rows, dimensions), columns = asking.vectors.shape, len(answering.vectors)
-    assert answering.offset is not None
-    parts = shared_by(rows, columns, asking.vectors.device)
-    out = asking.scale.new_empty(parts, 8, rows)
-    with torch.cuda.device_of(asking.vectors):
+    q, c = _sides(args)
+    (rows, dimensions), columns = q.vectors.shape, len(c.vectors)
+    assert c.offset is not None
+    parts = shared_by(rows, columns, q.vectors.device)
+    out = q.scale.new_empty(parts, 8, rows)
+    with torch.cuda.device_of(q.vectors):
         statistics[lambda meta: (-(-rows // meta["BLOCK_M"]), 1, parts)](
-            asking.vectors, answering.vectors, asking.scale, answering.scale, answering.offset, asking.ids,
-            answering.ids, asking.groups, answering.groups, asking.own, out, rows, columns, float(hardness),
-            D=dimensions, LOGISTIC=logistic, HARD=hardness > 0, IDS=answering.ids is not None,
-            GROUPS=answering.groups is not None, OWN=asking.own is not None, PRECISION=_precision(),
+            q.vectors, c.vectors, q.scale, c.scale, c.offset, q.ids,
+            c.ids, q.groups, c.groups, q.own, out, rows, columns, float(hardness),
+            D=dimensions, LOGISTIC=logistic, HARD=hardness > 0, IDS=c.ids is not None,
+            GROUPS=c.groups is not None, OWN=q.own is not None, PRECISION=_precision(),
         )  # fmt: skip
-    return out, (answering.offset > -torch.inf).sum()
+    return out, (c.offset > -torch.inf).sum()
 
 
 def _gradients(
@@ -216,25 +218,25 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of query, vectors, scale and offset."""
     query, vectors, scale, cosine = inputs.query, inputs.vectors, inputs.scale, inputs.cosine
-    asking, answering = _sides(inputs)
-    asking = asking._replace(stats=stats.contiguous())
+    q, c = _sides(inputs)
+    q = q._replace(stats=stats.contiguous())
     if inputs.both:
         # no gradients of vectors are summed over ranks: this one computes what the others' losses send to its rows
-        everybody = asking if vectors is None else answering._replace(stats=gather(stats.T).T.contiguous())
-        total, _ = gradient(asking, everybody, True, True, logistic, hardness)
-        of_asking, sum_of_both = _through_scale(total, asking, scale.sqrt(), cosine)
-        return of_asking.to(query.dtype), None, sum_of_both / (2 * scale), None
+        everybody = q if vectors is None else c._replace(stats=gather(stats.T).T.contiguous())
+        total, _ = gradient(q, everybody, True, True, logistic, hardness)
+        of_both, sum_of_both = _through_scale(total, q, scale.sqrt(), cosine)
+        return of_both.to(query.dtype), None, sum_of_both / (2 * scale), None
     assert vectors is not None
     of_query = of_vectors = of_offset = None
     _, wants_vectors, _, wants_offset = ctx.needs_input_grad[:4]
     if wants_vectors or wants_offset:
-        total, of_offset = gradient(answering, asking, False, True, logistic, hardness, of_offset=wants_offset)
-        found, along = _through_scale(total, answering, torch.ones_like(scale), cosine)
-        of_vectors = found.to(vectors.dtype)
+        total, of_offset = gradient(c, q, False, True, logistic, hardness, of_offset=wants_offset)
+        result, along = _through_scale(total, c, torch.ones_like(scale), cosine)
+        of_vectors = result.to(vectors.dtype)
     if ctx.needs_input_grad[0] or of_vectors is None:
-        total, _ = gradient(asking, answering, True, False, logistic, hardness)
-        found, along = _through_scale(total, asking, scale, cosine)
-        of_query = found.to(query.dtype)
+        total, _ = gradient(q, c, True, False, logistic, hardness)
+        result, along = _through_scale(total, q, scale, cosine)
+        of_query = result.to(query.dtype)
     return of_query, of_vectors, along / scale, of_offset
 
 
@@ -244,7 +246,7 @@ def _through_scale(total: Tensor, side: Side, factor: Tensor, cosine: bool) -> t
     The scale of a vector z is a = factor / |z|, for cosines: its gradient is a (total - (total . z) z / |z|^2), at a
     right angle to z. The length of a zero vector is not looked at, as in `contrast.losses.similarity.unit`.
     """
-    along = (total * side.vectors).sum(dim=1)  # [N, D] x [N, D] -> [N], in float32 whatever TF32 is told
+    along = (total * side.vectors).sum(dim=1)  # [N, D] x [N, D] -> [N], in float32 whatever the TF32 setting is
     scores = (side.scale * along).sum()
     total.mul_(torch.where(side.scale > 0, side.scale, factor)[:, None])
     if cosine:
@@ -257,20 +259,20 @@ def _sides(args: KernelArgs) -> tuple[Side, Side]:
     query, vectors, scale, offset, cosine, rules, both = args
     grouped = rules.excluded_groups is not None
     ids, groups = (None if rules.ids is None else rules.query_ids, rules.query_groups if grouped else None)
-    there = query.new_zeros(len(rules), dtype=torch.float32) if offset is None else offset.float()
-    there = _present(there, rules.ids, rules.excluded_groups).contiguous()
+    present = query.new_zeros(len(rules), dtype=torch.float32) if offset is None else offset.float()
+    present = _present(present, rules.ids, rules.excluded_groups).contiguous()
     scale = scale.sqrt() if both else scale
-    asking = Side(
+    q = Side(
         query.contiguous(), _scaled(query, scale, cosine), _contiguous(ids), _contiguous(groups),
-        _contiguous(rules.self_index), there,
+        _contiguous(rules.self_index), present,
     )  # fmt: skip
     if vectors is None:
-        return asking, asking
+        return q, q
     if both:
-        asking = asking._replace(offset=_present(asking.scale.new_zeros(len(query)), ids, groups))
+        q = q._replace(offset=_present(q.scale.new_zeros(len(query)), ids, groups))
     scaled = _scaled(vectors, scale if both else torch.ones_like(scale), cosine)
-    return asking, Side(
-        vectors.contiguous(), scaled, _contiguous(rules.ids), _contiguous(rules.excluded_groups), None, there
+    return q, Side(
+        vectors.contiguous(), scaled, _contiguous(rules.ids), _contiguous(rules.excluded_groups), None, present
     )
 
 
@@ -315,10 +317,10 @@ def _times(stats: Tensor, factor: Tensor | None) -> Tensor:
 
 
 def _precision() -> str:
-    """Of products of float32: what PyTorch's own are told."""
+    """The precision of products of float32, as PyTorch's own are set."""
     try:
         fast = torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # told by the newer of PyTorch's two settings, beside the older
+    except RuntimeError:  # the newer of PyTorch's two settings was used, next to the older
         fast = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if fast else "ieee"
 

@@ -41,7 +41,18 @@ CONFIGS = [
 ]
 if INTERPRETED.value:
     CONFIGS = [config(32, 32, 16, 32, 1, 1)]
-KEY = ["D", "ASKS", "ASKED", "LOGISTIC", "HARD", "IDS", "GROUPS", "OWN", "OF_OFFSET", "PRECISION"]  # and the dtypes
+KEY = [
+    "D",
+    "Q_ROWS",
+    "Q_COLS",
+    "LOGISTIC",
+    "HARD",
+    "IDS",
+    "GROUPS",
+    "OWN",
+    "OF_OFFSET",
+    "PRECISION",
+]  # and the dtypes
 
 
 @triton.jit
@@ -81,18 +92,18 @@ def _of_pairs(
 def gradients(
     mine, others, my_scale, other_scale, my_offset, other_offset, my_ids, other_ids, my_groups, other_groups, own,
     my_stats, other_stats, out, of_offset, M, N, hardness,
-    D: tl.constexpr, ASKS: tl.constexpr, ASKED: tl.constexpr, LOGISTIC: tl.constexpr, HARD: tl.constexpr,
+    D: tl.constexpr, Q_ROWS: tl.constexpr, Q_COLS: tl.constexpr, LOGISTIC: tl.constexpr, HARD: tl.constexpr,
     IDS: tl.constexpr, GROUPS: tl.constexpr, OWN: tl.constexpr, OF_OFFSET: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, OUT_D: tl.constexpr,
 ):  # fmt: skip
     """out [parts, M, D]: sum over the columns of slope_ij b_j z_j, where slope is d loss / d score of a pair.
 
-    ASKS    the rows are queries and the columns their candidates; ASKED: the other way round; both: the sum of a pair's
+    Q_ROWS    the rows are queries and the columns candidates; Q_COLS: the other way round; both: the sum of a pair's
             two slopes, for rules that are the same both ways
     own     of the rows if they ask, else of the columns
-    offset  of the side that is asked, [M] or [N]; -inf: it does not count. With OF_OFFSET, of rows that are asked,
+    offset  of the candidates' side, [M] or [N]; -inf: it does not count. With OF_OFFSET, of rows that are candidates,
             of_offset [parts, M] is its gradient
-    stats   [6, M] and [6, N] of the side that asks: the log-sum-exps of the negatives, of hardness * s, of the
+    stats   [6, M] and [6, N] of the queries' side: the log-sum-exps of the negatives, of hardness * s, of the
             positives; gradients of the first, of the third, of the sum of the positives' scores
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -100,11 +111,11 @@ def gradients(
     first, end = columns_of_part(N, BLOCK_N)
     row = tl.load(my_scale + rows, mask=rows < M, other=0.0) * LOG2E
     i_ids, i_groups = low_words(my_ids, rows, M, IDS), low_words(my_groups, rows, M, GROUPS)
-    if ASKS:
+    if Q_ROWS:
         i_own = low_words(own, rows, M, OWN)
         i_lse, i_hard = _stat(my_stats, 0, rows, M, 0.0)[:, None], _stat(my_stats, 1, rows, M, 0.0)[:, None]
         i_g = _stat(my_stats, 3, rows, M, 0.0)[:, None]
-    if ASKED:
+    if Q_COLS:
         i_shift = tl.load(my_offset + rows, mask=rows < M, other=float("-inf")) * LOG2E
     result = tl.zeros([BLOCK_M, OUT_D], tl.float32)
     sums = tl.zeros([BLOCK_M], tl.float32)
@@ -116,46 +127,46 @@ def gradients(
         scores, block = products(kept, mine, others, rows, columns, M, N, D, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
         column = tl.load(other_scale + columns, mask=columns < N, other=0.0)
         scores = scores * column[None, :] * row[:, None]
-        owns = low_words(own, columns, N, OWN and not ASKS)
-        if ASKED:  # lse inf: the slope of what is beyond the edge is 0
-            asked = scores + i_shift[:, None]
+        owns = low_words(own, columns, N, OWN and not Q_ROWS)
+        if Q_COLS:  # lse inf: the slope of what is beyond the edge is 0
+            s_j = scores + i_shift[:, None]
             j_lse = _stat(other_stats, 0, columns, N, float("inf"))[None, :]
             j_hard = _stat(other_stats, 1, columns, N, float("inf"))[None, :]
             j_g = _stat(other_stats, 3, columns, N, 0.0)[None, :]
-        if ASKS:
+        if Q_ROWS:
             owns = i_own
-            asking = scores + tl.load(other_offset + columns, mask=columns < N, other=float("-inf"))[None, :] * LOG2E
+            s_i = scores + tl.load(other_offset + columns, mask=columns < N, other=float("-inf"))[None, :] * LOG2E
         j_ids, j_groups = low_words(other_ids, columns, N, IDS), low_words(other_groups, columns, N, GROUPS)
-        top = highest_of(scores, rows, columns, i_ids, j_ids, i_groups, j_groups, owns, ASKS, IDS, GROUPS, OWN)
+        top = highest_of(scores, rows, columns, i_ids, j_ids, i_groups, j_groups, owns, Q_ROWS, IDS, GROUPS, OWN)
         if tl.max(top, axis=0) < float("inf"):
-            if ASKS:
-                slopes = _of_negatives(asking, i_lse, i_hard, i_g, hardness, LOGISTIC, HARD)
-            if ASKED:
-                of_asked = _of_negatives(asked, j_lse, j_hard, j_g, hardness, LOGISTIC, HARD)
-                slopes = slopes + of_asked if ASKS else of_asked
+            if Q_ROWS:
+                slopes = _of_negatives(s_i, i_lse, i_hard, i_g, hardness, LOGISTIC, HARD)
+            if Q_COLS:
+                of_columns = _of_negatives(s_j, j_lse, j_hard, j_g, hardness, LOGISTIC, HARD)
+                slopes = slopes + of_columns if Q_ROWS else of_columns
         else:  # some pair is no negative
-            if ASKS:
+            if Q_ROWS:
                 positive, negative = masks_of(
-                    asking, rows, M, columns, N, my_ids, other_ids, my_groups, other_groups, own, ASKS, IDS, GROUPS, OWN
+                    s_i, rows, M, columns, N, my_ids, other_ids, my_groups, other_groups, own, Q_ROWS, IDS, GROUPS, OWN
                 )  # fmt: skip
                 lse_pos, g_pos = _stat(my_stats, 2, rows, M, 0.0)[:, None], _stat(my_stats, 4, rows, M, 0.0)[:, None]
                 g_mean = _stat(my_stats, 5, rows, M, 0.0)[:, None]
                 slopes = _of_pairs(
-                    asking, positive, negative, i_lse, i_hard, i_g, lse_pos, g_pos, g_mean, hardness,
+                    s_i, positive, negative, i_lse, i_hard, i_g, lse_pos, g_pos, g_mean, hardness,
                     LOGISTIC, HARD, IDS,
                 )  # fmt: skip
-            if ASKED:
+            if Q_COLS:
                 positive, negative = masks_of(
-                    asked, rows, M, columns, N, my_ids, other_ids, my_groups, other_groups, own, ASKS, IDS, GROUPS, OWN
+                    s_j, rows, M, columns, N, my_ids, other_ids, my_groups, other_groups, own, Q_ROWS, IDS, GROUPS, OWN
                 )  # fmt: skip
                 j_lse_pos = _stat(other_stats, 2, columns, N, float("inf"))[None, :]
                 j_g_pos = _stat(other_stats, 4, columns, N, 0.0)[None, :]
                 j_g_mean = _stat(other_stats, 5, columns, N, 0.0)[None, :]
-                of_asked = _of_pairs(
-                    asked, positive, negative, j_lse, j_hard, j_g, j_lse_pos, j_g_pos, j_g_mean, hardness,
+                of_columns = _of_pairs(
+                    s_j, positive, negative, j_lse, j_hard, j_g, j_lse_pos, j_g_pos, j_g_mean, hardness,
                     LOGISTIC, HARD, IDS,
                 )  # fmt: skip
-                slopes = slopes + of_asked if ASKS else of_asked
+                slopes = slopes + of_columns if Q_ROWS else of_columns
         if OF_OFFSET:
             sums += tl.sum(slopes, axis=1)
         if BLOCK_D < D or BLOCK_D != OUT_D:

@@ -112,17 +112,17 @@ def masks_of(
     scores, rows, M, columns, N, row_ids, column_ids, row_groups, column_groups, own, ROWS_OWN: tl.constexpr,
     IDS: tl.constexpr, GROUPS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """(positive, negative), [M, N], by the rules themselves; without ids none is positive, and nobody asks."""
-    there = scores != float("-inf")  # true of NaN, which has to stay
+    """(positive, negative), [M, N], by the rules themselves; without ids none is positive."""
+    present = scores != float("-inf")  # true of NaN, which has to stay
     if OWN and ROWS_OWN:
-        there = there & (tl.load(own + rows, mask=rows < M, other=-1)[:, None] != columns[None, :])
+        present = present & (tl.load(own + rows, mask=rows < M, other=-1)[:, None] != columns[None, :])
     elif OWN:
-        there = there & (tl.load(own + columns, mask=columns < N, other=-1)[None, :] != rows[:, None])
-    positive, negative = there, there
+        present = present & (tl.load(own + columns, mask=columns < N, other=-1)[None, :] != rows[:, None])
+    positive, negative = present, present
     if IDS:
         i_ids = tl.load(row_ids + rows, mask=rows < M, other=0)[:, None]
         j_ids = tl.load(column_ids + columns, mask=columns < N, other=0)[None, :]
-        positive, negative = there & (i_ids == j_ids), there & (i_ids != j_ids)
+        positive, negative = present & (i_ids == j_ids), present & (i_ids != j_ids)
     if GROUPS:
         i_groups = tl.load(row_groups + rows, mask=rows < M, other=0)[:, None]
         j_groups = tl.load(column_groups + columns, mask=columns < N, other=0)[None, :]
