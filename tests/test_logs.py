@@ -238,7 +238,7 @@ def test_the_mode_is_offline_without_login_or_network(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        assert loggers.wandb_mode(_settings(api_key="k", base_url=url)) == ("offline", f"{url} does not answer")
+        assert loggers.wandb_mode(_settings(api_key="k", base_url=url)) == ("offline", f"{url} does not respond")
     assert loggers.wandb_mode(_settings(api_key="k", base_url=f"http://{server}")) == ("online", "logged in")
     assert loggers.wandb_mode(_settings(base_url=f"http://{server}"))[0] == "offline"
     (tmp_path / "netrc").write_text(f"machine {server}\n  login user\n  password k\n")
@@ -246,11 +246,11 @@ def test_the_mode_is_offline_without_login_or_network(
 
 
 def test_a_silent_server_is_no_network(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loggers, "PATIENCE", 0.3)
+    monkeypatch.setattr(loggers, "TIMEOUT", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        assert not loggers.answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert not loggers.is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_wandb_mode_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,11 +267,11 @@ def test_wandb_mode_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_behind_a_proxy_it_is_the_proxy_that_has_to_answer(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not loggers.answers("http://server.invalid")
+    assert not loggers.is_reachable("http://server.invalid")
     monkeypatch.setenv("http_proxy", f"http://{server}")
-    assert loggers.answers("http://server.invalid")
+    assert loggers.is_reachable("http://server.invalid")
     monkeypatch.setenv("no_proxy", "server.invalid")
-    assert not loggers.answers("http://server.invalid")
+    assert not loggers.is_reachable("http://server.invalid")
 
 
 # conf/logger and TensorBoard

@@ -16,8 +16,22 @@ from toy_conf import write_conf
 
 from contrast import run as entry
 from contrast.errors import InputError
-from contrast.run.jobs import COMPLETE, FAILED, INTERRUPTED, NOT_RUN, Job, metric_of, prepare_folder, read_jobs
-from contrast.run.sweep_report import draw, estimate, grouped, is_logarithmic, save_plot, swept_keys, table
+from contrast.run.folder import metric_of, prepare_folder
+from contrast.run.sweep_report import (
+    COMPLETE,
+    FAILED,
+    INTERRUPTED,
+    NOT_RUN,
+    Job,
+    draw,
+    estimate,
+    grouped,
+    is_logarithmic,
+    read_jobs,
+    save_plot,
+    swept_keys,
+    table,
+)
 
 Call = Callable[..., int]
 
@@ -96,11 +110,13 @@ def test_one_numeric_value_is_a_line() -> None:
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "tau", "accuracy")
 
 
-def test_two_values_are_a_line_for_each_of_the_second() -> None:
+def test_each_key_has_a_panel_with_a_line_for_each_value_of_the_other() -> None:
     jobs = [job(4 * i + j, tau=tau, head=head) for i, tau in enumerate([1, 2, 3]) for j, head in enumerate("ab")]
-    (axes,) = axes_of(jobs)
-    assert len(axes.containers) == 2
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    over_tau, over_head = axes_of(jobs)
+    for axes, title, labels in ((over_tau, "head", ["a", "b"]), (over_head, "tau", ["1", "2", "3"])):
+        assert len(axes.containers) == len(labels)
+        assert axes.get_legend().get_title().get_text() == title
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == labels
 
 
 def test_names_are_points() -> None:
@@ -111,6 +127,7 @@ def test_names_are_points() -> None:
 def test_many_numbers_are_a_panel_each() -> None:
     jobs = [job(i, accuracy=i, a=i, b=i * i, c=-i) for i in range(12)]
     assert [axes.get_xlabel() for axes in axes_of(jobs)] == ["a", "b", "c"]
+    assert all(axes.get_legend() is None for axes in axes_of(jobs))  # of 12 lines
 
 
 def test_seeds_alone_and_nothing_at_all(tmp_path: Path) -> None:

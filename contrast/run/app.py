@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from contrast.errors import InputError
-from contrast.run import compose, folder, resume, sweep
+from contrast.run import compose, folder, sweep
 from contrast.run.compose import Task
 from contrast.run.errors import one_line, task_error, wants_traceback
 
@@ -69,7 +69,7 @@ def start(task: Task, config_name: str, restored: Sequence[str]) -> int:
     if plan.is_sweep:
         return sweep.run_sweep(task, arguments, plan.run_dir, plan.cfg.get("metric"), plan.expected)
     if plan.resumed is not None:
-        resume.check_differences(plan.resumed, plan.cfg, restored)
+        compose.check_differences(plan.resumed, plan.cfg, restored)
     elif folder.is_first_rank():
         plan.run_dir = folder.claim(plan.run_dir)
     return run_single(task, arguments, plan.run_dir)
@@ -80,9 +80,9 @@ def make_plan(args: argparse.Namespace, conf: Path, name: str) -> Plan:
     overrides = list(args.overrides)
     with compose.config_loader(conf) as loader:
         parsed = compose.parse_overrides(overrides, loader)
-        resumed = resume.requested_run(parsed, loader)
+        resumed = compose.requested_run(parsed, loader)
         if resumed is not None:
-            name = resume.store_config(resumed)
+            name = compose.store_config(resumed)
             overrides.append(f"hydra.run.dir={folder.quoted(resumed)}")
         cfg = compose.load_config(loader, name, [*overrides, *compose.search_path(args.config_dir)], args.multirun)
         if cfg.get("resume") is not None and resumed is None:

@@ -26,7 +26,6 @@ class Panel:
     unit: str
     lines: dict[str, str]
     final: dict[str, str] = field(default_factory=dict)
-    is_noisy: bool = True  # long lines are averaged
     is_log: bool = False
     from_zero: bool = False
 
@@ -40,8 +39,8 @@ PANELS = (
     Panel("Alignment", "alignment", {"train/alignment": "alignment"}),
     Panel("Uniformity", "uniformity", {"train/uniformity": "uniformity"}),
     Panel("Effective rank", "dimensions", {"train/rank_embedding": "embedding", "train/rank_projection": "projection"}),
-    Panel("Temperature", "temperature", {"train/temperature": "temperature"}, is_noisy=False),
-    Panel("Learning rate", "learning rate", {"train/lr": "learning rate"}, is_noisy=False),
+    Panel("Temperature", "temperature", {"train/temperature": "temperature"}),
+    Panel("Learning rate", "learning rate", {"train/lr": "learning rate"}),
     Panel("Gradient norm", "L2 norm", {"train/grad_norm": "gradient norm"}, is_log=True),
     Panel("Speed", "images / second", {"train/images_per_second": "speed"}, from_zero=True),
 )
@@ -90,15 +89,14 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 def _draw(axes: Axes, panel: Panel, curves: dict[str, Curve], final: dict[str, float]) -> None:
     axes.set_title(panel.title, fontsize=10, loc="left")
-    axes.set_xlabel("optimiser step", fontsize=8)
-    axes.set_ylabel(panel.unit, fontsize=8)
+    axes.set(xlabel="optimiser step", ylabel=panel.unit)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.margins(x=0.01)
     axes.tick_params(which="both", labelsize=7, colors=_GREY)
     axes.spines[["top", "right"]].set_visible(False)
     lines = {name: label for name, label in panel.lines.items() if name in curves}
     for colour, (name, label) in zip(_COLOURS, lines.items(), strict=False):
-        _line(axes, curves[name], colour, label, panel.is_noisy)
+        _line(axes, curves[name], colour, label)
         metric = panel.final.get(name, "")
         if (level := final.get(f"untrained_{metric}")) is not None:
             axes.axhline(level, color=colour, linewidth=1, linestyle="--", label=f"{label}, untrained, test set")
@@ -112,11 +110,11 @@ def _draw(axes: Axes, panel: Panel, curves: dict[str, Curve], final: dict[str, f
         axes.legend(fontsize=7, frameon=False)
 
 
-def _line(axes: Axes, curve: Curve, colour: str, label: str, is_noisy: bool) -> None:
-    """The curve; a long noisy one faintly, with the centred mean over 2 % of its points on top."""
+def _line(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+    """The curve; one of 100 points or more faintly, with the centred mean over 2 % of its points on top."""
     steps, values = curve
     half = len(values) // 100
-    if not is_noisy or half < 1:
+    if half < 1:
         axes.plot(steps, values, color=colour, linewidth=1.4, label=label, marker="." if len(values) < 30 else None)
         return
     axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)

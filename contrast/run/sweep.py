@@ -19,9 +19,17 @@ from torch import distributed
 from contrast.errors import InputError
 from contrast.run.compose import Task, call_hydra, parse_overrides, resolve
 from contrast.run.errors import one_line, task_error
-from contrast.run.folder import ERROR, is_first_rank, quoted, run_config, write_config
-from contrast.run.jobs import COMPLETE, is_complete, prepare_folder, read_metrics
-from contrast.run.sweep_report import report
+from contrast.run.folder import (
+    ERROR,
+    is_complete,
+    is_first_rank,
+    prepare_folder,
+    quoted,
+    read_metrics,
+    run_config,
+    write_config,
+)
+from contrast.run.sweep_report import COMPLETE, report
 
 
 def run_sweep(
