@@ -31,7 +31,7 @@ class TextModel(pl.LightningModule):
         head: nn.Module,
         words: Sequence[str] | None,
         seed: int,
-        config: dict[str, Any] | None,
+        config: dict[str, object] | None,
         **options: int,
     ) -> None:
         super().__init__()

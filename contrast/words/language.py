@@ -67,7 +67,7 @@ class LanguageModel(TextModel):
         streams: int = 32,
         words: Sequence[str] | None = None,
         seed: int = 0,
-        config: dict[str, Any] | None = None,
+        config: dict[str, object] | None = None,
     ) -> None:
         sizes = {"length": length, "batch": batch, "max_held_out_words": max_held_out_words, "streams": streams}
         super().__init__(negatives, head, words, seed, config, **sizes)

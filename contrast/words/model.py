@@ -94,7 +94,7 @@ class WordVectors(TextModel):
         workers: int = 1,
         words: Sequence[str] | None = None,
         seed: int = 0,
-        config: dict[str, Any] | None = None,
+        config: dict[str, object] | None = None,
     ) -> None:
         sizes = {"window": window, "chunk": chunk, "block": block, "blocks": blocks, "workers": workers}
         super().__init__(negatives, head, words, seed, config, **sizes)
@@ -138,9 +138,7 @@ class WordVectors(TextModel):
         """Starts the workers of a run of so many training steps."""
         blocks = math.ceil(self.kept_share * self.chunk / self.workers / self.block)
         self.head.plan(steps * math.ceil(blocks / self.blocks))
-        shared = {
-            id(parameter): parameter for parameter in self.head.parameters()
-        }  # not copied, but used by all copies
+        shared = {id(each): each for each in self.head.parameters()}  # not copied, but used by all copies
         self.heads = [self.head, *(copy.deepcopy(self.head, dict(shared)) for _ in range(1, self.workers))]
         self.pool = Workers(self, self.work, self.workers)
 
@@ -181,22 +179,13 @@ class WordVectors(TextModel):
             stop = start + self.blocks
             lr = self.learning_rate((task.batch_number - 1 + start / len(text)) / task.steps)
             descent = Descent(lr, self.max_pairs_per_row, pair_counts)
+            part = text.part(start, stop)
             if noise is None:
-                self.step_by_autograd(text.part(start, stop), head, random, descent)
+                by_autograd.step(self.encoder, self.negatives, head, self.score(part, head, random), descent)
             else:
-                part = noise._replace(sampled=noise.sampled[start:stop])
-                self.step_in_closed_form(text.part(start, stop), part, descent)
+                tables = self.encoder.weight, self.negatives.vectors
+                closed_form.step(self.method, *tables, part, noise.part(start, stop), descent)
             head.advance()
-
-    @torch.no_grad()
-    def step_in_closed_form(self, text: Blocks, noise: closed_form.Noise, descent: Descent) -> None:
-        step = closed_form.skip_gram if self.method == "skipgram" else closed_form.cbow
-        step(self.encoder.weight, self.negatives.vectors, text, noise, descent)
-
-    def step_by_autograd(self, text: Blocks, head: Head, random: torch.Generator, descent: Descent) -> None:
-        scored = self.score(text, head, random)
-        if scored:
-            by_autograd.step(self.encoder, self.negatives, head, scored, descent)
 
     def score(self, text: Blocks, head: Head, random: torch.Generator) -> list[by_autograd.Scored]:
         return by_autograd.score(self.encoder, self.negatives, head, text, self.method, random)
