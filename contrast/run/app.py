@@ -33,7 +33,7 @@ def run(task: Task, config_name: str, restored: Sequence[str] = ()) -> None:
         status = 2
     except (KeyboardInterrupt, SystemExit) as error:
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise  # an exit(1) in place of a KeyboardInterrupt is Lightning's answer to Ctrl-C
+            raise  # at Ctrl-C Lightning calls exit(1) in place of raising a KeyboardInterrupt
         print("interrupted", file=sys.stderr)
         status = 130
     if status:
@@ -87,7 +87,7 @@ def make_plan(args: argparse.Namespace, conf: Path, name: str) -> Plan:
         cfg = compose.load_config(loader, name, [*overrides, *compose.search_path(args.config_dir)], args.multirun)
         if cfg.get("resume") is not None and resumed is None:
             raise InputError("resume belongs on the command line, not in a configuration file")
-        is_sweep = args.multirun or cfg.hydra.mode == RunMode.MULTIRUN  # as a file in conf/sweep/ may say
+        is_sweep = args.multirun or cfg.hydra.mode == RunMode.MULTIRUN  # as a file in conf/sweep/ may set
         if is_sweep and resumed is not None:
             raise InputError("resume= continues a single run; to continue a sweep, repeat its command")
         run_dir = Path(cfg.hydra.sweep.dir if is_sweep else cfg.hydra.run.dir).absolute()

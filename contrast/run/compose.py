@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from contrast.errors import InputError
 from contrast.optim.schedule import linear_scaled, sqrt_scaled
 from contrast.run.errors import configuration_error
-from contrast.run.folder import CONFIG, is_first_rank, quoted, read_config, run_config, without_hydra
+from contrast.run.folder import CONFIG, has_checkpoint, is_first_rank, quoted, read_config, run_config, without_hydra
 
 Task = Callable[[DictConfig], float | None]
 RESUMED = "resumed"  # Hydra's name for the configuration of a resumed run
@@ -137,7 +137,7 @@ def run_of(target: str | Path) -> Path:
     run = path if path.is_dir() else next((up for up in path.parents if (up / CONFIG).is_file()), path)
     if not (run / CONFIG).is_file():
         raise InputError(f"resume={target}: no run folder, for it has no {CONFIG}")
-    if run == path and not (run / "checkpoints" / "last.ckpt").is_file():
+    if run == path and not has_checkpoint(run):
         raise InputError(f"resume={target}: nothing to continue from, for it has no checkpoints/last.ckpt")
     return run
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from contrast.atomic import replacing
@@ -64,8 +63,8 @@ def save_curves(run_dir: str | os.PathLike[str]) -> Path | None:
         return None
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
+    # without pyplot, which would keep the figure, and choose a window system, for the whole process
     figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)  # pyplot would keep the figure, and choose a window system, for the whole process
     figure.suptitle(run_dir.absolute().name, fontsize=11, color=_GREY)
     for place, panel in enumerate(shown, start=1):
         _draw(figure.add_subplot(rows, columns, place), panel, curves, final)

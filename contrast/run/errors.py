@@ -70,7 +70,7 @@ def wrong_call(error: TypeError, cfg: DictConfig) -> str | None:
     lines = []
     for key, node in _target_nodes(OmegaConf.to_container(cfg)):
         try:
-            target: Any = pydoc.locate(node["_target_"])
+            target: Any = pydoc.locate(str(node["_target_"]))
         except pydoc.ErrorDuringImport:
             continue
         called = target.__init__ if inspect.isclass(target) else target
@@ -117,10 +117,10 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, groups: Iterable[
         known = f"; keys: {', '.join(keys)}; +{node}.{error.key}=... adds one" if keys else ""
         return f"{node} has no key '{error.key}'{nearest(str(error.key), keys)}{known}"
     names = sorted(name for name in {*keys, *groups} if not name.startswith("hydra"))
-    return f"there is no key or group '{error.key}'{nearest(str(error.key), names)}; there are {', '.join(names)}"
+    return f"there is no key or group '{error.key}'{nearest(str(error.key), names)}; known are {', '.join(names)}"
 
 
-def _target_nodes(tree: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _target_nodes(tree: object, key: str = "") -> Iterator[tuple[str, dict[str, object]]]:
     """Each node of a plain configuration that has a `_target_`, with its key: "head.temperature", ..."""
     if isinstance(tree, dict) and isinstance(tree.get("_target_"), str):
         yield key, tree

@@ -79,12 +79,17 @@ def has_config(folder: Path, config: Config) -> bool:
     return read_config(folder) == OmegaConf.to_container(written)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run can be continued from its folder."""
+    return (folder / "checkpoints" / "last.ckpt").is_file()
+
+
 def prepare_folder(folder: Path, config: Config) -> bool:
     """Makes `folder` ready for a job; True if it holds the beginning of this very job, to be continued.
 
-    Only the record of how the job ended is deleted. A folder of another job moves aside, to a name of its own.
+    Only the record of how the job ended is deleted. A folder of another job is renamed.
     """
-    if has_config(folder, config) and (folder / "checkpoints" / "last.ckpt").is_file():
+    if has_config(folder, config) and has_checkpoint(folder):
         for name in (METRICS, ERROR):
             (folder / name).unlink(missing_ok=True)
         return True
@@ -118,7 +123,7 @@ def discard(folder: Path) -> None:
 
 
 def run_config(cfg: DictConfig) -> Config:
-    """The configuration of a run in plain values, without Hydra's part and without what `resume` says."""
+    """The configuration of a run in plain values, without Hydra's part and without a value of `resume`."""
     plain = OmegaConf.to_container(without_hydra(cfg), resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): None if key == "resume" else value for key, value in plain.items()}

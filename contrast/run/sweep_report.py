@@ -5,9 +5,9 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
@@ -72,11 +72,9 @@ def report(sweep_dir: Path, metric: str | None, expected: Sequence[Sequence[str]
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and t_{0.975, n-1} s / sqrt(n), with s the sample's standard deviation (Student 1908)."""
-    n, mean = len(values), math.fsum(values) / len(values)
-    if n == 1:
-        return Estimate(mean, math.nan, 1)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    return Estimate(mean, float(stdtrit(n - 1, 0.975)) * math.sqrt(variance / n), n)
+    n = len(values)
+    half = float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n) if n > 1 else math.nan
+    return Estimate(fmean(values), half, n)
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
@@ -173,8 +171,8 @@ def draw(jobs: Sequence[Job], metric: str) -> Figure | None:
     groups = [group for group in grouped(jobs, keys) if group.measured(metric)]
     if not groups:
         return None
+    # without pyplot, which would choose a window system for the whole process
     figure = Figure(figsize=(6.4 * max(1, len(keys)), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)  # pyplot would choose a window system for the whole process
     for place, key in enumerate(keys or [SEED]):
         axes = figure.add_subplot(1, max(1, len(keys)), place + 1, xlabel=key, ylabel=metric)
         axes.grid(alpha=0.3)

@@ -49,7 +49,7 @@ class TextModel(pl.LightningModule):
         self.batch_number += 1
         self.logged = is_logged(self.trainer, batch_idx)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["batch_number"] = self.batch_number
         checkpoint["config"] = self.config
         checkpoint["words"] = None if self.words is None else list(self.words)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
@@ -59,7 +61,7 @@ class LanguageModel(TextModel):
         head: Head | AdaptiveSoftmax,
         counts: Tensor,
         optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., object] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
         length: int = 20,
         batch: int = 64,
         frequencies: bool = True,
@@ -203,7 +205,7 @@ class LanguageModel(TextModel):
         parts = {"encoder": self.encoder, "negatives": self.negatives}
         return [name for name, part in parts.items() if any(getattr(m, "sparse", False) for m in part.modules())]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self))
         self.check_optimizer(optimizer)
         if self.scheduler is None:

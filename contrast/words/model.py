@@ -225,7 +225,7 @@ class WordVectors(TextModel):
             raise InputError(f"{broken} of {len(vectors)} vectors are not finite: take a lower lr than {self.lr}")
         return vectors
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["epoch_loss"] = self.epoch_loss
 
