@@ -26,7 +26,6 @@ class Panel:
     lines: dict[str, str]
     final: dict[str, str] = field(default_factory=dict)
     is_log: bool = False
-    from_zero: bool = False
 
 
 PROBES = {"online/knn_top1": "knn_top1", "online/linear_top1": "linear_top1"}
@@ -41,7 +40,7 @@ PANELS = (
     Panel("Temperature", "temperature", {"train/temperature": "temperature"}),
     Panel("Learning rate", "learning rate", {"train/lr": "learning rate"}),
     Panel("Gradient norm", "L2 norm", {"train/grad_norm": "gradient norm"}, is_log=True),
-    Panel("Speed", "images / second", {"train/images_per_second": "speed"}, from_zero=True),
+    Panel("Speed", "images / second", {"train/images_per_second": "speed"}),
 )
 
 _COLOURS = ("#2f6db3", "#d9722e")
@@ -103,8 +102,6 @@ def _draw(axes: Axes, panel: Panel, curves: dict[str, Curve], final: dict[str, f
             axes.plot(curves[name][0][-1:], [value], "*", color=colour, label=f"{label}, test set")
     if panel.is_log and all((curves[name][1] > 0).all() for name in lines):
         axes.set_yscale("log")
-    if panel.from_zero:
-        axes.set_ylim(bottom=0)
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(fontsize=7, frameon=False)
 

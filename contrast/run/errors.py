@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import os
 import pydoc
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -97,10 +96,6 @@ def nearest(word: str, options: Iterable[str]) -> str:
     """`; did you mean 'head'?`, or nothing if nothing is near."""
     matches = difflib.get_close_matches(word, list(options), n=1)
     return f"; did you mean '{matches[0]}'?" if matches else ""
-
-
-def wants_traceback() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def _unknown_option(file: str, options: list[str]) -> str:

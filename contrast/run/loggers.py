@@ -74,12 +74,9 @@ def wandb_mode(settings: wandb.Settings) -> tuple[Mode, str]:
         return "disabled" if settings.mode == "disabled" else "offline", "WANDB_MODE" if is_set else "W&B settings"
     if not has_login(settings):
         return "offline", "no W&B login; `wandb login` makes one"
-    mode: Mode = "shared" if settings.mode == "shared" else "online"
-    if is_set:
-        return mode, "WANDB_MODE"
-    if not is_reachable(settings.base_url):
+    if not is_set and not is_reachable(settings.base_url):
         return "offline", f"{settings.base_url} does not respond"
-    return mode, "logged in"
+    return "shared" if settings.mode == "shared" else "online", "WANDB_MODE" if is_set else "logged in"
 
 
 def has_login(settings: wandb.Settings) -> bool:

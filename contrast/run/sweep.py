@@ -6,12 +6,13 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from torch import distributed
@@ -45,6 +46,14 @@ def run_sweep(
     finally:
         jobs = report(sweep_dir, metric, expected)
     return 1 if broke_off or any(each.status != COMPLETE for each in jobs) else 0
+
+
+def keys_of_sweep(overrides: Sequence[Override], cfg: DictConfig, is_sweep: bool) -> set[str]:
+    """The keys with several values, on the command line or in a file. Raises InputError for such a key without -m."""
+    swept = [each for each in overrides if each.is_sweep_override()]
+    if swept and not is_sweep:
+        raise InputError(f"{swept[0].input_line}: --multirun runs several values; a list is written [1,2]")
+    return {*(cfg.hydra.sweeper.get("params") or {}), *(each.key_or_group for each in swept)}
 
 
 def expected_jobs(loader: ConfigLoader, cfg: DictConfig) -> list[list[str]] | None:
