@@ -19,7 +19,6 @@ from contrast.errors import InputError
 from contrast.heads import AdaptiveSoftmax
 from contrast.heads.head import Head
 from contrast.negatives import Table, Tree
-from contrast.rng import generator
 from contrast.words import by_autograd, closed_form
 from contrast.words.base import TextModel
 from contrast.words.blocks import Blocks, cut_blocks, keep_probability
@@ -97,7 +96,7 @@ class WordVectors(TextModel):
         config: dict[str, object] | None = None,
     ) -> None:
         sizes = {"window": window, "chunk": chunk, "block": block, "blocks": blocks, "workers": workers}
-        super().__init__(negatives, head, words, seed, config, **sizes)
+        super().__init__(encoder, negatives, head, words, seed, config, **sizes)
         if method not in ("skipgram", "cbow"):
             raise InputError(f"the method is skipgram or cbow, not {method!r}")
         if not lr > 0 or not 0 <= lr_end <= lr:
@@ -107,7 +106,6 @@ class WordVectors(TextModel):
         if isinstance(head, AdaptiveSoftmax):
             raise InputError("AdaptiveSoftmax has its own classes: word vectors need a Table or a Tree")
         self.automatic_optimization = False
-        self.encoder, self.negatives, self.head = encoder, negatives, head
         self.method, self.window, self.lr, self.lr_end = method, window, lr, lr_end
         self.chunk, self.block, self.blocks, self.workers = chunk, block, blocks, workers
         self.max_pairs_per_row = max_pairs_per_row
@@ -193,9 +191,6 @@ class WordVectors(TextModel):
     def learning_rate(self, done: float) -> float:
         """After this share of the run."""
         return self.lr + (self.lr_end - self.lr) * min(done, 1.0)
-
-    def generator(self, worker: int, stream: int) -> torch.Generator:
-        return generator(self.seed, self.batch_number, worker, stream)
 
     def log_loss(self, losses: Tensor, steps: int) -> Tensor:
         """The mean of the losses [P], which is logged and added to the epoch's."""
