@@ -21,9 +21,8 @@ import matplotlib.pyplot as plt
 import torch
 from views import installed, processor
 
-from contrast.run.jobs import COMPLETE, Job, read_jobs
 from contrast.run.metrics import read_rows
-from contrast.run.sweep_report import estimate
+from contrast.run.sweep_report import COMPLETE, Job, estimate, read_jobs
 
 HERE = Path(__file__).resolve().parent
 LABELLED = {  # what they learn from besides the images: the other methods see no label and no caption

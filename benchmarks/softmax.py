@@ -24,8 +24,8 @@ from omegaconf import OmegaConf
 from sklearn.isotonic import isotonic_regression
 from views import installed, processor
 
-from contrast.run.jobs import COMPLETE, Job, read_jobs
 from contrast.run.metrics import read_rows
+from contrast.run.sweep_report import COMPLETE, Job, read_jobs
 
 HEADS = {
     "full_softmax": "full softmax",

@@ -17,8 +17,8 @@ from toy_conf import write_conf
 
 import contrast
 from contrast import run as entry
+from contrast.run.compose import differences
 from contrast.run.folder import claim, conf_folder, quoted
-from contrast.run.resume import differences
 
 Call = Callable[..., int]
 

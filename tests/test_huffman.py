@@ -222,7 +222,7 @@ def test_a_huffman_tree_given_again(seed: int) -> None:
         ({"turn": {2: 2}}, "node 2 needs .* 0 or 1 as its turn, but has 5 and 2"),
         ({"turn": {1: 0}}, "inner node 4 must have 1 child of turn 0 and 1 of turn 1, has 2 and 0"),
         ({"parent": {1: 5}}, "inner node 4 .* has 1 and 0"),
-        ({"parent": {5: 5, 2: 6}, "turn": {5: 1, 2: 1}}, "2 of 7 nodes are not below the root, node 3 first"),
+        ({"parent": {5: 5, 2: 6}, "turn": {5: 1, 2: 1}}, "1 of 4 words are not below the root, word 3 first"),
     ],
 )
 def test_what_is_no_tree_is_refused(changes: dict, message: str) -> None:

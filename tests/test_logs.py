@@ -142,7 +142,7 @@ def _three_jobs(root: Path, terminal: str) -> None:
     os.chdir(root / "cwd")
     import wandb
 
-    told = []
+    started = []
     for name in ("a", "b", "a"):  # the third resumes the first; the first is never finished by its job
         start = time.perf_counter()
         logger = loggers.wandb_logger(
@@ -150,11 +150,11 @@ def _three_jobs(root: Path, terminal: str) -> None:
         )
         seconds = time.perf_counter() - start
         run = logger.experiment
-        told.append([run.id, run.group, run.config.as_dict(), logger.version, run.settings.mode, seconds])
+        started.append([run.id, run.group, run.config.as_dict(), logger.version, run.settings.mode, seconds])
         logger.log_metrics({"train/loss": 1.0}, 3)
-        if len(told) > 1:
+        if len(started) > 1:
             wandb.finish()
-    (root / "told.json").write_text(json.dumps(told))
+    (root / "started.json").write_text(json.dumps(started))
     wandb.teardown()
 
 
@@ -175,12 +175,12 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     process.start()
     process.join(timeout=100)
     assert process.exitcode == 0, b"".join(printed).decode()
-    told = json.loads((root / "told.json").read_text())
-    return SimpleNamespace(root=root, told=told, printed=b"".join(printed).decode())
+    started = json.loads((root / "started.json").read_text())
+    return SimpleNamespace(root=root, started=started, printed=b"".join(printed).decode())
 
 
 def test_each_job_has_its_own_offline_run_and_a_resumed_one_continues(jobs: SimpleNamespace) -> None:
-    (first, *rest), second, resumed = jobs.told
+    (first, *rest), second, resumed = jobs.started
     assert first != second[0]
     assert resumed[0] == first
     assert rest[:4] == ["sweep", {"head": {"temperature": 0.1}}, first, "offline"]
@@ -205,12 +205,12 @@ def test_w_and_b_writes_nothing_outside_the_run_folders(jobs: SimpleNamespace) -
     assert [p for p in written if "matplotlib" not in p.parts] == []
 
 
-def test_the_mode_is_told_in_one_line_without_questions(jobs: SimpleNamespace) -> None:
+def test_the_mode_is_printed_in_one_line_without_questions(jobs: SimpleNamespace) -> None:
     lines = jobs.printed.replace("\r", "").splitlines()
     assert len(lines) == 3, lines
     assert lines[0].startswith("W&B: offline (no W&B login")
     assert lines[0].endswith(f"wandb sync {jobs.root}/sweep/a/wandb/offline-run-*")
-    assert max(seconds for *_, seconds in jobs.told) < 10
+    assert max(seconds for *_, seconds in jobs.started) < 10
 
 
 def _settings(**given: Any) -> Any:
@@ -219,7 +219,7 @@ def _settings(**given: Any) -> Any:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server on this machine that answers every request with 404."""
+    """The address of a server on this machine that responds to every request with 404."""
     for name in os.environ:
         if name == "WANDB_MODE" or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -238,7 +238,7 @@ def test_the_mode_is_offline_without_login_or_network(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        assert loggers.wandb_mode(_settings(api_key="k", base_url=url)) == ("offline", f"{url} does not answer")
+        assert loggers.wandb_mode(_settings(api_key="k", base_url=url)) == ("offline", f"{url} does not respond")
     assert loggers.wandb_mode(_settings(api_key="k", base_url=f"http://{server}")) == ("online", "logged in")
     assert loggers.wandb_mode(_settings(base_url=f"http://{server}"))[0] == "offline"
     (tmp_path / "netrc").write_text(f"machine {server}\n  login user\n  password k\n")
@@ -246,11 +246,11 @@ def test_the_mode_is_offline_without_login_or_network(
 
 
 def test_a_silent_server_is_no_network(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loggers, "PATIENCE", 0.3)
+    monkeypatch.setattr(loggers, "TIMEOUT", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        assert not loggers.answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert not loggers.is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_wandb_mode_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,12 +266,12 @@ def test_wandb_mode_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert loggers.wandb_mode(_settings(mode=mode, api_key=api_key, base_url="http://localhost:1"))[0] == expected
 
 
-def test_behind_a_proxy_it_is_the_proxy_that_has_to_answer(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not loggers.answers("http://server.invalid")
+def test_behind_a_proxy_it_is_the_proxy_that_has_to_respond(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not loggers.is_reachable("http://server.invalid")
     monkeypatch.setenv("http_proxy", f"http://{server}")
-    assert loggers.answers("http://server.invalid")
+    assert loggers.is_reachable("http://server.invalid")
     monkeypatch.setenv("no_proxy", "server.invalid")
-    assert not loggers.answers("http://server.invalid")
+    assert not loggers.is_reachable("http://server.invalid")
 
 
 # conf/logger and TensorBoard
@@ -286,7 +286,7 @@ def test_every_logger_takes_what_the_entry_point_gives(name: str) -> None:
         )
 
 
-def test_tensorboard_lies_in_the_run_folder(tmp_path: Path) -> None:
+def test_tensorboard_writes_to_the_run_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     logger = loggers.tensorboard_logger(tmp_path, name="name", group=None)
     logger.log_metrics({"train/loss": 1.0}, 0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from contrast.errors import InputError
 from contrast.samplers import Alias, LogUniform, Poisson, Sampler, Uniform, Unigram, alias_table, inclusion
 from contrast.samplers.contract import uniforms
-from contrast.samplers.log_uniform import inverse_cdf
+from contrast.samplers.uniform import inverse_cdf
 
 COUNTS = [100, 50, 10, 1]
 TIES = [3, 1, 1, 3, 2, 2]  # columns that are full before the next is begun

@@ -16,8 +16,22 @@ from toy_conf import write_conf
 
 from contrast import run as entry
 from contrast.errors import InputError
-from contrast.run.jobs import COMPLETE, FAILED, INTERRUPTED, NOT_RUN, Job, metric_of, prepare_folder, read_jobs
-from contrast.run.sweep_report import draw, estimate, grouped, is_logarithmic, save_plot, swept_keys, table
+from contrast.run.folder import metric_of, prepare_folder
+from contrast.run.sweep_report import (
+    COMPLETE,
+    FAILED,
+    INTERRUPTED,
+    NOT_RUN,
+    Job,
+    draw,
+    estimate,
+    grouped,
+    is_logarithmic,
+    read_jobs,
+    save_plot,
+    swept_keys,
+    table,
+)
 
 Call = Callable[..., int]
 
@@ -28,15 +42,15 @@ def job(number: int, status: str = COMPLETE, accuracy: float | None = 0.5, **swe
     return Job(str(number), Path(str(number)), values, status, metrics)
 
 
-# --- figures over seeds
+# --- estimates over seeds
 
 
 def test_estimate_is_students_interval() -> None:
-    figures = [0.91, 0.93, 0.90, 0.97]
-    low, high = stats.t.interval(0.95, 3, loc=sum(figures) / 4, scale=stats.sem(figures))
-    found = estimate(figures)
-    assert (found.mean, found.n) == (pytest.approx(0.9275), 4)
-    assert (found.mean - found.half, found.mean + found.half) == (pytest.approx(low), pytest.approx(high))
+    values = [0.91, 0.93, 0.90, 0.97]
+    low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
+    result = estimate(values)
+    assert (result.mean, result.n) == (pytest.approx(0.9275), 4)
+    assert (result.mean - result.half, result.mean + result.half) == (pytest.approx(low), pytest.approx(high))
     # by hand: t_{0.975, 1} = 12.7062, s = sqrt(2) / 2 for a step of 1
     assert estimate([0.0, 1.0]).half == pytest.approx(12.7062 / 2, rel=1e-5)
 
@@ -68,7 +82,7 @@ def test_metric_of_names_those_that_were_measured() -> None:
         metric_of({"linear": 1.0, "knn": 2.0}, "acc")
 
 
-# --- pictures
+# --- plots
 
 
 @pytest.mark.parametrize(
@@ -96,11 +110,13 @@ def test_one_numeric_value_is_a_line() -> None:
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "tau", "accuracy")
 
 
-def test_two_values_are_a_line_for_each_of_the_second() -> None:
+def test_each_key_has_a_panel_with_a_line_for_each_value_of_the_other() -> None:
     jobs = [job(4 * i + j, tau=tau, head=head) for i, tau in enumerate([1, 2, 3]) for j, head in enumerate("ab")]
-    (axes,) = axes_of(jobs)
-    assert len(axes.containers) == 2
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    over_tau, over_head = axes_of(jobs)
+    for axes, title, labels in ((over_tau, "head", ["a", "b"]), (over_head, "tau", ["1", "2", "3"])):
+        assert len(axes.containers) == len(labels)
+        assert axes.get_legend().get_title().get_text() == title
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == labels
 
 
 def test_names_are_points() -> None:
@@ -111,6 +127,7 @@ def test_names_are_points() -> None:
 def test_many_numbers_are_a_panel_each() -> None:
     jobs = [job(i, accuracy=i, a=i, b=i * i, c=-i) for i in range(12)]
     assert [axes.get_xlabel() for axes in axes_of(jobs)] == ["a", "b", "c"]
+    assert all(axes.get_legend() is None for axes in axes_of(jobs))  # of 12 lines
 
 
 def test_seeds_alone_and_nothing_at_all(tmp_path: Path) -> None:
@@ -212,10 +229,10 @@ def test_a_sweep_and_the_same_command_again(call: Call, capsys: pytest.CaptureFi
     assert "Traceback" not in out.err
     assert len(calls()) == 4  # a failure does not end the sweep
     assert "Traceback" in (the_sweep() / "1" / "error.txt").read_text()
-    found = rows(the_sweep())
-    assert [row["status"] for row in found] == ["complete", "failed", "complete", "failed"]
-    assert [row["head.temperature"] for row in found] == ["0.05", "0.05", "0.1", "0.1"]
-    assert [row["accuracy"] for row in found] == ["0.95", "", "0.9", ""]
+    written = rows(the_sweep())
+    assert [row["status"] for row in written] == ["complete", "failed", "complete", "failed"]
+    assert [row["head.temperature"] for row in written] == ["0.05", "0.05", "0.1", "0.1"]
+    assert [row["accuracy"] for row in written] == ["0.95", "", "0.9", ""]
     assert (the_sweep() / "sweep.png").exists()
 
     assert call(*command, "launcher=basic") == 1  # the launcher is no part of what is swept
@@ -268,10 +285,10 @@ def test_a_job_is_alone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "LEFT_BEHIND" not in os.environ
 
 
-def test_unknown_figure_fails_the_job(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_metric_fails_the_job(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("seed=0,1", "metric=acuracy", "hydra.sweep.dir=a") == 1
     assert "metric=acuracy is none of the metrics: accuracy" in rows(Path("a"))[0]["reason"]
-    assert "linear_top1" in capsys.readouterr().out  # the table shows what everybody asks for
+    assert "linear_top1" in capsys.readouterr().out  # which the table always shows
 
 
 # --- launchers and sweepers of the extras
@@ -282,9 +299,9 @@ def test_joblib(call: Call) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'contrast[joblib]'")
     command = ["launcher=joblib", "head.temperature=0.05,0.1", "seed=0,1", "fails=1", "hydra.sweep.dir=a"]
     assert call(*command) == 1
-    found = calls()
-    assert len(found) == 4
-    assert os.getpid() not in {each["pid"] for each in found}
+    made = calls()
+    assert len(made) == 4
+    assert os.getpid() not in {each["pid"] for each in made}
     assert [row["status"] for row in rows(Path("a"))] == ["complete", "failed", "complete", "failed"]
     assert call(*command) == 1
     assert len(calls()) == 6
@@ -340,14 +357,14 @@ def test_optuna(call: Call) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'contrast[optuna]'")
     command = ["sweep=optuna", "head.temperature=interval(0.01, 0.5)", "seed=range(0, 4)", "fails=1"]
     assert call(*command, "hydra.sweeper.n_trials=8", "hydra.sweep.dir=a") == 1
-    found = rows(Path("a"))
-    failed = [row for row in found if row["status"] == "failed"]
-    assert len(found) == 8
+    written = rows(Path("a"))
+    failed = [row for row in written if row["status"] == "failed"]
+    assert len(written) == 8
     assert failed  # a failed trial is no end
     best = OmegaConf.load("a/optimization_results.yaml")
-    assert best.best_value == pytest.approx(max(float(row["accuracy"]) for row in found if row["accuracy"]))
+    assert best.best_value == pytest.approx(max(float(row["accuracy"]) for row in written if row["accuracy"]))
     seen = len(calls())
     assert call(*command, "hydra.sweeper.n_trials=10", "hydra.sweep.dir=a") == 1  # the same values, and two more
     assert len(calls()) == seen + len(failed) + 2
     assert call(*command, "hydra.sweeper.sampler.seed=5", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=b") in (0, 1)
-    assert rows(Path("b"))[0]["head.temperature"] != found[0]["head.temperature"]
+    assert rows(Path("b"))[0]["head.temperature"] != written[0]["head.temperature"]

@@ -16,7 +16,7 @@ from contrast.errors import InputError
 from contrast.heads import NCE, Cosine, Estimated, InfoNCE, Learnable, LearnedBias
 from contrast.negatives import Table, Tree
 from contrast.samplers import Unigram
-from contrast.words import WordVectors, closed_form
+from contrast.words import WordVectors, by_autograd, closed_form
 from contrast.words.blocks import Blocks, cut_blocks, keep_probability
 from contrast.words.descent import Descent
 from contrast.words.model import Task
@@ -53,11 +53,13 @@ def model(head: Any = None, source: Callable[[], Any] | None = None, **options: 
 
 def closed_step(made: WordVectors, text: Blocks, sampled: Tensor, counts: Tensor, lr: float = 0.1) -> None:
     noise = closed_form.noise_words(made.head, made.negatives, 0, generator())
-    made.step_in_closed_form(text, noise._replace(sampled=sampled), Descent(lr, made.max_pairs_per_row, counts))
+    descent, noise = Descent(lr, made.max_pairs_per_row, counts), noise._replace(sampled=sampled)
+    closed_form.step(made.method, made.encoder.weight, made.negatives.vectors, text, noise, descent)
 
 
 def autograd_step(made: WordVectors, text: Blocks, random: torch.Generator, counts: Tensor, lr: float) -> None:
-    made.step_by_autograd(text, made.head, random, Descent(lr, made.max_pairs_per_row, counts))
+    descent = Descent(lr, made.max_pairs_per_row, counts)
+    by_autograd.step(made.encoder, made.negatives, made.head, made.score(text, made.head, random), descent)
 
 
 def losses(made: WordVectors, text: Blocks, random: torch.Generator) -> Tensor:

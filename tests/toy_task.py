@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from contrast import run as entry
 from contrast.errors import InputError
-from contrast.run.jobs import metric_of
+from contrast.run.folder import metric_of
 
 
 class Net:

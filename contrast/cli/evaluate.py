@@ -20,7 +20,7 @@ from contrast.evaluation.report import has_labels, labelled, write_metrics
 from contrast.evaluation.words import WordData, words
 from contrast.old_names import current
 from contrast.run.environment import write_environment
-from contrast.run.jobs import metric_of
+from contrast.run.folder import metric_of
 from contrast.run.quiet import quiet
 from contrast.training.trainer import bare_trainer
 

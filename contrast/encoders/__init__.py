@@ -6,11 +6,10 @@ A builder of an encoder is called as `builder(in_channels=C, image_size=S)`, one
 
 from contrast.encoders.contract import Encoder
 from contrast.encoders.projector import mlp, predictor
-from contrast.encoders.recurrent import GRU
 from contrast.encoders.text import hf_text, text_transformer
 from contrast.encoders.vision import conv_net, resnet, timm_model, vit
 from contrast.encoders.weights import load_encoder
-from contrast.encoders.words import WordTable
+from contrast.encoders.words import GRU, WordTable
 
 __all__ = [
     "GRU",

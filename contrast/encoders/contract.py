@@ -61,8 +61,8 @@ def check_view_sizes(encoder: nn.Module, in_channels: int, image_size: int, view
 def size_error(net: nn.Module, in_channels: int, size: int) -> str | None:
     """Why `net` does not accept images of `size` x `size` pixels, or None if it does.
 
-    The answer comes from a trial on torch's meta device, which computes shapes and no values. It takes milliseconds
-    and leaves the weights, the statistics of batch norm and the random numbers as they are.
+    The net is called on torch's meta device, which computes shapes and no values. The call takes milliseconds and
+    leaves the weights, the statistics of batch norm and the random numbers as they are.
     """
     state = {name: tensor.to("meta") for name, tensor in chain(net.named_parameters(), net.named_buffers())}
     images = torch.empty(2, in_channels, size, size, device="meta")

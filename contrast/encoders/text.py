@@ -16,9 +16,29 @@ PADDING = 0
 
 
 class TextTransformer(nn.Module):
-    """A pre-norm transformer with learned positions and the mean over the tokens; `text_transformer` builds it."""
+    """A small transformer with random initial weights, [B, L] -> [B, width]; L of at most `length`, else InputError.
 
-    def __init__(self, vocabulary: int, length: int, width: int, layers: int, heads: int, dropout: float) -> None:
+    vocabulary  number of token ids, V: `Tokenizer.size`
+    length      number of positions that are learned
+    The blocks are pre-norm (Xiong et al. 2020) with an MLP of 4 x width and GELU. A last norm follows, then the mean
+    over the tokens that are not padding. More padding changes nothing. Embeddings and positions have no weight decay.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        dropout: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        if min(vocabulary - 1, length, layers, heads) < 1 or width < 1 or width % heads:
+            raise InputError(
+                f"no text transformer has vocabulary={vocabulary} (2 or more), length={length}, layers={layers} (1 or "
+                f"more) and width={width} divided among heads={heads}"
+            )
         super().__init__()
         self.token = nn.Embedding(vocabulary, width, padding_idx=PADDING)
         self.position = nn.Parameter(torch.empty(length, width))
@@ -33,6 +53,7 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.position, std=0.01)
         self.token.weight.no_decay = True  # type: ignore[attr-defined]
         self.position.no_decay = True  # type: ignore[attr-defined]
+        finish(self, width, compile=compile)
 
     def forward(self, text: Tensor) -> Tensor:
         if text.shape[1] > len(self.position):
@@ -44,34 +65,13 @@ class TextTransformer(nn.Module):
         return mean_of_tokens(self.norm(x), text)
 
 
-def text_transformer(
-    vocabulary: int,
-    length: int,
-    width: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    dropout: float = 0.0,
-    compile: bool = False,
-) -> TextTransformer:
-    """A small transformer with random initial weights, [B, L] -> [B, width]; L of at most `length`, else InputError.
-
-    vocabulary  number of token ids, V: `Tokenizer.size`
-    length      number of positions that are learned
-    The blocks are pre-norm (Xiong et al. 2020) with an MLP of 4 x width and GELU. A last norm follows, then the mean
-    over the tokens that are not padding. More padding changes nothing. Embeddings and positions have no weight decay.
-    """
-    if min(vocabulary - 1, length, layers, heads) < 1 or width < 1 or width % heads:
-        raise InputError(
-            f"no text transformer has vocabulary={vocabulary} (2 or more), length={length}, layers={layers} (1 or "
-            f"more) and width={width} divided among heads={heads}"
-        )
-    return finish(TextTransformer(vocabulary, length, width, layers, heads, dropout), width, compile=compile)
+text_transformer = TextTransformer  # called as the other builders are
 
 
 class HFText(nn.Module):
     """A model of transformers and the mean of its last hidden states over the tokens; `hf_text` builds it."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         pad = getattr(net.config, "pad_token_id", None)
@@ -113,7 +113,7 @@ def hf_text(
         raise InputError(message) from error
     try:
         if pretrained:
-            net: Any = AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+            net = AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
         else:
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
             net = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
@@ -126,9 +126,9 @@ def hf_text(
     for behind in ("pooler", "head"):
         if isinstance(getattr(net, behind, None), nn.Module):
             setattr(net, behind, nn.Identity())
-    known, positions = net.config.vocab_size, getattr(net.config, "max_position_embeddings", None)
-    if vocabulary is not None and vocabulary > known + 1:
-        raise InputError(f"'{name}' knows {known} tokens, the tokenizer has {vocabulary - 1}: take that of '{name}'")
+    num_ids, positions = net.config.vocab_size, getattr(net.config, "max_position_embeddings", None)
+    if vocabulary is not None and vocabulary > num_ids + 1:
+        raise InputError(f"'{name}' knows {num_ids} tokens, the tokenizer has {vocabulary - 1}: take that of '{name}'")
     if length is not None and positions is not None and length > positions:
         raise InputError(f"'{name}' takes {positions} tokens, the texts have {length}: lower data.length")
     for part in net.modules():

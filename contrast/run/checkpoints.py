@@ -20,11 +20,11 @@ from contrast.run.metrics import MetricsLog
 class AtomicCheckpointIO(TorchCheckpointIO):
     """A plugin for `Trainer(plugins=[...])`: a path holds a whole checkpoint at any moment, the old or the new.
 
-    Local folders only, one writing process per folder. What a killed process left behind is removed by the next
-    save. Reading is `torch.load(weights_only=True)`, which runs no code from the file, unless `weights_only=False`.
+    Local folders only, one writing process per folder. What a killed process left behind is removed by the next save.
+    Reading is torch's default, which runs no code from the file.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None) -> None:
         if storage_options is not None:
             raise TypeError("AtomicCheckpointIO writes local files and takes no storage_options")
         path = Path(path).absolute()
@@ -32,11 +32,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             stray.unlink()
         with replacing(path) as temporary:
             torch.save(checkpoint, temporary)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only=weights_only is not False)
 
 
 class Checkpoints(Checkpoint):
@@ -111,12 +106,12 @@ class Checkpoints(Checkpoint):
             self._save_last(trainer)
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, object]
     ) -> None:
         state = {"cpu": torch.get_rng_state()}
         if pl_module.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
-        states: list[Any] = [state] * trainer.world_size
+        states = [state] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(states, state)
         checkpoint["generators"] = states

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from contrast.atomic import replacing
@@ -26,9 +25,7 @@ class Panel:
     unit: str
     lines: dict[str, str]
     final: dict[str, str] = field(default_factory=dict)
-    is_noisy: bool = True  # long lines are averaged
     is_log: bool = False
-    from_zero: bool = False
 
 
 PROBES = {"online/knn_top1": "knn_top1", "online/linear_top1": "linear_top1"}
@@ -40,10 +37,10 @@ PANELS = (
     Panel("Alignment", "alignment", {"train/alignment": "alignment"}),
     Panel("Uniformity", "uniformity", {"train/uniformity": "uniformity"}),
     Panel("Effective rank", "dimensions", {"train/rank_embedding": "embedding", "train/rank_projection": "projection"}),
-    Panel("Temperature", "temperature", {"train/temperature": "temperature"}, is_noisy=False),
-    Panel("Learning rate", "learning rate", {"train/lr": "learning rate"}, is_noisy=False),
+    Panel("Temperature", "temperature", {"train/temperature": "temperature"}),
+    Panel("Learning rate", "learning rate", {"train/lr": "learning rate"}),
     Panel("Gradient norm", "L2 norm", {"train/grad_norm": "gradient norm"}, is_log=True),
-    Panel("Speed", "images / second", {"train/images_per_second": "speed"}, from_zero=True),
+    Panel("Speed", "images / second", {"train/images_per_second": "speed"}),
 )
 
 _COLOURS = ("#2f6db3", "#d9722e")
@@ -65,8 +62,8 @@ def save_curves(run_dir: str | os.PathLike[str]) -> Path | None:
         return None
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
+    # without pyplot, which would keep the figure, and choose a window system, for the whole process
     figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)  # pyplot would keep the figure, and choose a window system, for the whole process
     figure.suptitle(run_dir.absolute().name, fontsize=11, color=_GREY)
     for place, panel in enumerate(shown, start=1):
         _draw(figure.add_subplot(rows, columns, place), panel, curves, final)
@@ -90,15 +87,14 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 def _draw(axes: Axes, panel: Panel, curves: dict[str, Curve], final: dict[str, float]) -> None:
     axes.set_title(panel.title, fontsize=10, loc="left")
-    axes.set_xlabel("optimiser step", fontsize=8)
-    axes.set_ylabel(panel.unit, fontsize=8)
+    axes.set(xlabel="optimiser step", ylabel=panel.unit)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.margins(x=0.01)
     axes.tick_params(which="both", labelsize=7, colors=_GREY)
     axes.spines[["top", "right"]].set_visible(False)
     lines = {name: label for name, label in panel.lines.items() if name in curves}
     for colour, (name, label) in zip(_COLOURS, lines.items(), strict=False):
-        _line(axes, curves[name], colour, label, panel.is_noisy)
+        _line(axes, curves[name], colour, label)
         metric = panel.final.get(name, "")
         if (level := final.get(f"untrained_{metric}")) is not None:
             axes.axhline(level, color=colour, linewidth=1, linestyle="--", label=f"{label}, untrained, test set")
@@ -106,17 +102,15 @@ def _draw(axes: Axes, panel: Panel, curves: dict[str, Curve], final: dict[str, f
             axes.plot(curves[name][0][-1:], [value], "*", color=colour, label=f"{label}, test set")
     if panel.is_log and all((curves[name][1] > 0).all() for name in lines):
         axes.set_yscale("log")
-    if panel.from_zero:
-        axes.set_ylim(bottom=0)
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(fontsize=7, frameon=False)
 
 
-def _line(axes: Axes, curve: Curve, colour: str, label: str, is_noisy: bool) -> None:
-    """The curve; a long noisy one faintly, with the centred mean over 2 % of its points on top."""
+def _line(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+    """The curve; one of 100 points or more faintly, with the centred mean over 2 % of its points on top."""
     steps, values = curve
     half = len(values) // 100
-    if not is_noisy or half < 1:
+    if half < 1:
         axes.plot(steps, values, color=colour, linewidth=1.4, label=label, marker="." if len(values) < 30 else None)
         return
     axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)

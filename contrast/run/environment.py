@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
@@ -18,7 +17,7 @@ from contrast.atomic import replacing
 PACKAGES = {"contrast", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "wandb", "numpy", "scikit-learn"}
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """What is needed to run again what ran here; `git` is null unless the package runs from a git checkout."""
     versions = {each.name: each.version for each in importlib.metadata.distributions() if each.name in PACKAGES}
     return {
@@ -44,7 +43,7 @@ def write_environment(run_dir: str | os.PathLike[str]) -> None:
         temporary.write_text(json.dumps([*starts, environment()], indent=2) + "\n", encoding="utf-8")
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path) -> dict[str, object] | None:
     """Commit and state of the checkout that tracks `folder`; None for an installed package or without git.
 
     The folder itself has to be tracked: a wheel in a virtual environment may be inside somebody else's checkout.

@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import os
 import pydoc
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -70,7 +69,7 @@ def wrong_call(error: TypeError, cfg: DictConfig) -> str | None:
     lines = []
     for key, node in _target_nodes(OmegaConf.to_container(cfg)):
         try:
-            target: Any = pydoc.locate(node["_target_"])
+            target: Any = pydoc.locate(str(node["_target_"]))
         except pydoc.ErrorDuringImport:
             continue
         called = target.__init__ if inspect.isclass(target) else target
@@ -99,10 +98,6 @@ def nearest(word: str, options: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
-def wants_traceback() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
-
-
 def _unknown_option(file: str, options: list[str]) -> str:
     group, _, option = file.rpartition("/")
     if plugin := PLUGIN.match(file):
@@ -117,10 +112,10 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, groups: Iterable[
         known = f"; keys: {', '.join(keys)}; +{node}.{error.key}=... adds one" if keys else ""
         return f"{node} has no key '{error.key}'{nearest(str(error.key), keys)}{known}"
     names = sorted(name for name in {*keys, *groups} if not name.startswith("hydra"))
-    return f"there is no key or group '{error.key}'{nearest(str(error.key), names)}; there are {', '.join(names)}"
+    return f"there is no key or group '{error.key}'{nearest(str(error.key), names)}; known are {', '.join(names)}"
 
 
-def _target_nodes(tree: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _target_nodes(tree: object, key: str = "") -> Iterator[tuple[str, dict[str, object]]]:
     """Each node of a plain configuration that has a `_target_`, with its key: "head.temperature", ..."""
     if isinstance(tree, dict) and isinstance(tree.get("_target_"), str):
         yield key, tree

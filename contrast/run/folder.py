@@ -1,10 +1,11 @@
-"""The folder of a run: claimed by one run alone, and holding the configuration that made it."""
+"""The folder of a run: claimed by one run alone, and holding its configuration and its metrics."""
 
 import itertools
+import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,9 @@ from contrast.errors import InputError
 from contrast.old_names import current
 
 CONFIG, OVERRIDES, METRICS, ERROR = "config.yaml", "overrides.yaml", "metrics.json", "error.txt"
+ASIDE = ".aside-"  # in the name of a folder that made room for another run
+
+Config: TypeAlias = dict[str, object]  # plain values, nested
 
 
 def conf_folder() -> Path:
@@ -41,14 +45,14 @@ def claim(folder: Path) -> Path:
     raise AssertionError("unreachable: the candidates never end")
 
 
-def write_config(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+def write_config(folder: Path, config: Config, overrides: list[str]) -> None:
     """config.yaml: all that shapes the run, in plain values; overrides.yaml: the command line's part of it."""
     for name, content in ((CONFIG, config), (OVERRIDES, overrides)):
         with replacing(folder / name) as file:
             file.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Config:
     """The configuration of the run in `folder`, under today's names."""
     try:
         saved = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
@@ -62,6 +66,54 @@ def read_overrides(folder: Path) -> list[str]:
     return [str(item) for item in OmegaConf.load(path)] if path.exists() else []
 
 
+def is_complete(folder: Path, config: Config) -> bool:
+    """Whether the run in `folder` reached its metrics, and with this very configuration."""
+    return (folder / METRICS).is_file() and not (folder / ERROR).exists() and has_config(folder, config)
+
+
+def has_config(folder: Path, config: Config) -> bool:
+    """Whether the run in `folder` has this configuration, as it reads after a round trip through a file."""
+    if not (folder / CONFIG).is_file():
+        return False
+    written = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(config)))
+    return read_config(folder) == OmegaConf.to_container(written)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run can be continued from its folder."""
+    return (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def prepare_folder(folder: Path, config: Config) -> bool:
+    """Makes `folder` ready for a job; True if it holds the beginning of this very job, to be continued.
+
+    Only the record of how the job ended is deleted. A folder of another job is renamed.
+    """
+    if has_config(folder, config) and has_checkpoint(folder):
+        for name in (METRICS, ERROR):
+            (folder / name).unlink(missing_ok=True)
+        return True
+    if folder.is_dir() and any(folder.iterdir()):
+        names = (folder.with_name(f"{folder.name}{ASIDE}{number}") for number in itertools.count(1))
+        os.rename(folder, next(name for name in names if not name.exists()))
+    folder.mkdir(parents=True, exist_ok=True)
+    return False
+
+
+def metric_of(metrics: dict[str, float], name: str) -> float:
+    """The metric called `name`; InputError with the names of all metrics if it is none of them."""
+    if name not in metrics:
+        raise InputError(f"metric={name} is none of the metrics: {', '.join(sorted(metrics))}")
+    return metrics[name]
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The numbers in metrics.json; none if there is no such file."""
+    path = folder / METRICS
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+
+
 def discard(folder: Path) -> None:
     """Removes the folder of a run that never began, which holds nothing but its configuration."""
     if {path.name for path in folder.iterdir()} <= {CONFIG, OVERRIDES}:
@@ -70,8 +122,8 @@ def discard(folder: Path) -> None:
         folder.rmdir()
 
 
-def run_config(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration of a run in plain values, without Hydra's part and without what `resume` says."""
+def run_config(cfg: DictConfig) -> Config:
+    """The configuration of a run in plain values, without Hydra's part and without a value of `resume`."""
     plain = OmegaConf.to_container(without_hydra(cfg), resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): None if key == "resume" else value for key, value in plain.items()}

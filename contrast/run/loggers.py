@@ -1,10 +1,9 @@
-"""Loggers besides `metrics.jsonl`: a W&B run that never asks anything, and TensorBoard."""
+"""Loggers besides `metrics.jsonl`: a W&B run that never waits for an input, and TensorBoard."""
 
 import netrc
 import os
 import secrets
 import shlex
-import threading
 import time
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -24,11 +23,11 @@ from contrast.run.folder import is_first_rank
 
 Mode = Literal["online", "offline", "disabled", "shared"]
 
-PATIENCE = 4.0  # seconds that W&B's server has for an answer
+TIMEOUT = 4.0  # seconds within which W&B's server has to respond
 
 
 def wandb_logger(
-    run_dir: str | os.PathLike[str], name: str, config: Mapping[str, Any] | None = None, **settings: Any
+    run_dir: str | os.PathLike[str], name: str, config: Mapping[str, object] | None = None, **settings: Any
 ) -> WandbLogger:
     """Starts the W&B run of this job on rank 0, prints its mode in one line and returns Lightning's logger for it.
 
@@ -75,22 +74,19 @@ def wandb_mode(settings: wandb.Settings) -> tuple[Mode, str]:
         return "disabled" if settings.mode == "disabled" else "offline", "WANDB_MODE" if is_set else "W&B settings"
     if not has_login(settings):
         return "offline", "no W&B login; `wandb login` makes one"
-    mode: Mode = "shared" if settings.mode == "shared" else "online"
-    if is_set:
-        return mode, "WANDB_MODE"
-    if not answers(settings.base_url):
-        return "offline", f"{settings.base_url} does not answer"
-    return mode, "logged in"
+    if not is_set and not is_reachable(settings.base_url):
+        return "offline", f"{settings.base_url} does not respond"
+    return "shared" if settings.mode == "shared" else "online", "WANDB_MODE" if is_set else "logged in"
 
 
 def has_login(settings: wandb.Settings) -> bool:
-    """Whether W&B will find credentials without asking: in the environment, its settings or the netrc file."""
+    """Whether W&B will find credentials by itself: in the environment, its settings or the netrc file."""
     if settings.api_key or getattr(settings, "identity_token_file", None):
         return True
     path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
         machines = netrc.netrc(path if path.exists() else path.with_name("_netrc")).hosts
-    except (OSError, netrc.NetrcParseError):  # absent or unreadable: W&B finds nothing there either
+    except (OSError, netrc.NetrcParseError):  # absent or unreadable: W&B finds nothing in it either
         return False
     hosts = [urlsplit(settings.base_url).netloc]
     if settings.base_url == wandb.Settings().base_url:
@@ -98,22 +94,15 @@ def has_login(settings: wandb.Settings) -> bool:
     return any(host in machines for host in hosts)
 
 
-def answers(url: str) -> bool:
-    """Whether a server, or the proxy on the way to it, gives any answer within `PATIENCE` seconds."""
-    answered = threading.Event()
-
-    def request() -> None:
-        try:
-            build_opener().open(url, timeout=PATIENCE).close()
-        except HTTPError:
-            pass  # an answer, too
-        except (OSError, HTTPException):
-            return
-        answered.set()
-
-    # In a thread, because the timeout of a request does not cover a name server that stays silent.
-    threading.Thread(target=request, daemon=True).start()
-    return answered.wait(PATIENCE)
+def is_reachable(url: str) -> bool:
+    """Whether a server, or the proxy on the way to it, sends any response within `TIMEOUT` seconds."""
+    try:
+        build_opener().open(url, timeout=TIMEOUT).close()
+    except HTTPError:  # a response, too
+        return True
+    except (OSError, HTTPException):
+        return False
+    return True
 
 
 def run_id(run_dir: Path) -> str:
@@ -125,13 +114,13 @@ def run_id(run_dir: Path) -> str:
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_text(secrets.token_hex(6) + "\n", encoding="utf-8")
-    found = path.read_text(encoding="utf-8").strip()
-    while list(run_dir.glob(f"wandb/*run-{time.strftime('%Y%m%d_%H%M%S')}-{found}")):
+    saved = path.read_text(encoding="utf-8").strip()
+    while list(run_dir.glob(f"wandb/*run-{time.strftime('%Y%m%d_%H%M%S')}-{saved}")):
         time.sleep(0.05)
-    return found
+    return saved
 
 
-def tensorboard_logger(run_dir: str | os.PathLike[str], **unused: Any) -> TensorBoardLogger:
+def tensorboard_logger(run_dir: str | os.PathLike[str], **unused: object) -> TensorBoardLogger:
     """Lightning's logger, writing to `<run_dir>/tensorboard`; what other loggers need (name, group) is unused.
 
     Raises:

@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
@@ -14,7 +13,7 @@ from torch import Tensor
 from contrast.errors import InputError
 
 FILE = "metrics.jsonl"
-RESUMED = "resumed_at"  # {"resumed_at": 20}: the rows of step 20 and later that stand above are void
+RESUMED = "resumed_at"  # {"resumed_at": 20}: the rows of step 20 and later above are void
 
 Row = dict[str, float]  # metric -> value, and "step"
 
@@ -38,7 +37,7 @@ class MetricsLog(Logger):
         return str(self.path.parent)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
         """Nothing to do: the resolved configuration is a file of its own in the run folder."""
 
     @rank_zero_only
@@ -54,7 +53,7 @@ class MetricsLog(Logger):
         if self.path.exists():
             self._append({RESUMED: step})
 
-    def _append(self, entry: dict[str, Any]) -> None:
+    def _append(self, entry: Mapping[str, float | None]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             if not self._has_written:  # a crash may have cut off the last line of an earlier process

@@ -6,46 +6,54 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from torch import distributed
 
 from contrast.errors import InputError
-from contrast.run.compose import Task, call_hydra, parse_overrides, resolve
+from contrast.run import compose, folder
+from contrast.run.compose import Task
 from contrast.run.errors import one_line, task_error
-from contrast.run.folder import ERROR, is_first_rank, quoted, run_config, write_config
-from contrast.run.jobs import COMPLETE, is_complete, prepare_folder, read_metrics
-from contrast.run.sweep_report import report
+from contrast.run.sweep_report import COMPLETE, report
 
 
 def run_sweep(
-    task: Task, arguments: list[str], folder: Path, metric: str | None, expected: list[list[str]] | None
+    task: Task, arguments: list[str], sweep_dir: Path, metric: str | None, expected: list[list[str]] | None
 ) -> int:
     """The jobs that are not complete yet, and the table of all of them, however the sweep ends."""
     job = functools.update_wrapper(functools.partial(run_sweep_job, task), task)
     # The folder is fixed here, so that it is the same for the jobs of every launcher. Lightning starts the other ranks
     # of a job in its `hydra.run.dir`.
-    fixed = [f"hydra.sweep.dir={quoted(folder)}", "hydra.run.dir=${hydra.runtime.output_dir}"]
+    fixed = [f"hydra.sweep.dir={folder.quoted(sweep_dir)}", "hydra.run.dir=${hydra.runtime.output_dir}"]
     broke_off = False
     try:
-        call_hydra(job, [*arguments, *fixed, "hydra.mode=MULTIRUN"])
+        compose.call_hydra(job, [*arguments, *fixed, "hydra.mode=MULTIRUN"])
     except SystemExit as error:
         # Hydra has printed an error of the launcher or the sweeper; a worker process may have died. What the other
         # jobs reached is in their folders.
         reason = error.__context__
-        if not isinstance(reason, Exception) or not folder.is_dir():
+        if not isinstance(reason, Exception) or not sweep_dir.is_dir():
             raise
         broke_off = True
         print(f"error: the sweep broke off: {type(reason).__name__}: {one_line(str(reason))}", file=sys.stderr)
     finally:
-        jobs = report(folder, metric, expected)
+        jobs = report(sweep_dir, metric, expected)
     return 1 if broke_off or any(each.status != COMPLETE for each in jobs) else 0
+
+
+def keys_of_sweep(overrides: Sequence[Override], cfg: DictConfig, is_sweep: bool) -> set[str]:
+    """The keys with several values, on the command line or in a file. Raises InputError for such a key without -m."""
+    swept = [each for each in overrides if each.is_sweep_override()]
+    if swept and not is_sweep:
+        raise InputError(f"{swept[0].input_line}: --multirun runs several values; a list is written [1,2]")
+    return {*(cfg.hydra.sweeper.get("params") or {}), *(each.key_or_group for each in swept)}
 
 
 def expected_jobs(loader: ConfigLoader, cfg: DictConfig) -> list[list[str]] | None:
@@ -57,7 +65,7 @@ def expected_jobs(loader: ConfigLoader, cfg: DictConfig) -> list[list[str]] | No
         return None
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
     choices = {}
-    for override in parse_overrides([*params, *cfg.hydra.overrides.task], loader):
+    for override in compose.parse_overrides([*params, *cfg.hydra.overrides.task], loader):
         key = override.get_key_element()
         if not override.is_sweep_override():
             choices[key] = [f"{key}={override.get_value_element_as_str()}"]
@@ -79,29 +87,30 @@ def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
 
     A failure is recorded in the job's folder, as error.txt, and Hydra gets None: an exception would end the sweep.
     """
-    overrides = resolve(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    overrides = compose.resolve(cfg)
+    job_dir = Path(HydraConfig.get().runtime.output_dir)
     name = f"job {HydraConfig.get().job.num}"
     try:
-        config = run_config(cfg)
-        if is_complete(folder, config):
-            print(f"{name} is complete already: {folder}", flush=True)
-            write_config(folder, config, overrides)  # the same values may be written in another way
-            return finite(read_metrics(folder).get(cfg.metric))  # absent from a run without an evaluation
-        continues = prepare_folder(folder, config) if is_first_rank() else (folder / "checkpoints/last.ckpt").is_file()
+        config = folder.run_config(cfg)
+        if folder.is_complete(job_dir, config):
+            print(f"{name} is complete already: {job_dir}", flush=True)
+            folder.write_config(job_dir, config, overrides)  # the same values may be written in another way
+            return finite(folder.read_metrics(job_dir).get(cfg.metric))  # absent from a run without an evaluation
+        writes = folder.is_first_rank()
+        continues = folder.prepare_folder(job_dir, config) if writes else folder.has_checkpoint(job_dir)
         if continues and "resume" in cfg:
-            print(f"{name} continues: {folder}", flush=True)
+            print(f"{name} continues: {job_dir}", flush=True)
             with open_dict(cfg):
-                cfg.resume = str(folder)
-        if is_first_rank():
-            write_config(folder, config, overrides)
-        with isolated([f"resume={quoted(folder)}"] if cfg.get("resume") is not None else overrides):
+                cfg.resume = str(job_dir)
+        if writes:
+            folder.write_config(job_dir, config, overrides)
+        with isolated([f"resume={folder.quoted(job_dir)}"] if cfg.get("resume") is not None else overrides):
             return finite(task(cfg))
     except Exception as error:
         reason = task_error(error, cfg) or one_line(f"{type(error).__name__}: {error}")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR).write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
-        print(f"{name} failed: {reason} ({folder / ERROR})", file=sys.stderr, flush=True)
+        job_dir.mkdir(parents=True, exist_ok=True)
+        (job_dir / folder.ERROR).write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
+        print(f"{name} failed: {reason} ({job_dir / folder.ERROR})", file=sys.stderr, flush=True)
         return None
 
 
@@ -112,7 +121,7 @@ def finite(value: float | None) -> float | None:
 
 @contextmanager
 def isolated(overrides: list[str]) -> Iterator[None]:
-    """Keeps a job of a sweep from the others of its process: it has a command line and an environment of its own.
+    """Keeps a job of a sweep from the others of its process, by a separate command line and environment.
 
     Lightning starts the other ranks of a job by repeating the command line, which has to name this job alone. It
     leaves behind environment variables and a process group, which the next job would take for its own.

@@ -1,22 +1,35 @@
-"""The end of a sweep: its table over seeds, with 95 % intervals, sweep.csv and sweep.png."""
+"""The end of a sweep: its jobs as their folders record them, a table with 95 % intervals over seeds, and a plot."""
 
 import csv
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
 from contrast.atomic import replacing
-from contrast.run.jobs import COMPLETE, Job, read_jobs
+from contrast.run.folder import ASIDE, ERROR, METRICS, OVERRIDES, read_metrics, read_overrides
 
+COMPLETE, FAILED, INTERRUPTED, NOT_RUN = "complete", "failed", "interrupted", "not run"
 SEED = "seed"
 MAX_TICKS = 8  # more numbers along x are not each named
+MAX_LINES = 10  # more lines get no legend
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep. `swept` holds its overrides as text, `reason` why it failed."""
+
+    name: str
+    folder: Path | None
+    swept: dict[str, str]
+    status: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,11 +72,9 @@ def report(sweep_dir: Path, metric: str | None, expected: Sequence[Sequence[str]
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and t_{0.975, n-1} s / sqrt(n), with s the sample's standard deviation (Student 1908)."""
-    n, mean = len(values), math.fsum(values) / len(values)
-    if n == 1:
-        return Estimate(mean, math.nan, 1)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    return Estimate(mean, float(stdtrit(n - 1, 0.975)) * math.sqrt(variance / n), n)
+    n = len(values)
+    half = float(stdtrit(n - 1, 0.975)) * stdev(values) / math.sqrt(n) if n > 1 else math.nan
+    return Estimate(fmean(values), half, n)
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
@@ -108,8 +119,41 @@ def write_csv(path: Path, jobs: Sequence[Job]) -> None:
             writer.writerow({**job.swept, **job.metrics, **given})
 
 
+def read_jobs(sweep_dir: Path, expected: Sequence[Sequence[str]] | None = None) -> list[Job]:
+    """The jobs below `sweep_dir`, in order; if `expected` lists the overrides of each, exactly those.
+
+    An expected job without a folder did not run; a folder that is not expected belongs to an earlier sweep.
+    """
+    folders = [path.parent for path in sweep_dir.rglob(OVERRIDES) if ASIDE not in str(path)]
+    folders.sort(key=lambda folder: (len(str(folder)), folder))  # 2 before 10
+    jobs = [_read_job(str(folder.relative_to(sweep_dir)), folder) for folder in folders]
+    if expected is None:
+        return jobs
+    by_overrides = {frozenset(job.swept.items()): job for job in jobs}
+    swept = [_values(overrides) for overrides in expected]
+    return [
+        by_overrides.get(frozenset(values.items()), Job(str(number), None, values, NOT_RUN))
+        for number, values in enumerate(swept)
+    ]
+
+
+def _read_job(name: str, folder: Path) -> Job:
+    swept = _values(read_overrides(folder))
+    if (folder / ERROR).exists():
+        reason = (folder / ERROR).read_text(encoding="utf-8").partition("\n")[0]
+        return Job(name, folder, swept, FAILED, reason=reason)
+    status = COMPLETE if (folder / METRICS).is_file() else INTERRUPTED
+    return Job(name, folder, swept, status, read_metrics(folder))
+
+
+def _values(overrides: Sequence[str]) -> dict[str, str]:
+    """The overrides by key, without their `+` and quotes."""
+    split = (item.lstrip("+").partition("=") for item in overrides)
+    return {key: value.strip("'\"") for key, _, value in split}
+
+
 def save_plot(path: Path, jobs: Sequence[Job], metric: str) -> bool:
-    """Writes the drawing as PNG; False if no job has the metric."""
+    """Writes the plot as PNG; False if no job has the metric."""
     figure = draw(jobs, metric)
     if figure is not None:
         with replacing(path) as file:
@@ -118,78 +162,56 @@ def save_plot(path: Path, jobs: Sequence[Job], metric: str) -> bool:
 
 
 def draw(jobs: Sequence[Job], metric: str) -> Figure | None:
-    """`metric` over the swept values.
+    """`metric` over each swept key, in a panel for each.
 
-    One key, or two with a line for each value of the one with fewer values: the mean over seeds with its 95 % interval,
-    and each job as a dot. More keys: a panel each, with the jobs alone.
+    Each combination of the other keys' values is a line: the mean over seeds with its 95 % interval, and each job as a
+    dot. None if no job has the metric.
     """
     keys = [key for key in swept_keys(jobs) if key != SEED]
     groups = [group for group in grouped(jobs, keys) if group.measured(metric)]
     if not groups:
         return None
-    columns = {key: [group.values[i] for group in groups] for i, key in enumerate(keys)} or {
-        "seeds": [""] * len(groups)
-    }
-    # along x the numbers with most values
-    order = sorted(columns, key=lambda key: (not is_numeric(columns[key]), -len(set(columns[key]))))
-    shown = order[:1] if len(order) <= 2 else list(columns)
-    figure = Figure(figsize=(6.4 * len(shown), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)  # pyplot would choose a window system for the whole process
-    for place, key in enumerate(shown, start=1):
-        axes = figure.add_subplot(1, len(shown), place, xlabel=key, ylabel=metric)
+    # without pyplot, which would choose a window system for the whole process
+    figure = Figure(figsize=(6.4 * max(1, len(keys)), 4.2), layout="constrained")
+    for place, key in enumerate(keys or [SEED]):
+        axes = figure.add_subplot(1, max(1, len(keys)), place + 1, xlabel=key, ylabel=metric)
         axes.grid(alpha=0.3)
-        xs = _place_values(axes, columns[key])
-        if len(order) > 2:
-            points = [(x, value) for x, group in zip(xs, groups, strict=True) for value in group.measured(metric)]
-            axes.scatter(*zip(*points, strict=True))
-            continue
-        lines = columns[order[1]] if len(order) == 2 else [""] * len(groups)
-        for line in dict.fromkeys(lines):
-            members = [
-                (x, group.measured(metric)) for x, group, each in zip(xs, groups, lines, strict=True) if each == line
-            ]
-            _error_bars(axes, sorted(members), "o-" if is_numeric(columns[key]) else "o", line)
-        if len(order) == 2:
-            axes.legend(title=order[1])
+        lines: dict[str, list[tuple[str, list[float]]]] = {}
+        for group in groups:
+            others = ", ".join(group.values[:place] + group.values[place + 1 :])
+            lines.setdefault(others, []).append((group.values[place] if keys else "", group.measured(metric)))
+        _draw_lines(axes, lines)
+        if 1 < len(lines) <= MAX_LINES:
+            axes.legend(title=", ".join(other for other in keys if other != key))
     return figure
 
 
-def is_numeric(column: Sequence[str]) -> bool:
+def _draw_lines(axes: Axes, lines: dict[str, list[tuple[str, list[float]]]]) -> None:
+    """Lines of (x, the metric of each job) by their label. Values of x that are no numbers are categories in order."""
+    texts = dict.fromkeys(text for line in lines.values() for text, _ in line)
+    numbers = {text: float(text) for text in texts} if is_numeric(texts) else {}
+    if is_logarithmic(numbers.values()):
+        axes.set_xscale("log")
+    if numbers and len(numbers) <= MAX_TICKS:
+        axes.minorticks_off()
+        axes.set_xticks(list(numbers.values()), list(numbers))
+    for label, line in lines.items():
+        points = sorted((numbers[text], values) for text, values in line) if numbers else line
+        estimates = [estimate(values) for _, values in points]
+        halves = [0.0 if math.isnan(each.half) else each.half for each in estimates]
+        xs, style = [x for x, _ in points], "o-" if numbers else "o"
+        bars = axes.errorbar(xs, [each.mean for each in estimates], yerr=halves, fmt=style, capsize=3, label=label)
+        for x, values in points:
+            axes.scatter([x] * len(values), values, s=8, alpha=0.4, color=bars.lines[0].get_color())
+
+
+def is_numeric(texts: Iterable[str]) -> bool:
     try:
-        return all(math.isfinite(float(text)) for text in column)
+        return all(math.isfinite(float(text)) for text in texts)
     except ValueError:
         return False
 
 
-def is_logarithmic(values: Sequence[float]) -> bool:
-    """Whether the values span a decade, or grow by a factor rather than by a step."""
-    values = sorted(set(values))
-    if len(values) < 2 or values[0] <= 0:
-        return False
-    if values[-1] / values[0] >= 10:
-        return True
-    factors = [b / a for a, b in pairwise(values)]
-    steps = [b - a for a, b in pairwise(values)]
-    return len(values) > 2 and max(factors) / min(factors) < max(steps) / min(steps)
-
-
-def _place_values(axes: Axes, column: Sequence[str]) -> list[float]:
-    """Where the values of a swept key are along x, with their ticks: numbers in place, names one after the other."""
-    places = {text: float(text) if is_numeric(column) else i for i, text in enumerate(dict.fromkeys(column))}
-    if is_numeric(column) and is_logarithmic(list(places.values())):
-        axes.set_xscale("log")
-    if len(places) <= MAX_TICKS or not is_numeric(column):
-        axes.minorticks_off()
-        axes.set_xticks(list(places.values()), list(places), rotation=90 if len(places) > MAX_TICKS else 0)
-    return [places[text] for text in column]
-
-
-def _error_bars(axes: Axes, points: Sequence[tuple[float, list[float]]], style: str, label: str) -> None:
-    """A line through (x, the metric of each job there)."""
-    estimates = [estimate(values) for _, values in points]
-    halves = [0.0 if math.isnan(each.half) else each.half for each in estimates]
-    xs, means = [x for x, _ in points], [each.mean for each in estimates]
-    bars = axes.errorbar(xs, means, yerr=halves, fmt=style, capsize=3, label=label)
-    for x, values in points:
-        if len(values) > 1:
-            axes.scatter([x] * len(values), values, s=8, alpha=0.4, color=bars.lines[0].get_color())
+def is_logarithmic(values: Collection[float]) -> bool:
+    """Whether numbers are drawn on a logarithmic axis: all are positive, and the largest is 4 times the smallest."""
+    return bool(values) and min(values) > 0 and max(values) >= 4 * min(values)

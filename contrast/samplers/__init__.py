@@ -1,12 +1,10 @@
 """Noise over N classes: draws, their log probabilities, and the binary tree that takes the place of draws."""
 
-from contrast.samplers.alias import Alias, alias_table
+from contrast.samplers.alias import Alias, Unigram, alias_table
 from contrast.samplers.contract import Sampler
 from contrast.samplers.huffman import HuffmanTree, from_parents, huffman
-from contrast.samplers.log_uniform import LogUniform
 from contrast.samplers.poisson import Poisson, inclusion
-from contrast.samplers.uniform import Uniform
-from contrast.samplers.unigram import Unigram
+from contrast.samplers.uniform import LogUniform, Uniform
 
 __all__ = [
     "Alias",

@@ -1,14 +1,18 @@
-"""The alias method: a draw from any distribution over N classes costs one random number and two table look-ups.
+"""The alias method, and the unigram distribution that draws by it: classes in proportion to a power of their counts.
 
+A draw from any distribution over N classes costs one random number and two table look-ups.
 The table has N columns. Column i holds class i with probability accept[i] and class alias[i] otherwise. A draw picks a
 column uniformly, then one of its two classes.
 """
+
+import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contrast.samplers.contract import Values, check_weights, uniforms
+from contrast.errors import InputError
+from contrast.samplers.contract import Values, check_ids, check_weights, uniforms
 
 
 class Alias(nn.Module):
@@ -35,6 +39,37 @@ class Alias(nn.Module):
         residue = (position - column).float().to(device)  # uniform in [0, 1) and independent of the column
         column = column.to(device)
         return torch.where(residue < self.accept[column], column, self.alias[column])
+
+
+class Unigram(Alias):
+    """q(k) = counts[k]^power / sum of counts^power: a `Sampler`. A class with count 0 is never drawn.
+
+    counts  [N], finite, none negative, not all 0; q of a 0 is 0 whatever the power
+    power   0.75 is word2vec's (Mikolov et al. 2013, section 2.2), 0.5 fastText's, 1 the unigram distribution of NCE
+            language models (Mnih & Teh 2012)
+
+    Raises InputError for other counts, and for a power that is negative or not finite.
+    """
+
+    log_q: Tensor  # [N] float32
+    size: int
+
+    def __init__(self, counts: Values, power: float = 0.75) -> None:
+        if not 0 <= power < math.inf:
+            raise InputError(f"the power of a unigram distribution must be finite and not negative, got {power}")
+        frequency = check_weights(counts, "counts")  # [N]
+        frequency = frequency / frequency.max()  # so that no sum overflows
+        counted = frequency > 0
+        weights = np.where(counted, frequency**power, 0)
+        super().__init__(weights)
+        self.size = len(weights)
+        log_weights = power * np.log(frequency, out=np.zeros_like(frequency), where=counted)
+        log_q = np.where(counted, log_weights - math.log(weights.sum()), -math.inf)
+        self.register_buffer("log_q", torch.from_numpy(log_q).float())
+
+    def log_prob(self, ids: Tensor) -> Tensor:
+        """As `Sampler.log_prob`; -inf for a class that is never drawn."""
+        return self.log_q[check_ids(ids, self.size)].float()
 
 
 def alias_table(weights: Values) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrast.errors import InputError
 
@@ -33,27 +33,6 @@ class Sampler(Protocol):
 
         Raises InputError for ids on the CPU outside 0..N-1 (`check_ids`). Ids on a GPU are not checked.
         """
-
-
-class ClosedForm(nn.Module):
-    """A distribution that N alone determines. N is in the state dict, and loading another N raises InputError.
-
-    Raises InputError for less than one class.
-    """
-
-    classes: Tensor
-    size: int
-
-    def __init__(self, num_ids: int) -> None:
-        super().__init__()
-        if num_ids < 1:
-            raise InputError(f"a sampler needs at least 1 class, got {num_ids}")
-        self.size = num_ids
-        self.register_buffer("classes", torch.tensor(num_ids))
-        self.register_load_state_dict_post_hook(_check_size)
-
-    def extra_repr(self) -> str:
-        return str(self.size)
 
 
 def check_ids(ids: Tensor, size: int) -> Tensor:
@@ -100,9 +79,3 @@ def uniforms(shape: tuple[int, ...], generator: torch.Generator | None, device: 
 def random_device(generator: torch.Generator | None, device: torch.device) -> torch.device:
     """The device on which random numbers are drawn: the generator's, or `device` without a generator."""
     return device if generator is None else generator.device
-
-
-def _check_size(module: nn.Module, _: object) -> None:
-    assert isinstance(module, ClosedForm)
-    if int(module.classes) != module.size:
-        raise InputError(f"a sampler over {module.size} classes cannot resume one over {int(module.classes)}")

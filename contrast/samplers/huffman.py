@@ -81,8 +81,10 @@ def _tree(parent: np.ndarray, turn: np.ndarray) -> HuffmanTree:
     count = (len(parent) + 1) // 2
     word = node = np.arange(count)
     length = np.zeros(count, dtype=np.int64)
-    steps = []
+    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     while len(word):  # words that are not at the root yet, and the nodes that they have reached
+        if len(steps) == count:  # more than any path of a tree
+            raise InputError(f"{len(word)} of {count} words are not below the root, word {word[0]} first: a cycle")
         steps.append((word, parent[node] - count, turn[node]))
         length[word] += 1
         node = parent[node]
@@ -115,9 +117,3 @@ def _check_tree(parent: np.ndarray, turn: np.ndarray) -> None:
         raise InputError(
             f"inner node {inner + count} must have 1 child of turn 0 and 1 of turn 1, has {left} and {right}"
         )
-    above = np.where(parent == -1, roots, parent)
-    for _ in range(size.bit_length()):  # each round doubles the distance climbed, until it exceeds any depth
-        above = above[above]
-    lost = np.flatnonzero(above != roots)
-    if len(lost):
-        raise InputError(f"{len(lost)} of {size} nodes are not below the root, node {lost[0]} first: a cycle")

@@ -15,7 +15,7 @@ from contrast.evaluation.report import few_pixels, frozen_metrics, has_labels, m
 from contrast.evaluation.retrieval import retrieval
 from contrast.keys import Second
 from contrast.module import Contrastive
-from contrast.run.jobs import metric_of
+from contrast.run.folder import metric_of
 from contrast.training.build import build
 from contrast.training.callbacks.nonfinite import StopAtNonFinite
 from contrast.training.callbacks.online import without_singles

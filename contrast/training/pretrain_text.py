@@ -11,7 +11,7 @@ from contrast.data.text.vectors import file_format, save_vectors
 from contrast.errors import InputError
 from contrast.evaluation.encoder import VECTORS
 from contrast.evaluation.words import nearest_words, score_names, word_scores
-from contrast.run.jobs import metric_of
+from contrast.run.folder import metric_of
 from contrast.training.build import build_text
 from contrast.training.callbacks.nonfinite import StopAfterNonFinite
 from contrast.training.callbacks.progress import Throughput

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import nn
 
 from contrast.data.loader import Span
@@ -12,6 +13,7 @@ from contrast.heads import NCE, AdaptiveSoftmax, FixedBias, InfoNCE
 from contrast.heads.head import Head
 from contrast.module import is_logged
 from contrast.negatives import Table, Targets, Tree
+from contrast.rng import generator
 
 
 class TextModel(pl.LightningModule):
@@ -27,11 +29,12 @@ class TextModel(pl.LightningModule):
 
     def __init__(
         self,
+        encoder: nn.Module,
         negatives: nn.Module,
         head: nn.Module,
         words: Sequence[str] | None,
         seed: int,
-        config: dict[str, Any] | None,
+        config: dict[str, object] | None,
         **options: int,
     ) -> None:
         super().__init__()
@@ -41,6 +44,7 @@ class TextModel(pl.LightningModule):
         if min(options.values()) < 1:
             given = ", ".join(f"{name} {value}" for name, value in options.items())
             raise InputError(f"each of these must be at least 1: {given}")
+        self.encoder, self.negatives, self.head = encoder, negatives, head
         self.words, self.seed, self.config = words, seed, config
         self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
         self.logged = False  # whether metrics of the current batch are logged
@@ -49,7 +53,11 @@ class TextModel(pl.LightningModule):
         self.batch_number += 1
         self.logged = is_logged(self.trainer, batch_idx)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def generator(self, *stream: int) -> torch.Generator:
+        """The random numbers of the current batch, a separate sequence for each `stream`."""
+        return generator(self.seed, self.batch_number, *stream)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["batch_number"] = self.batch_number
         checkpoint["config"] = self.config
         checkpoint["words"] = None if self.words is None else list(self.words)

@@ -1,6 +1,6 @@
 """Steps of skip-gram and CBOW by autograd, for any head and source; applied as those in closed form.
 
-P pairs, Q input vectors looked up, V words, D dimensions.
+P pairs, Q input vectors that are read, V words, D dimensions.
 """
 
 from typing import NamedTuple
@@ -58,7 +58,9 @@ def score(
 
 
 def step(encoder: WordTable, negatives: Table | Tree, head: Head, scored: list[Scored], descent: Descent) -> None:
-    """One step on the sum of the losses. All pairs update the head's parameters, such as a learned bias."""
+    """One step on the sum of the losses, if there are any. All pairs update the head's parameters, such as a bias."""
+    if not scored:
+        return
     parts = (encoder, negatives, head)
     parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
     total = torch.cat([each.losses for each in scored]).sum()

@@ -36,6 +36,9 @@ class Noise(NamedTuple):
     weight: float
     offset: Tensor | None = None
 
+    def part(self, start: int, stop: int) -> "Noise":
+        return self._replace(sampled=self.sampled[start:stop])
+
 
 def is_supported(head: nn.Module, negatives: nn.Module) -> bool:
     """Whether the gradients of this head and source are known in closed form."""
@@ -63,6 +66,12 @@ def noise_words(head: nn.Module, table: nn.Module, blocks: int, generator: torch
         log_q = (table.sampler.log_prob(words) + math.log(table.draws)).clamp(min=LOWEST_LOG_Q)  # as in the head
         return Noise(sampled, weight, head.bias() - log_q - math.log(weight))
     return Noise(sampled, weight, head.bias().expand(len(table.vectors)) if head.bias() != 0 else None)
+
+
+@torch.no_grad()
+def step(method: str, inputs: Tensor, outputs: Tensor, blocks: Blocks, noise: Noise, descent: Descent) -> None:
+    """One step of `skip_gram` or `cbow`."""
+    (skip_gram if method == "skipgram" else cbow)(inputs, outputs, blocks, noise, descent)
 
 
 def skip_gram(inputs: Tensor, outputs: Tensor, blocks: Blocks, noise: Noise, descent: Descent) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
@@ -23,7 +25,6 @@ from contrast.losses.similarity import similarity
 from contrast.negatives import Table, Targets, Tree
 from contrast.optim import LARS
 from contrast.optim.groups import parameter_groups
-from contrast.rng import generator
 from contrast.samplers import Sampler
 from contrast.words.base import TextModel
 from contrast.words.frequencies import start_at_frequencies
@@ -49,6 +50,7 @@ class LanguageModel(TextModel):
     A step's loss is the mean over its predicted words. The first word of a window is not predicted.
     """
 
+    negatives: Table | Tree | Targets
     head: Head | AdaptiveSoftmax
     log_p: Tensor
 
@@ -59,7 +61,7 @@ class LanguageModel(TextModel):
         head: Head | AdaptiveSoftmax,
         counts: Tensor,
         optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., object] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
         length: int = 20,
         batch: int = 64,
         frequencies: bool = True,
@@ -67,11 +69,10 @@ class LanguageModel(TextModel):
         streams: int = 32,
         words: Sequence[str] | None = None,
         seed: int = 0,
-        config: dict[str, Any] | None = None,
+        config: dict[str, object] | None = None,
     ) -> None:
         sizes = {"length": length, "batch": batch, "max_held_out_words": max_held_out_words, "streams": streams}
-        super().__init__(negatives, head, words, seed, config, **sizes)
-        self.encoder, self.negatives, self.head = encoder, negatives, head
+        super().__init__(encoder, negatives, head, words, seed, config, **sizes)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.length, self.chunk = length, batch * (length + 1)
         self.max_held_out_words, self.streams = max_held_out_words, streams
@@ -108,7 +109,7 @@ class LanguageModel(TextModel):
             return {"loss": 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()}
         features, _ = self.encoder(text[:, :-1])  # [B, T, D]
         query, ids = features.flatten(0, 1), text[:, 1:].flatten()  # [Q, D], [Q]
-        ((query, candidates),) = self.negatives(query[None], None, ids, None, generator(self.seed, self.batch_number))
+        ((query, candidates),) = self.negatives(query[None], None, ids, None, self.generator())
         loss = mean_counted(*self.head(query, candidates))
         if self.logged:
             self.log("train/loss", loss, prog_bar=True)
@@ -203,7 +204,7 @@ class LanguageModel(TextModel):
         parts = {"encoder": self.encoder, "negatives": self.negatives}
         return [name for name, part in parts.items() if any(getattr(m, "sparse", False) for m in part.modules())]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self))
         self.check_optimizer(optimizer)
         if self.scheduler is None:

@@ -19,7 +19,6 @@ from contrast.errors import InputError
 from contrast.heads import AdaptiveSoftmax
 from contrast.heads.head import Head
 from contrast.negatives import Table, Tree
-from contrast.rng import generator
 from contrast.words import by_autograd, closed_form
 from contrast.words.base import TextModel
 from contrast.words.blocks import Blocks, cut_blocks, keep_probability
@@ -94,10 +93,10 @@ class WordVectors(TextModel):
         workers: int = 1,
         words: Sequence[str] | None = None,
         seed: int = 0,
-        config: dict[str, Any] | None = None,
+        config: dict[str, object] | None = None,
     ) -> None:
         sizes = {"window": window, "chunk": chunk, "block": block, "blocks": blocks, "workers": workers}
-        super().__init__(negatives, head, words, seed, config, **sizes)
+        super().__init__(encoder, negatives, head, words, seed, config, **sizes)
         if method not in ("skipgram", "cbow"):
             raise InputError(f"the method is skipgram or cbow, not {method!r}")
         if not lr > 0 or not 0 <= lr_end <= lr:
@@ -107,7 +106,6 @@ class WordVectors(TextModel):
         if isinstance(head, AdaptiveSoftmax):
             raise InputError("AdaptiveSoftmax has its own classes: word vectors need a Table or a Tree")
         self.automatic_optimization = False
-        self.encoder, self.negatives, self.head = encoder, negatives, head
         self.method, self.window, self.lr, self.lr_end = method, window, lr, lr_end
         self.chunk, self.block, self.blocks, self.workers = chunk, block, blocks, workers
         self.max_pairs_per_row = max_pairs_per_row
@@ -138,9 +136,7 @@ class WordVectors(TextModel):
         """Starts the workers of a run of so many training steps."""
         blocks = math.ceil(self.kept_share * self.chunk / self.workers / self.block)
         self.head.plan(steps * math.ceil(blocks / self.blocks))
-        shared = {
-            id(parameter): parameter for parameter in self.head.parameters()
-        }  # not copied, but used by all copies
+        shared = {id(each): each for each in self.head.parameters()}  # not copied, but used by all copies
         self.heads = [self.head, *(copy.deepcopy(self.head, dict(shared)) for _ in range(1, self.workers))]
         self.pool = Workers(self, self.work, self.workers)
 
@@ -181,22 +177,13 @@ class WordVectors(TextModel):
             stop = start + self.blocks
             lr = self.learning_rate((task.batch_number - 1 + start / len(text)) / task.steps)
             descent = Descent(lr, self.max_pairs_per_row, pair_counts)
+            part = text.part(start, stop)
             if noise is None:
-                self.step_by_autograd(text.part(start, stop), head, random, descent)
+                by_autograd.step(self.encoder, self.negatives, head, self.score(part, head, random), descent)
             else:
-                part = noise._replace(sampled=noise.sampled[start:stop])
-                self.step_in_closed_form(text.part(start, stop), part, descent)
+                tables = self.encoder.weight, self.negatives.vectors
+                closed_form.step(self.method, *tables, part, noise.part(start, stop), descent)
             head.advance()
-
-    @torch.no_grad()
-    def step_in_closed_form(self, text: Blocks, noise: closed_form.Noise, descent: Descent) -> None:
-        step = closed_form.skip_gram if self.method == "skipgram" else closed_form.cbow
-        step(self.encoder.weight, self.negatives.vectors, text, noise, descent)
-
-    def step_by_autograd(self, text: Blocks, head: Head, random: torch.Generator, descent: Descent) -> None:
-        scored = self.score(text, head, random)
-        if scored:
-            by_autograd.step(self.encoder, self.negatives, head, scored, descent)
 
     def score(self, text: Blocks, head: Head, random: torch.Generator) -> list[by_autograd.Scored]:
         return by_autograd.score(self.encoder, self.negatives, head, text, self.method, random)
@@ -204,9 +191,6 @@ class WordVectors(TextModel):
     def learning_rate(self, done: float) -> float:
         """After this share of the run."""
         return self.lr + (self.lr_end - self.lr) * min(done, 1.0)
-
-    def generator(self, worker: int, stream: int) -> torch.Generator:
-        return generator(self.seed, self.batch_number, worker, stream)
 
     def log_loss(self, losses: Tensor, steps: int) -> Tensor:
         """The mean of the losses [P], which is logged and added to the epoch's."""
@@ -236,7 +220,7 @@ class WordVectors(TextModel):
             raise InputError(f"{broken} of {len(vectors)} vectors are not finite: take a lower lr than {self.lr}")
         return vectors
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["epoch_loss"] = self.epoch_loss
 
