@@ -37,7 +37,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torchvision
-from contrast.training.callbacks.throughput import Throughput
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -216,8 +215,7 @@ def fit(case: Case, cfg: DictConfig, images: Images, others: Mapping[str, Turn],
     turns = TakeTurns(case.steps, others)
     with tempfile.TemporaryDirectory() as folder:
         model = new_model(cfg, Splits("cifar10", images, None))
-        throughput = Throughput("images", lambda batch: len(batch.pixels))
-        ours = callbacks(cfg, Splits("cifar10", images, None), Path(folder), throughput)
+        ours = callbacks(cfg, Splits("cifar10", images, None), Path(folder))
         trainer = make_trainer(cfg, Path(folder), ours)
         trainer.callbacks.append(turns)  # type: ignore[attr-defined]  # the last
         if premade:

@@ -1,15 +1,12 @@
 """contrast-evaluate: evaluate a checkpoint's encoder on a labelled data set, or word vectors on human judgements."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from contrast import run as entry
-from contrast.data.images.image_set import Splits
 from contrast.data.images.subset import labelled_subset
 from contrast.data.text.tokenizer import tokenizer_of
 from contrast.encoders.weights import read
@@ -69,7 +66,12 @@ def image_data(cfg: DictConfig) -> tuple[EvaluationData, str]:
         words = saved["config"]["model"]["_target_"].endswith("WordVectors")
         instead = "protocol=words evaluates it" if words else "its perplexity is measured at the end of training"
         raise InputError(f"{file} is of a run on text: {instead}")
-    splits = data_of(saved, cfg.data, own)
+    text = saved["config"].get("text") if own else None
+    node = OmegaConf.create(current(saved["config"])["data"]) if cfg.data is None else cfg.data
+    if text and "tokenizer" in node:  # captions become token ids of the checkpoint's vocabulary
+        splits = instantiate(node, tokenizer=tokenizer_of(text["tokenizer"]), length=text["length"])
+    else:
+        splits = instantiate(node)
     unlabelled = HydraConfig.get().runtime.choices["protocol"] == "retrieval"
     if splits.test is None or not (unlabelled or has_labels(splits)):
         raise InputError(f"{splits.name} has no labelled training images or no test set: nothing to evaluate on")
@@ -90,15 +92,6 @@ def image_data(cfg: DictConfig) -> tuple[EvaluationData, str]:
     )
     learns = "" if unlabelled else f"{len(train):,} labelled training images, "
     return data, f"{splits.name}: {learns}{len(test):,} test images"
-
-
-def data_of(saved: Mapping[str, Any], node: DictConfig | None, own: bool) -> Splits:
-    """The data set that is requested, or the one trained on; captions as token ids of the checkpoint's vocabulary."""
-    node = OmegaConf.create(current(saved["config"])["data"]) if node is None else node
-    text = saved["config"].get("text") if own else None
-    if not text or "tokenizer" not in node:
-        return instantiate(node)
-    return instantiate(node, tokenizer=tokenizer_of(text["tokenizer"]), length=text["length"])
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Any, cast
+from typing import cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
@@ -63,7 +63,7 @@ class Throughput(RunProgress):
     The interval of the log is shortened to an epoch, or to the run where it has fewer steps, so that a row is logged.
     """
 
-    def __init__(self, unit: str, count: Callable[[Any], int]) -> None:
+    def __init__(self, unit: str, count: Callable[..., int]) -> None:
         super().__init__()
         self.unit, self.count = unit, count
         self.total, self.seconds = 0, 0.0  # of the run
@@ -83,7 +83,7 @@ class Throughput(RunProgress):
         self.started = perf_counter()
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Mapping[str, Tensor], *batch: Any
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Mapping[str, Tensor], *batch: object
     ) -> None:
         now = perf_counter()
         self.seconds += now - self.started
