@@ -1,7 +1,7 @@
 """The one shared type: who may answer the queries of a batch.
 
-B queries, C candidates, P answers, D dimensions. Masks are rules on ids, not matrices: a `[B, C]` boolean costs as much
-as the scores it masks, so every path asks for the masks of the tile it is working on.
+B queries, C candidates, P positives, D dimensions. Masks are rules on ids, not matrices: a mask [B, C] grows as the
+scores do, so no path but that of the whole matrix holds one.
 """
 
 from dataclasses import dataclass, replace

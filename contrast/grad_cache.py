@@ -118,4 +118,4 @@ def _slices(lengths: list[int]) -> list[slice]:
 def _add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
-    return one.add_(other)
+    return one + other  # not in place: autograd may share a gradient between two parameters

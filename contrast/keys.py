@@ -97,7 +97,10 @@ class Momentum(Shared):
         self.normalize, self.encoder, self.projector = map(copy.deepcopy, (normalize, encoder, projector))
         self.requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        if steps is not None and steps < 1:
+            raise InputError(f"the momentum rises over at least 1 step, got {steps}")
         self.register_buffer("steps", torch.tensor(steps or 0))
+        self.spans_training = steps is None
 
     @torch.no_grad()
     def forward(self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator) -> Tensor:
@@ -127,7 +130,8 @@ class Momentum(Shared):
         return self.final - (self.final - self.momentum) * (1 + torch.cos(math.pi * progress)) / 2
 
     def plan(self, steps: int) -> None:
-        self.steps.fill_(steps)
+        if self.spans_training:
+            self.steps.fill_(steps)
 
     @torch.no_grad()
     def advance(self, encoder: nn.Module, projector: nn.Module) -> None:

@@ -290,3 +290,21 @@ def test_labels_that_are_no_whole_numbers_are_refused() -> None:
     for labels in (torch.tensor([0.5, 1, 2]), torch.tensor([True, False, True]), np.array(["a", "b", "c"])):
         with pytest.raises(InputError, match="labels must be whole numbers"):
             sup_con(z1, z2, labels)
+
+
+def test_a_first_call_in_inference_mode_does_not_spoil_training() -> None:
+    """What is kept from call to call is made of ordinary tensors."""
+    image, text = torch.randn(2, 37, 4)  # a size that no other test has
+    with torch.inference_mode():
+        siglip_loss(image, text, 0.1, -3.0)
+    image.requires_grad_()
+    siglip_loss(image, text, 0.1, -3.0).backward()
+    (gradient,) = torch.autograd.grad(nt_xent(image, text), image, create_graph=True)
+    gradient.square().sum().backward()
+
+
+def test_gather_in_one_process_adds_no_negatives() -> None:
+    one = torch.randn(1, 4)
+    for call in (nt_xent, clip_loss, lambda a, b, gather: siglip_loss(a, b, 0.1, -3.0, gather=gather)):
+        with pytest.raises(InputError, match="a batch of 1 has no negatives"):
+            call(one, one, gather=True)

@@ -285,3 +285,8 @@ def test_errors_carry_the_numbers() -> None:
 def test_a_momentum_that_rises_needs_its_steps() -> None:
     with pytest.raises(InputError, match="steps=N"):
         momentum(Scale(), momentum=0.9, final=1.0).advance(Scale(), nn.Identity())
+    key = momentum(Scale(), momentum=0.9, final=1.0, steps=7)
+    key.plan(3)
+    assert key.steps == 7
+    with pytest.raises(InputError, match="at least 1 step, got -5"):
+        momentum(Scale(), momentum=0.9, final=1.0, steps=-5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrast.candidates import ABSENT, Candidates
 from contrast.errors import InputError
-from contrast.heads import NCE, Estimated, FixedBias, Learnable, LearnedBias, logistic_loss
+from contrast.heads import NCE, CosFace, Estimated, FixedBias, Learnable, LearnedBias, logistic_loss
 from contrast.losses.logistic import log_partition
 from contrast.negatives import Paired
 
@@ -410,3 +410,15 @@ def test_scores_are_read_without_writing() -> None:
     head.scores(rows(3).float(), candidates)
     head.describe(rows(3).float(), candidates)
     assert head.bias.pending == []
+
+
+def test_the_estimate_of_z_is_of_plain_scores() -> None:
+    """The margin of the loss is not part of the model, and every class counts, the query's own included."""
+    query, vectors, own = rows(4, seed=1), rows(7, seed=2), torch.tensor([3, 0, 6, 2])
+    z = (F.normalize(query) @ F.normalize(vectors).T / 0.5).exp().sum(dim=1).mean()
+    for tiled in (True, False):
+        scoring = NCE(0.5, margin=CosFace(), tiled=tiled).double().scoring()
+        table = Candidates(
+            vectors, own, excluded_groups=torch.arange(7), query_groups=own, positives=vectors[own][:, None]
+        )
+        assert log_partition(query, table, scoring)[0].exp().item() == pytest.approx(z.item(), rel=1e-9)

@@ -37,7 +37,7 @@ class Head(ScalarOwner):
         self.cosine, self.margin, self.tiled = cosine, margin, tiled
 
     def scoring(self) -> Scoring:
-        """How similarities become scores."""
+        """How similarities become scores. A head that overrides `forward` says it there as well."""
         return Scoring(self.temperature(), self.cosine, self.margin, tiled=self.tiled)
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
@@ -69,8 +69,8 @@ class Head(ScalarOwner):
     def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """Metrics that the loss does not show, as scalar tensors; NaN where there is nothing to measure.
 
-        They are means over the first queries that have a positive and a negative: at most MAX_DESCRIBED_QUERIES, and
-        so few that their scores are a small part of all scores.
+        They are means over the first queries that have a positive and a negative: at most MAX_DESCRIBED_QUERIES, with
+        about MAX_DESCRIBED_SCORES scores, but 64 queries at least. Around a ring the candidates are this rank's alone.
 
         temperature         the present one
         uncounted           queries without a positive

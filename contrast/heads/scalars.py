@@ -187,6 +187,9 @@ class Estimated(Bias):
         several_ranks = dist.is_available() and dist.is_initialized()
         self.pending.append(log_mean_exp_over_ranks(log_z) if several_ranks else log_z)
 
+    def plan(self, steps: int) -> None:
+        self.pending = []  # of a step that was interrupted
+
     @torch.no_grad()
     def advance(self) -> None:
         if not self.pending:

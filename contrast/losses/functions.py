@@ -117,7 +117,7 @@ def info_nce(
 
         loss_i = -log( exp(s(q_i, k_i) / T) / (exp(s(q_i, k_i) / T) + sum_j exp(s(q_i, n_j) / T)) )
     """
-    _check_pairs("query", query, "key", key, least=2 if negatives is None and not gather else 1)
+    _check_pairs("query", query, "key", key, gather, least=2 if negatives is None else 1)
     if negatives is None:
         candidates, lists = _paired(query, key, gather)
     else:
@@ -149,7 +149,7 @@ def clip_loss(
 
         loss_i = -1/2 log( exp(s_ii / T) / sum_k exp(s_ik / T) ) - 1/2 log( exp(s_ii / T) / sum_k exp(s_ki / T) )
     """
-    _check_pairs("image", image, "text", text, least=1 if gather else 2)
+    _check_pairs("image", image, "text", text, gather)
     scoring = _scoring(temperature, normalize)
     candidates, lists = _paired(image, text, gather)
     if lists is not None:
@@ -177,7 +177,7 @@ def siglip_loss(
 
         loss_i = -sum_j log sigmoid(y_ij (s_ij / T + bias)).
     """
-    _check_pairs("image", image, "text", text, least=1 if gather else 2)
+    _check_pairs("image", image, "text", text, gather)
     bias = torch.as_tensor(bias, dtype=None if isinstance(bias, Tensor) else torch.float64, device=image.device)
     if bias.numel() != 1:
         raise InputError(f"the bias must be a scalar, got shape {list(bias.shape)}")
@@ -208,7 +208,7 @@ def _views(
     z1: Tensor, z2: Tensor | None, labels: Tensor | None, gather: bool
 ) -> tuple[Tensor, Candidates, PairLists | None]:
     """All views against all, [2N] or [2 W N], or [N] without a second view; the lists of pairs where they are known."""
-    _check_pairs("z1", z1, "z2", z1 if z2 is None else z2, least=1 if gather else 2)
+    _check_pairs("z1", z1, "z2", z1 if z2 is None else z2, gather)
     z = at_least_float32(z1) if z2 is None else torch.cat([at_least_float32(z1), at_least_float32(z2)])  # [2N, D]
     if labels is None and not gather:
         rules, lists = _known_rules(2, len(z1), z.device)
@@ -245,8 +245,9 @@ def _known_rules(views: int, n: int, device: torch.device) -> tuple[Callable[[Te
 
 @lru_cache(maxsize=16)
 def _kept_rules(views: int, n: int) -> tuple[Callable[[Tensor], Candidates], PairLists | None]:
-    rules = _rules(views, n, torch.device("cpu"))
-    return rules, pair_lists(rules(torch.empty(views * n, 0)))
+    with torch.inference_mode(False):  # a tensor made in it cannot be used in training, where the lists are used again
+        rules = _rules(views, n, torch.device("cpu"))
+        return rules, pair_lists(rules(torch.empty(views * n, 0)))
 
 
 def _rules(views: int, n: int, device: torch.device) -> Callable[[Tensor], Candidates]:
@@ -255,8 +256,8 @@ def _rules(views: int, n: int, device: torch.device) -> Callable[[Tensor], Candi
     return partial(Candidates, query_ids=ids, ids=ids, self_index=index, symmetric=views == 2)
 
 
-def _check_pairs(one: str, a: Tensor, other: str, b: Tensor, least: int = 2) -> None:
+def _check_pairs(one: str, a: Tensor, other: str, b: Tensor, gather: bool, least: int = 2) -> None:
     if a.ndim != 2 or a.shape != b.shape:
         raise InputError(f"{one} and {other} are [N, D] both, got {list(a.shape)} and {list(b.shape)}")
-    if len(a) < least:
+    if len(a) * (world_size() if gather else 1) < least:
         raise InputError(f"a batch of {len(a)} has no negatives: {one} and {other} need at least {least} rows")

@@ -86,15 +86,16 @@ def log_partition(query: Tensor, candidates: Candidates, scoring: Scoring) -> tu
     The second result is the lists of pairs for `logistic_losses`, if there are any.
 
     From draws that may hit the query's own class it is sum_j exp(s_j) / (k q_j), the log-sum-exp of corrected scores.
-    Where rules leave the query's own class out of the noise (all candidates, Poisson draws), its exp(s) is added.
-    Queries without noise are left out; -inf where no query has any.
+    Where groups leave the query's own class out of the noise (a whole table, Poisson draws), its exp(s) is added,
+    without a margin. Positives among the shared candidates are no noise and are not counted. Queries without noise are
+    left out; -inf where no query has any.
     """
+    scoring = scoring._replace(margin=None)
     how = _plan(query, candidates, scoring, None)
     if how.lists is not None and not candidates.ring:
         sums = list_sums(query, candidates, scoring, how.lists)
         log_z, num_negatives = sums.negatives, how.lists.num_negatives
-        scale = 1 / scoring.temperature
-        own = None if sums.own is None else sums.own * scale
+        own = None if sums.own is None else sums.own / scoring.temperature
     else:
         stats = statistics(query, candidates, scoring)
         log_z, num_negatives = stats.lse_neg, stats.num_negatives

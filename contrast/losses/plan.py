@@ -139,7 +139,10 @@ class Plan(NamedTuple):
 def plan(
     query: Tensor, candidates: Candidates, scoring: Scoring, lists: bool = True, masks: bool = True, triton: bool = True
 ) -> Plan:
-    """Decides how the scores of `query` [B, D] are computed. What it depends on is the same on every rank.
+    """Decides how the scores of `query` [B, D] are computed.
+
+    Ranks decide alike where the way sends messages: around a ring, and for symmetric candidates of several ranks.
+    Elsewhere they may differ, so no other way may send any.
 
     lists, masks, triton  whether the loss can be computed in these ways
     """

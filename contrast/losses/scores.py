@@ -150,6 +150,7 @@ def gathered(candidates: Candidates) -> Candidates:
         candidates,
         vectors=gather(candidates.vectors),
         ids=None if candidates.ids is None else gather(candidates.ids),
+        log_q=None if candidates.log_q is None else gather(candidates.log_q),
         excluded_groups=None if candidates.excluded_groups is None else gather(candidates.excluded_groups),
         self_index=None if index is None else torch.where(index >= 0, index + offset, index),
         ring=False,

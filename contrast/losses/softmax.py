@@ -73,7 +73,7 @@ def loss_of(stats: Statistics, decoupled: bool = False, label_smoothing: float =
         loss = torch.where(stats.num_negatives > 0, stats.lse_neg - stats.mean_pos, 0)
     else:
         loss = F.softplus(stats.lse_neg - stats.lse_pos)
-        if stats.lse_pos is stats.mean_pos:  # every query has exactly one positive
+        if stats.lse_pos is stats.mean_pos and not label_smoothing:  # every query has exactly one positive
             return loss
         loss = loss + torch.where(stats.num_positives > 1, stats.lse_pos - stats.mean_pos, 0)
     if label_smoothing:
@@ -135,14 +135,14 @@ def statistics(
     if lists is not None:
         how = Plan("lists", lists)
     else:
-        shared = not similarity or _scores_are_similarities(candidates, scoring)
+        from_scores = not similarity or _scores_are_similarities(candidates, scoring)
         how = plan(
             query,
             candidates,
             scoring,
             not mean_valid,
-            shared and not (mean_valid or hardness),
-            shared and not mean_valid,
+            from_scores and not (mean_valid or hardness),
+            from_scores and not mean_valid,
         )
     if how.lists is not None:
         return _of_lists(query, candidates, scoring, how.lists, hardness, similarity)
@@ -241,7 +241,8 @@ def of_positives(listed: Tensor, own: Tensor | None, lists: PairLists) -> tuple[
     if own is None and lists.one_positive:
         return listed, listed
     if own is not None and not len(listed):
-        return (own[:, 0], own[:, 0]) if own.shape[1] == 1 else (own.logsumexp(dim=1), own.mean(dim=1))
+        only = own[:, 0]
+        return (only, only) if own.shape[1] == 1 else (own.logsumexp(dim=1), own.mean(dim=1))
     count, row = lists.num_positives, lists.positive.row
     mean = listed.new_zeros(len(count)).index_add(0, row, listed) / count.clamp(min=1)
     lowest = listed.new_full((len(count),), torch.finfo(listed.dtype).min)

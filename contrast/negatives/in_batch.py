@@ -15,7 +15,7 @@ from contrast.negatives.source import Queries, Source
 class InBatch(Source):
     """All views of the whole batch are candidates, the other views of an image positive (Chen et al. 2020, eq. 1).
 
-    ring  with several ranks the vectors are passed around a ring instead of gathered, so that no rank holds all of them.
+    ring  with several ranks the vectors are passed around a ring, not gathered, so that no rank holds all of them.
           Positives must then be on the rank of their query, so ids must not be labels
     """
 

@@ -129,7 +129,7 @@ class NegativeSums(torch.autograd.Function):
         q, q_norm = _unit(query, dtype, cosine)
         v, v_norm = (q, q_norm) if vectors is None else _unit(vectors, dtype, cosine)
         factor = scale.item()  # a number is several operations cheaper than a scalar tensor
-        shift = common_shift(q, v, factor, offset, cosine)
+        shift = None if options.logistic else common_shift(q, v, factor, offset, cosine)
         few = tiles.queries * tiles.candidates <= MAX_KEPT
         kept: list[Tensor] | None = None
         if few and shift is not None and not options.logistic and any(ctx.needs_input_grad):

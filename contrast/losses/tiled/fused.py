@@ -40,4 +40,5 @@ def _arguments(query: Tensor, candidates: Candidates, scoring: Scoring) -> Kerne
         query, vectors = query.to(dtype), vectors.to(dtype)
     if scoring.correction and candidates.log_q is not None:
         offset = -candidates.log_q.clamp(min=LOWEST_LOG_Q).float()
-    return KernelArgs(query, vectors, 1 / scoring.temperature.float(), offset, scoring.cosine, candidates)
+    scale = 1 / scoring.temperature.to(query.device, torch.float32)
+    return KernelArgs(query, vectors, scale, offset, scoring.cosine, candidates)

@@ -28,7 +28,9 @@ def ring_lists(candidates: Candidates, lists: PairLists) -> PairLists:
     """
     queries, count = len(candidates.query_ids), len(candidates)
     ids, groups = candidates.ids, candidates.excluded_groups
-    all_tiles, num_negatives, elsewhere = [lists.tiles], lists.num_negatives, torch.zeros_like(candidates.query_ids[:1])
+    all_tiles, num_negatives = [lists.tiles], lists.num_negatives
+    elsewhere = candidates.query_ids.new_zeros(2)  # positives on other ranks, and absent candidates
+    elsewhere[1] += 0 if lists.absent is None else int(lists.absent.sum())
     for _ in range(1, world_size()):
         moved = iter(pass_on([each for each in (ids, groups) if each is not None]))
         ids = None if ids is None else next(moved)
@@ -38,10 +40,12 @@ def ring_lists(candidates: Candidates, lists: PairLists) -> PairLists:
         assert positive is not None
         excluded = excluded_pairs(part, positive, queries * count)
         assert excluded is not None
-        elsewhere += len(positive.row)
+        elsewhere[0] += len(positive.row)
         num_negatives = num_negatives + count - torch.bincount(excluded.row, minlength=queries)
         all_tiles.append(Tiles(queries, count, excluded))
-    total = int(sum_over_ranks(elsewhere))
+    total, absent = sum_over_ranks(elsewhere).tolist()
+    if absent:
+        raise InputError(f"{absent} candidates are absent, which a ring does not support: use ring=false")
     if total:
         raise InputError(
             f"{total} positives are on other ranks than their query, where a ring does not find them: ring=false "
@@ -105,7 +109,9 @@ class RingSums(torch.autograd.Function):
         logistic: bool,
     ) -> Tensor:
         total, moving = None, vectors
-        for tiles in all_tiles:
+        for number, tiles in enumerate(all_tiles):
+            if number:
+                (moving,) = pass_on([moving])
             offset = None if bias is None else bias.to(query.dtype).expand(len(moving))
             if logistic:
                 part = row_sums(query, moving, offset, tiles, softplus)
@@ -118,7 +124,6 @@ class RingSums(torch.autograd.Function):
                 else:
                     part = as_lse(row_sums(scaled, moving, offset, tiles, torch.exp2_), shift)
                 total = part if total is None else torch.logaddexp(total, part)
-            (moving,) = pass_on([moving])
         assert total is not None
         ctx.save_for_backward(query, vectors, bias, total)
         ctx.all_tiles, ctx.symmetric, ctx.logistic = all_tiles, symmetric, logistic
