@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -85,7 +86,10 @@ CASES: dict[str, Callable[[Path, pytest.MonkeyPatch], dict[str, Any]]] = {
 def read(name: str, **options: Any) -> Splits:
     """As Hydra reads it: through conf/data; without the exception that Hydra puts around ours."""
     try:
-        return instantiate(OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), options))
+        with initialize_config_dir(str(CONF.parent), version_base="1.3"):
+            node = compose(f"data/{name}").data
+        OmegaConf.set_struct(node, False)
+        return instantiate(OmegaConf.merge(node, options))
     except InstantiationException as error:
         raise error.__cause__ or error from None
 

@@ -96,8 +96,10 @@ def test_lars_settings_out_of_range(bad: dict[str, float]) -> None:
 @pytest.mark.parametrize("rate", sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml")))
 def test_resumed_equals_uninterrupted(name: str, rate: str) -> None:
     def build(model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-        optimizer = instantiate(OmegaConf.load(CONF / "optimizer" / f"{name}.yaml"))(parameter_groups(model))
-        return optimizer, instantiate(OmegaConf.load(CONF / "scheduler" / f"{rate}.yaml"))(optimizer, total_steps=20)
+        of_groups = instantiate(OmegaConf.load(CONF / "optimizer" / f"{name}.yaml"), _partial_=True)
+        of_optimizer = instantiate(OmegaConf.load(CONF / "scheduler" / f"{rate}.yaml"), _partial_=True)
+        optimizer = of_groups(parameter_groups(model))
+        return optimizer, of_optimizer(optimizer, total_steps=20)
 
     whole = net()
     optimizer, schedule = build(whole)
@@ -122,9 +124,9 @@ def test_resumed_equals_uninterrupted(name: str, rate: str) -> None:
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
 def test_the_weight_decay_of_the_recipe_reaches_the_decay_group_only(name: str) -> None:
     config = OmegaConf.load(CONF / "optimizer" / f"{name}.yaml")
-    groups = instantiate(config)(parameter_groups(net())).param_groups
+    groups = instantiate(config, _partial_=True)(parameter_groups(net())).param_groups
     assert [group["weight_decay"] for group in groups] == [config.weight_decay, 0.0]
-    groups = instantiate(config)(parameter_groups(net(), 0.25)).param_groups
+    groups = instantiate(config, _partial_=True)(parameter_groups(net(), 0.25)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
 
 

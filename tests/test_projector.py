@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from contrast.encoders import mlp
@@ -47,7 +47,9 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
 def test_the_layout_of_every_recipe(name: str) -> None:
-    net = instantiate(OmegaConf.load(CONF / f"{name}.yaml"), in_features=512)
+    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        node = compose(f"projector/{name}").projector
+    net = instantiate(node, in_features=512)
     assert layout(net) == LAYOUTS[name]
     assert net(torch.randn(2, 512)).shape == (2, net.num_features)
 

@@ -128,12 +128,13 @@ class WordVectors(TextModel):
         return int((batch.ids >= 0).sum())
 
     def on_fit_start(self) -> None:
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # matrix products of a block are too small to share: the workers run in parallel
         self.start_workers(int(self.trainer.estimated_stepping_batches))
 
     def start_workers(self, steps: int) -> None:
         """Starts the workers of a run of so many training steps."""
+        self.threads = torch.get_num_threads()
+        # matrix products of a block are too small to share, and a fork must not use OpenMP's threads of this process
+        torch.set_num_threads(1)
         blocks = math.ceil(self.kept_share * self.chunk / self.workers / self.block)
         self.head.plan(steps * math.ceil(blocks / self.blocks))
         shared = {id(each): each for each in self.head.parameters()}  # not copied, but used by all copies
