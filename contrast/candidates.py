@@ -31,6 +31,7 @@ class Candidates:
     classes          [C] or [B, C] int64, the row of a class table that each vector is, for callers that count rows. No
                      rule reads it
     symmetric        the vectors are the queries of all ranks, in order of rank
+    normalized       the vectors have length 1 already, so cosines need not divide by their lengths
     ring             vectors, ids, groups and log_q are this rank's part. The others' parts are passed around a ring
 
     A candidate whose id or group is ABSENT never counts.
@@ -47,6 +48,7 @@ class Candidates:
     positives_log_q: Tensor | None = None
     classes: Tensor | None = None
     symmetric: bool = False
+    normalized: bool = False
     ring: bool = False
 
     def __post_init__(self) -> None:

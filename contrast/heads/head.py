@@ -54,7 +54,7 @@ class Head(ScalarOwner):
 
         if how.method == "matrix":
             return of_rows(query, gathered(candidates))
-        losses, counted = in_blocks(of_rows, query, gathered(candidates), list(self.parameters()))
+        losses, counted = in_blocks(of_rows, query, gathered(candidates), list(self.parameters()), self.cosine)
         return losses, counted
 
     def losses(self, scores: Scores) -> Tensor:

@@ -75,7 +75,7 @@ def logistic_losses(
 
     if how.method == "matrix":
         return of_rows(query, candidates)
-    losses, counted = in_blocks(of_rows, query, candidates, [scoring.temperature, bias])
+    losses, counted = in_blocks(of_rows, query, candidates, [scoring.temperature, bias], scoring.cosine)
     return losses, counted
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.distributed import gather, rank
 from contrast.losses.plan import MIN_SCORES_BLOCKS, Scoring
-from contrast.losses.similarity import LOWEST_LOG_Q, similarity, with_margin
+from contrast.losses.similarity import LOWEST_LOG_Q, at_least_float32, similarity, unit, with_margin
 
 WITH_GRADIENT = ("vectors", "log_q", "positives", "positives_log_q")  # of Candidates
 
@@ -29,7 +29,10 @@ class Scores(NamedTuple):
 def score_matrix(query: Tensor, candidates: Candidates, scoring: Scoring) -> Scores:
     """margin(similarity) / temperature - log_q of every candidate, float32 or float64; the margin is for positives."""
     positive, valid = candidates.masks()
-    values = similarity(query, candidates.vectors, scoring.cosine)  # [B, C]
+    if scoring.cosine and candidates.normalized:
+        values = similarity(unit(at_least_float32(query)), candidates.vectors, cosine=False)  # [B, C]
+    else:
+        values = similarity(query, candidates.vectors, scoring.cosine)
     if scoring.margin is not None and candidates.ids is not None:  # without ids none of them is positive
         values = torch.where(
             positive, with_margin(scoring.margin, scoring.cosine, values, query[:, None], candidates.vectors), values
@@ -71,12 +74,17 @@ def in_blocks(
     query: Tensor,
     candidates: Candidates,
     used: Sequence[Tensor],
+    cosine: bool,
 ) -> tuple[Tensor, ...]:
     """`value` of blocks of queries, its outputs [b] joined to [B]: memory for the scores of one block at a time.
 
     value  any differentiable function of a query's own scores. Each block is computed again in the backward pass
     used   other tensors that it depends on, such as a temperature, which are to get their gradients
+    cosine whether it compares by cosines: shared vectors are then divided by their lengths once
     """
+    if cosine and candidates.vectors.ndim == 2:  # once, not in every block
+        with torch.autocast(query.device.type, enabled=False):
+            candidates = replace(candidates, vectors=unit(at_least_float32(candidates.vectors)), normalized=True)
     fields = {name: getattr(candidates, name) for name in WITH_GRADIENT}
     return Blocks.apply(value, candidates, query, *fields.values(), *used)
 

@@ -164,7 +164,7 @@ def statistics(
     out = (
         of_rows(query, candidates)
         if how.method == "matrix"
-        else in_blocks(of_rows, query, candidates, [scoring.temperature])
+        else in_blocks(of_rows, query, candidates, [scoring.temperature], scoring.cosine)
     )
     lse_neg, lse_pos, mean_pos, num_positives, num_negatives, *more = out
     return Statistics(
