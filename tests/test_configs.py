@@ -370,7 +370,7 @@ def test_facts_fill_only_parameters_without_a_default() -> None:
 TUNED = {
     "data": "root image_column caption_column label_column test_file test_fraction tokenizer length "
     "download min_count max_words unknown held_out most",
-    "encoder": "name stem widths compile channels_last dim hidden layers sparse num_features",
+    "encoder": "name stem widths compile channels_last dropout dim hidden layers sparse num_features",
     "head": "cutoffs bias correction num_noise margin.m bias.initial positive_sigma temperature.initial",
     "key": "momentum shuffle_bn encoder.width encoder.layers",
     "negatives": "draws proximity momentum ring in_batch positives sampler std sparse",
