@@ -12,7 +12,7 @@ from contrast.losses.plan import Scoring, plan
 from contrast.losses.scores import Scores, gathered, in_blocks, score_matrix
 
 MAX_DESCRIBED_QUERIES = 1024
-MAX_DESCRIBED_SCORES = 2**21  # 8 MiB in float32
+MAX_DESCRIBED_SCORES = 2**17  # so few that a step that is logged costs little more than another
 
 
 class Head(ScalarOwner):
