@@ -1,12 +1,14 @@
 """The methods of conf/method/ side by side on the digits: a table and their learning curves, from a finished sweep.
 
-    contrast-pretrain -m 'method=glob(*)' seed=0,1,2,3,4 launcher=joblib logger=none \\
+    contrast-pretrain -m 'method=glob(*,exclude=[crd,seed])' seed=0,1,2,3,4 launcher=joblib logger=none \\
         callbacks.online_knn.every_n_epochs=5 callbacks.online_linear.every_n_epochs=5 hydra.sweep.dir=runs/methods
     python benchmarks/methods.py runs/methods
 
 Prints the table of docs/methods.md, writes results/methods.json and docs/pictures/methods.png. A figure is the mean
 over the seeds and the half width of its 95 % interval; the curves are means of the online kNN, which votes on held-out
-training images.
+training images. Methods that are in the file already and not in the sweep keep their results. The picture is drawn when
+the file has the curves of all its methods. method=seed and method=crd need key.weights, a run, and
+projector.out_features in a sweep of their own.
 """
 
 import argparse
@@ -28,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 LABELLED = {  # what they learn from besides the images: the other methods see no label and no caption
     **dict.fromkeys(["supcon", "full_softmax", "cosface", "arcface", "l_softmax"], "labels"),
     **dict.fromkeys(["clip", "siglip"], "captions"),
+    **dict.fromkeys(["seed", "crd"], "a teacher"),
 }
 FIGURES = {
     "knn_top1": "kNN",
@@ -67,14 +70,14 @@ def curve(jobs: list[Job]) -> tuple[list[int], list[float]]:
     return sorted(at), [statistics.fmean(at[epoch]) for epoch in sorted(at)]
 
 
-def draw(methods: dict[str, list[Job]], path: Path) -> None:
-    """Two panels: methods that see images alone, and those that see labels or captions too."""
-    panels = {"images alone": [], "with labels or captions": []}  # type: dict[str, list[str]]
-    for name in methods:
-        panels["with labels or captions" if name in LABELLED else "images alone"].append(name)
+def draw(curves: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
+    """Two panels: methods that see images alone, and those that see labels, captions or a teacher too."""
+    panels = {"images alone": [], "with labels, captions or a teacher": []}  # type: dict[str, list[str]]
+    for name in curves:
+        panels["with labels, captions or a teacher" if name in LABELLED else "images alone"].append(name)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, constrained_layout=True)
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        lines = {name: curve(methods[name]) for name in names}
+        lines = {name: curves[name] for name in names}
         for number, name in enumerate(sorted(names, key=lambda name: -lines[name][1][-1])):
             epochs, values = lines[name]
             style = ("-", "--", ":")[number // 5]
@@ -100,15 +103,20 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "pictures" / "methods.png")
     args = parser.parse_args()
     methods = by_method([job for folder in args.sweep for job in read_jobs(folder)])
-    told: dict[str, Any] = {name: figures(jobs) for name, jobs in methods.items()}
+    before = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    told: dict[str, Any] = before.get("methods", {}) | {name: figures(jobs) for name, jobs in methods.items()}
+    curves = before.get("curves", {}) | {name: curve(jobs) for name, jobs in methods.items()}
     print("| method | sees | " + " | ".join(FIGURES.values()) + " |\n" + "|---" * (len(FIGURES) + 2) + "|")
     for name, found in sorted(told.items(), key=lambda item: (LABELLED.get(item[0], ""), -item[1]["knn_top1"]["mean"])):
         cells = [cell(found.get(figure)) for figure in FIGURES]
         print(f"| `{name}` | {LABELLED.get(name, 'images')} | " + " | ".join(cells) + " |")
     facts = {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__}
     facts["pytorch-lightning"] = installed("pytorch-lightning")
-    args.out.write_text(json.dumps({"versions": facts, "methods": told}, indent=2) + "\n")
-    draw(methods, args.picture)
+    args.out.write_text(json.dumps({"versions": facts, "methods": told, "curves": curves}, indent=2) + "\n")
+    if missing := sorted(set(told) - set(curves)):
+        print(f"written to {args.out}; there is no new picture without the curves of {', '.join(missing)}")
+        return
+    draw(curves, args.picture)
     print(f"written to {args.out} and {args.picture}")
 
 

@@ -47,7 +47,8 @@ from torch.utils.data import DataLoader, Dataset
 from views import installed, processor
 
 from contrast.data.images.image_set import Images, Splits
-from contrast.data.loader import Batches, PretrainData
+from contrast.data.loader import Batches
+from contrast.training.data import PretrainData
 from contrast.training.pretrain_images import callbacks, new_model
 from contrast.training.trainer import make_trainer
 

@@ -1,10 +1,11 @@
 """Views per second on one CPU thread: ours beside the alternatives, for the same SimCLR recipe.
 
-    python benchmarks/views.py [--images FOLDER] [--rounds 7]
+    python benchmarks/views.py [--images FOLDER] [--rounds 7] [--add]
 
-Needs `pip install lightly kornia` for the rows of these two; a peer that is not installed is skipped with a line. All
-implementations take turns, round after round, so that whatever else the machine does falls on all of them; a row's
-figure is its median round. FOLDER holds images to use (searched for *.png), else noise is used.
+Needs `pip install lightly kornia albumentations` for their rows; a peer that is not installed is skipped with a line.
+All implementations take turns, round after round, so that whatever else the machine does falls on all of them; a row's
+figure is its median round, by processor time. FOLDER holds images to use (searched for *.png), else noise is used.
+--add keeps the results and adds the ratios of this run, of packages that were not installed when they were measured.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -83,6 +85,31 @@ def candidates(pixels: Tensor, size: int) -> dict[str, tuple[int, Callable[[], o
         found["kornia, batch, per-image parameters"] = (batch, lambda: [korn(pixels / 255) for _ in range(2)])
     except ImportError:
         print("kornia is not installed: skipped")
+    try:
+        import albumentations as A
+        import cv2
+
+        cv2.setNumThreads(1)
+        album = A.Compose(
+            [
+                A.RandomResizedCrop(size=(size, size), scale=(0.08, 1.0)),
+                A.HorizontalFlip(p=0.5),
+                A.ColorJitter(
+                    brightness=(0.2, 1.8), contrast=(0.2, 1.8), saturation=(0.2, 1.8), hue=(-0.2, 0.2), p=0.8
+                ),
+                A.ToGray(p=0.2),
+                A.GaussianBlur(blur_limit=(kernel, kernel), sigma_limit=(0.1, 2.0), p=0.5),
+            ]
+        )
+        arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in pixels]
+
+        def albumentations() -> list[Tensor]:
+            made = [[torch.from_numpy(album(image=image)["image"]) for image in arrays] for _ in range(2)]
+            return [torch.stack(each).permute(0, 3, 1, 2) / 255 for each in made]
+
+        found["albumentations, per image"] = (batch, albumentations)
+    except ImportError:
+        print("albumentations is not installed: skipped")
     return found
 
 
@@ -99,10 +126,10 @@ def measure(size: int, batch: int, rounds: int, folder: Path | None) -> dict[str
     speeds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in tqdm(range(rounds + 1), desc=f"{size} x {size}", leave=False):
         for name, (images, call) in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
             if turn:  # the first round warms up
-                speeds[name].append(2 * images / (time.perf_counter() - start))
+                speeds[name].append(2 * images / (time.process_time() - start))
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 
@@ -123,11 +150,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of PNG files to use instead of noise")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--add", action="store_true", help="keep the results and add the ratios of this run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "views.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    packages = ("torch", "torchvision", "lightly", "kornia", "pillow")
-    results: dict[str, object] = {
+    packages = ("torch", "torchvision", "lightly", "kornia", "albumentations", "pillow")
+    results: dict[str, Any] = {
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -135,14 +163,19 @@ def main() -> None:
         "pixels": "images" if args.images else "noise",
         "rounds": args.rounds,
     }
+    added: dict[str, object] = dict(results)
     for size, batch in ((32, 256), (224, 16)):
         speeds = measure(size, batch, args.rounds, args.images)
         results[f"{size}x{size}"] = {"batch": batch, "views_per_second": speeds}
+        added[f"{size}x{size}"] = {name: speeds[OURS] / speed for name, speed in speeds.items()}
         print(f"\n{size} x {size}, batch {batch}, one thread\n{'':42}{'views/s':>10}{'ours is':>12}")
         for name, speed in sorted(speeds.items(), key=lambda item: -item[1]):
             print(f"{name:42}{speed:10.0f}{speeds[OURS] / speed:10.1f} x")
     print("\n(*) one set of parameters for the whole batch: not the same augmentation, shown for its speed only")
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.add:
+        results = json.loads(args.out.read_text())
+        results.setdefault("ratios_of_other_runs", []).append(added)
     args.out.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written to {args.out}")
 

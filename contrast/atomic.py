@@ -1,12 +1,14 @@
 """Files that are whole or absent: written beside their place, then renamed into it."""
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 WRITING = ".writing-"  # prefix of a file that is not complete
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of the OSError of a full disk, or of a user's share of it
 
 
 @contextmanager
@@ -15,6 +17,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A reader, or a process killed at any moment, sees the old file or the new one. If the block fails, `path` stays
     as it was and the temporary file is removed. Creates the folder.
+
+    Where the disk is full, the error is an OSError that says so, whatever the writing library made of it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,11 +27,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        full = None if isinstance(error, OSError) else _full(temporary)
+        with suppress(OSError):
+            os.truncate(temporary, 0)  # its room is free at once, even if the error keeps the file open
+            temporary.unlink()
+        if full is not None:
+            raise OSError(full.errno, full.strerror, str(path)) from error
         raise
     if os.name != "nt":
         _sync(path.parent)  # the rename survives a power cut
+
+
+def _full(path: Path) -> OSError | None:
+    """The error of a full disk, if the file cannot be opened or a block more be written to its end."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error if error.errno in FULL else None
+    return None
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,29 @@ ABSENT = torch.iinfo(torch.int64).min  # the id or group of what is no candidate
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """What gives every query a target distribution over its candidates: softmax(cos(query, vector) / T - log_q).
+
+    query        [B, E], the teacher's vectors of the queries, without gradient
+    temperature  T
+    vectors      [C, E], the teacher's vectors of the shared candidates; None: the candidates' own
+    log_q        [C], subtracted from the teacher's scores of a candidate: DINO's centre, Sinkhorn-Knopp. Or None
+    """
+
+    query: Tensor
+    temperature: float
+    vectors: Tensor | None = None
+    log_q: Tensor | None = None
+
+    def tile(self, rows: slice, columns: slice) -> "Teacher":
+        """The teacher of the queries `rows` and the candidates `columns`."""
+        vectors = None if self.vectors is None else self.vectors[columns]
+        return replace(
+            self, query=self.query[rows], vectors=vectors, log_q=None if self.log_q is None else self.log_q[columns]
+        )
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Candidates of B queries, and the rules that say which of them are positive and which count.
 
@@ -33,6 +56,8 @@ class Candidates:
     symmetric        the vectors are the queries of all ranks, in order of rank
     normalized       the vectors have length 1 already, so cosines need not divide by their lengths
     ring             vectors, ids, groups and log_q are this rank's part. The others' parts are passed around a ring
+    teacher          gives each query a distribution over the candidates that count, which takes the place of the ids
+                     as the target of the softmax loss. Or None
 
     A candidate whose id or group is ABSENT never counts.
     """
@@ -50,6 +75,7 @@ class Candidates:
     symmetric: bool = False
     normalized: bool = False
     ring: bool = False
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         for name in ("query_ids", "ids", "self_index", "excluded_groups", "query_groups", "classes"):
@@ -79,6 +105,7 @@ class Candidates:
             positives=None if self.positives is None else self.positives[rows],
             positives_log_q=None if self.positives_log_q is None else self.positives_log_q[rows],
             classes=_columns(self.classes, rows, columns),
+            teacher=None if self.teacher is None else self.teacher.tile(rows, columns),
         )
 
     def masks(self) -> tuple[Tensor, Tensor]:

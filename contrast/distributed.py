@@ -1,11 +1,12 @@
-"""What a rank needs of the others: who is there, their rows with an exact gradient, a mean over all queries."""
+"""What a rank needs of the others: who is there, their rows with an exact gradient, means over all of them."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -75,3 +76,35 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Puts the mean over ranks in the place of every gradient; a sparse one stays sparse.
+
+    torch's DistributedDataParallel knows sparse gradients of nn.Embedding alone, and under NCCL none. Here the ranks
+    send each other the rows that they have, and not the V rows of a table. Equal on every rank, bit for bit.
+    """
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is not None and grad.is_sparse:
+            grad = grad.coalesce()
+            ids, rows = gather_unequal(grad.indices()[0]), gather_unequal(grad.values())
+            parameter.grad = torch.sparse_coo_tensor(ids[None], rows / world_size(), grad.shape).coalesce()
+        elif grad is not None:
+            dist.all_reduce(grad)
+            grad /= world_size()
+
+
+def gather_unequal(rows: Tensor) -> Tensor:
+    """Every rank's rows in order of rank, [N_r, ...] on rank r -> [N_0 + N_1 + ..., ...], without a gradient."""
+    number = torch.tensor([len(rows)], device=rows.device)
+    numbers = [torch.empty_like(number) for _ in range(world_size())]
+    dist.all_gather(numbers, number)
+    counts = torch.cat(numbers).tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

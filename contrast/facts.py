@@ -8,9 +8,10 @@ are filled, and a value in the YAML file comes first:
     in_features         the same number, for a predictor
     num_ids             number of different ids: of the classes with same_label=positive and on text, else of the images
     counts              [num_ids] int64, how often each id occurs
+    words               [num_ids] of text, the word of each id
     normalize, encoder, projector   the trained modules, for a key encoder that copies them
     vocabulary, length  of captions: number of token ids, and number of tokens of a caption
-    images              the labelled training images, for a callback
+    images              the training images, for a teacher; for a callback the labelled ones
     corpus              the encoded text, for a callback
 """
 
@@ -22,6 +23,10 @@ from typing import Any
 from contrast.errors import InputError
 
 CAPTIONS = ("vocabulary", "length")  # facts that only a data set with captions has
+NO_CAPTIONS = (
+    "needs captions, and this data set has none: data=captions, data=digits_words; data.captions=true reads those of "
+    "data=webdataset, and data.caption_column=NAME those of data=hf"
+)
 
 
 def complete(part: object, facts: Mapping[str, object]) -> Any:
@@ -39,7 +44,7 @@ def complete(part: object, facts: Mapping[str, object]) -> Any:
         if parameter.default is parameter.empty and name not in given
     ]
     if any(name in CAPTIONS and name not in facts for name in required):
-        raise InputError(f"{called} needs captions, and this data set has none: data=captions, data=digits_words")
+        raise InputError(f"{called} {NO_CAPTIONS}")
     given |= {name: facts[name] for name in required if name in facts}
     try:
         signature.bind(*part.args, **given)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Embedded(NamedTuple):
-    """What is embedded of images, views first."""
+    """Embeddings of images; the first dimension of queries and keys is the view."""
 
     embedding: Tensor  # [P, B, F]
     query: Tensor  # [P, B, D]
@@ -30,7 +30,7 @@ def cached_gradients(
     modules: Sequence[nn.Module],
     parameters: Sequence[nn.Parameter],
 ) -> tuple[Tensor, Any, Embedded]:
-    """The loss of a whole batch, what else `contrast` tells, and what was embedded, without gradient.
+    """The loss of a whole batch, what else `contrast` returns, and what was embedded, without gradient.
 
     embed       embed(i, again): part i of the batch; called twice, `again` with the random state of the first call
     contrast    query, key of the whole batch -> (loss, more)
@@ -42,14 +42,14 @@ def cached_gradients(
     statistics from each part.
     """
     device = next((parameter.device for parameter in parameters), torch.device("cpu"))
-    states, found = [], []
+    states, embedded = [], []
     with torch.no_grad():
         for i in range(parts):
             states.append(_random_state(device))
-            found.append(embed(i, False))
+            embedded.append(embed(i, False))
     after = _random_state(device)
-    query = torch.cat([each.query for each in found], dim=1).requires_grad_()  # [P, B, D]
-    keys = [each.key for each in found if each.key is not None]
+    query = torch.cat([each.query for each in embedded], dim=1).requires_grad_()  # [P, B, D]
+    keys = [each.key for each in embedded if each.key is not None]
     key = torch.cat(keys, dim=1).requires_grad_() if keys else None
     loss, more = contrast(query, key)
     leaves = [query] if key is None else [query, key]
@@ -57,8 +57,8 @@ def cached_gradients(
         first = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
     total: list[Tensor | None] = list(first[len(leaves) :])
     torch.clear_autocast_cache()  # older torch keeps weights that the first pass cast, which have no graph
-    with _buffers_kept(modules):
-        for i, part in enumerate(_slices([each.query.shape[1] for each in found])):
+    with buffers_kept(modules):
+        for i, part in enumerate(_slices([each.query.shape[1] for each in embedded])):
             _set_random_state(states[i], device)
             again = embed(i, True)
             outputs, grads = [], []
@@ -71,7 +71,7 @@ def cached_gradients(
             total = [_add(one, share) for one, share in zip(total, shares, strict=True)]
     _set_random_state(after, device)
     whole = Embedded(
-        torch.cat([each.embedding for each in found], dim=1), query.detach(), None if key is None else key.detach()
+        torch.cat([each.embedding for each in embedded], dim=1), query.detach(), None if key is None else key.detach()
     )
     return _Deliver.apply(loss.detach(), total, *parameters), more, whole
 
@@ -85,12 +85,13 @@ class _Deliver(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(None if each is None else grad * each for each in ctx.grads)
 
 
 @contextmanager
-def _buffers_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+def buffers_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """The buffers of `modules` are as before after this block, whatever it writes into them."""
     kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
     try:
         yield

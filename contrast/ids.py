@@ -33,6 +33,20 @@ def as_ids(name: str, values: Tensor | ArrayLike) -> Tensor:
     return ids
 
 
+def linked(numbers: Tensor) -> Tensor:
+    """The group of each row of `numbers` [N, K] int64, [N]: rows that share a number in any column are one group.
+
+    So are rows that a third one connects. A group is named by the lowest number in the first column of its rows.
+    """
+    places = [column.unique(return_inverse=True)[1] for column in numbers.T]  # K x [N]
+    group, before = numbers[:, 0], None
+    while before is None or not torch.equal(group, before):
+        before = group
+        for place in places:
+            group = torch.empty_like(group).scatter_reduce(0, place, group, "amin", include_self=False)[place]
+    return group
+
+
 def _tensor(name: str, values: ArrayLike) -> Tensor:
     try:
         array = np.asarray(values)

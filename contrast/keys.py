@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from contrast.distributed import gather, rank, world_size
 from contrast.errors import InputError
+from contrast.facts import NO_CAPTIONS
 
 
 class HasText(Protocol):
@@ -22,18 +23,21 @@ class HasText(Protocol):
 
 
 class Shared(nn.Module):
-    """The encoder's own projections: the key of view v is the projection of view v + 1, that of the last the first.
+    """The encoder's own projections: the key of view v is the projection of view v + 1, modulo the number of keys.
 
     num_queries  how many views are queries, from the first on; None: all
+    num_keys     how many views may be keys, from the first on: 2 with multi-crop in SwAV. None: all that are queries
     """
 
     differentiable = True  # the keys have a gradient
 
-    def __init__(self, num_queries: int | None = None) -> None:
+    def __init__(self, num_queries: int | None = None, num_keys: int | None = None) -> None:
         super().__init__()
         if num_queries is not None and num_queries < 1:
             raise InputError(f"at least 1 view must be a query, got num_queries={num_queries}")
-        self.num_queries = num_queries
+        if num_keys is not None and num_keys < 2:
+            raise InputError(f"at least 2 views must be keys, got num_keys={num_keys}")
+        self.num_queries, self.num_keys = num_queries, num_keys
 
     def forward(
         self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator
@@ -45,7 +49,16 @@ class Shared(nn.Module):
         batch       as the loader returns it
         generator   on the CPU, in the same state on every rank
         """
-        return projection.roll(-1, dims=0) if len(projection) > 1 else None
+        if len(projection) < 2:
+            return None
+        return torch.stack([projection[v] for v in self.partners(len(projection), len(projection))])
+
+    def partners(self, queries: int, views: int) -> list[int]:
+        """The view that is the key of each of the first views, which are the queries."""
+        keys = views if self.num_keys is None else self.num_keys
+        if views < keys:
+            raise InputError(f"{keys} views must be keys, but there are {views} views")
+        return [(v + 1) % keys for v in range(queries)]
 
     def plan(self, steps: int) -> None:
         """Called once before training with the number of optimiser steps it will take."""
@@ -88,12 +101,10 @@ class Momentum(Shared):
         shuffle_bn: bool = False,
         steps: int | None = None,
     ) -> None:
-        super().__init__(num_queries)
+        super().__init__(num_queries, num_keys)
         if not 0 <= momentum <= 1 or not momentum <= (final if final is not None else 1) <= 1:
             raise InputError(f"a key encoder needs 0 <= momentum <= final <= 1, got {momentum} and {final}")
-        if num_keys < 2:
-            raise InputError(f"at least 2 views must be keys, got num_keys={num_keys}")
-        self.momentum, self.final, self.num_keys, self.shuffle_bn = momentum, final, num_keys, shuffle_bn
+        self.momentum, self.final, self.shuffle_bn = momentum, final, shuffle_bn
         self.normalize, self.encoder, self.projector = map(copy.deepcopy, (normalize, encoder, projector))
         self.requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -104,9 +115,7 @@ class Momentum(Shared):
 
     @torch.no_grad()
     def forward(self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator) -> Tensor:
-        if len(views) < self.num_keys:
-            raise InputError(f"{self.num_keys} views must be keys, but there are {len(views)} views")
-        partners = [(v + 1) % self.num_keys for v in range(len(projection))]
+        partners = self.partners(len(projection), len(views))
         keys = {v: self._embed(views[v], generator) for v in sorted(set(partners))}
         return torch.stack([keys[v] for v in partners])
 
@@ -154,21 +163,23 @@ class Second(Shared):
 
     encoder  [B, L] int64 -> [B, F], with the attribute `num_features`
     dim      D, of the projections of the images
+    project  False: no projection, for towers that were trained together (with projector=identity); F must then be D,
+             or InputError is raised
 
     One view of each image is a query.
     """
 
-    def __init__(self, encoder: nn.Module, dim: int) -> None:
+    def __init__(self, encoder: nn.Module, dim: int, project: bool = True) -> None:
         super().__init__(num_queries=1)
-        self.encoder = encoder
-        self.projector = nn.Linear(int(encoder.num_features), dim, bias=False)  # type: ignore[arg-type]
+        self.encoder, width = encoder, int(encoder.num_features)  # type: ignore[arg-type]
+        if not project and width != dim:
+            raise InputError(f"texts have {width} dimensions and images {dim}: key.project=false needs equal ones")
+        self.projector = nn.Linear(width, dim, bias=False) if project else nn.Identity()
 
     def forward(self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator) -> Tensor:
         """Keys [1, B, D]; InputError where the data set has no captions."""
         if batch.text is None:
-            raise InputError(
-                "a second encoder needs captions, and this data set has none: data=captions, data=digits_words"
-            )
+            raise InputError(f"a second encoder {NO_CAPTIONS}")
         return self.embed(batch.text)[None]
 
     def embed(self, text: Tensor) -> Tensor:

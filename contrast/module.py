@@ -12,15 +12,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from contrast.candidates import Candidates
 from contrast.data.images.image_set import Batch
-from contrast.distributed import mean_counted, sum_over_ranks
+from contrast.distributed import gather, mean_counted, rank, sum_over_ranks
+from contrast.encoders.blocks import checkpoint_activations, shard
 from contrast.encoders.normalize import Normalize
-from contrast.errors import InputError
+from contrast.errors import InputError, making
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
 from contrast.grad_cache import Embedded, cached_gradients
-from contrast.keys import Shared
+from contrast.ids import linked
+from contrast.keys import Second, Shared
 from contrast.negatives.source import Queries, Source
 from contrast.optim.groups import parameter_groups
 from contrast.rng import generator
@@ -41,15 +44,20 @@ class Contrastive(pl.LightningModule):
     same_label  how images that share the query's label are treated: as negatives ("negative": labels are ignored), as
                 positives ("positive": SupCon), or left out of the denominator ("ignored"). Every unlabelled image is
                 a class of its own
+    shared      [N, K] int64, numbers of the image and the caption of each row of the data set: rows of a batch that
+                share one, or that other rows connect, are no negatives of each other. None: every row is its own
     optimizer   called with parameter groups; scheduler: called with the optimizer and `total_steps`
     seed        of the augmentations, which are a pure function of (seed, batch number), whatever the number of ranks
     micro_batch at most so many images of this rank are embedded at a time, with the loss and the gradients of the
                 whole batch (GradCache, contrast.grad_cache). Batch norm takes its statistics from each part. None: all
+    activation_checkpointing  the blocks of the encoders that are trained keep their inputs alone and compute their
+                activations again in the backward pass, with the same loss and gradients (contrast.encoders.blocks)
     one_forward_pass  all views of one size pass through the encoder and the projector together, and batch norm takes
                 its statistics from all of them. False: a pass for each view, with its own statistics, as in MoCo,
                 lightly and solo-learn: less memory traffic on a CPU, more launches on a GPU
     """
 
+    shared: Tensor | None
     views: "Views"
     encoder: nn.Module
     projector: nn.Module
@@ -74,6 +82,8 @@ class Contrastive(pl.LightningModule):
         seed: int = 0,
         one_forward_pass: bool = True,
         micro_batch: int | None = None,
+        activation_checkpointing: bool = False,
+        shared: Tensor | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -90,13 +100,39 @@ class Contrastive(pl.LightningModule):
         self.normalize, self.views = normalize, views  # type: ignore[assignment]
         self.encoder, self.projector, self.predictor = encoder, projector, predictor
         self.key, self.negatives, self.head = key or Shared(), negatives, head  # type: ignore[assignment]
+        if activation_checkpointing:
+            for net in (encoder, self.key) if isinstance(self.key, Second) else (encoder,):
+                checkpoint_activations(net)
         self.same_label = same_label
-        self.remembers = getattr(type(negatives), "update", None) is not Source.update  # whether it stores anything
+        self.register_buffer("shared", shared, persistent=False)
+        writes = ((name, getattr(Source, name)) for name in ("update", "advance"))
+        self.remembers = any(getattr(type(negatives), name, None) is not own for name, own in writes)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.one_forward_pass, self.micro_batch, self.config = seed, one_forward_pass, micro_batch, config
         self.pending: list[tuple[Tensor, Tensor | None, Tensor, Tensor | None]] = []  # of `negatives.update`
         self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
+        self.no_decay: set[str] = set()  # names of parameters with this attribute
         self.logged = False  # whether the current batch is logged
+
+    def configure_model(self) -> None:
+        """Shards what is trained, if the strategy has a mesh of devices; Lightning calls this before the optimiser."""
+        self.no_decay = {name for name, each in self.named_parameters() if getattr(each, "no_decay", False)}
+        if self.device_mesh is not None and not isinstance(self.encoder, FSDPModule):
+            for net in self.shardable():
+                shard(net, self.device_mesh["data_parallel"])
+
+    def shardable(self) -> list[nn.Module]:
+        """The networks with weights; InputError if anything else is trained, or if a step needs whole weights."""
+        nets = [net for net in (self.encoder, self.projector, self.predictor) if net and list(net.parameters())]
+        inside = {parameter for net in nets for parameter in net.parameters()}
+        others = [name for name, each in self.named_parameters() if each.requires_grad and each not in inside]
+        if type(self.key) is not Shared:
+            raise InputError(f"trainer.strategy=fsdp2 shards one encoder: key={type(self.key).__name__} holds another")
+        if others:
+            raise InputError(f"trainer.strategy=fsdp2 shards encoder, projector and predictor, and not {others[0]}")
+        if self.micro_batch is not None:
+            raise InputError("trainer.strategy=fsdp2 has no micro_batch: activation_checkpointing=true saves memory")
+        return nets
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embeddings of images, [B, C, H, W] uint8 or float in 0..1 -> [B, F]: what is evaluated and shipped."""
@@ -137,11 +173,14 @@ class Contrastive(pl.LightningModule):
         def embed(i: int, again: bool) -> Embedded:
             return self.encode(batch.part(parts[i]), uniforms[:, parts[i]], keys=not again or self.key.differentiable)
 
+        def contrast(query: Tensor, key: Tensor | None) -> tuple[Tensor, Queries]:
+            if key is not None and not self.key.differentiable:
+                key = key.detach()  # as without micro-batches: a source of negatives may depend on it
+            return self.contrast(batch, query, key)
+
         modules = [each for each in (self.encoder, self.projector, self.predictor, self.key) if each is not None]
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return cached_gradients(
-            embed, len(parts), lambda query, key: self.contrast(batch, query, key), modules, parameters
-        )
+        return cached_gradients(embed, len(parts), contrast, modules, parameters)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -149,6 +188,8 @@ class Contrastive(pl.LightningModule):
         self.key.advance(self.encoder, self.projector)
         for each in self.pending:  # one for each accumulated batch
             self.negatives.update(*each)
+        if self.remembers:
+            self.negatives.advance()
         self.pending = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -172,11 +213,18 @@ class Contrastive(pl.LightningModule):
         return generator(self.seed, self.batch_number, *stream)
 
     def identities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The id of every image and, with same_label=ignored, its group; [B] int64 each."""
-        if self.same_label == "negative":
-            return batch.index, None
+        """The id of every image and, where images are left out of each other's negatives, its group; [B] int64 each."""
         labels = torch.where(batch.labels >= 0, batch.labels, -2 - batch.index)
-        return (labels, None) if self.same_label == "positive" else (batch.index, labels)
+        if self.same_label == "positive":
+            return labels, None
+        columns = [labels[:, None]] if self.same_label == "ignored" else []
+        columns += [] if self.shared is None else [self.shared[batch.index]]
+        if not columns:
+            return batch.index, None
+        numbers = torch.cat(columns, dim=1)  # [B, K]
+        if numbers.shape[1] > 1:
+            return batch.index, linked(gather(numbers))[rank() * len(numbers) :][: len(numbers)]
+        return batch.index, numbers[:, 0]
 
     def embed(self, views: list[Tensor]) -> Tensor:
         """Embeddings of all views, [V, B, F]."""
@@ -232,8 +280,13 @@ class Contrastive(pl.LightningModule):
             self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(parameter_groups(self))
-        schedule = self.scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)
+        for name, parameter in self.named_parameters():  # a shard is a new parameter, without the attribute
+            if name in self.no_decay:
+                parameter.no_decay = True  # type: ignore[attr-defined]
+        with making("optimizer"):
+            optimizer = self.optimizer(parameter_groups(self))
+        with making("scheduler"):
+            schedule = self.scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

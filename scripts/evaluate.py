@@ -1,6 +1,6 @@
 """`contrast-evaluate` from a checkout: python scripts/evaluate.py [overrides]."""
 
-from contrast.cli.evaluate import main
+from contrast.cli.commands import evaluate
 
 if __name__ == "__main__":
-    main()
+    evaluate()

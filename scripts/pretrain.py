@@ -1,6 +1,6 @@
 """`contrast-pretrain` from a checkout: python scripts/pretrain.py [overrides]."""
 
-from contrast.cli.pretrain import main
+from contrast.cli.commands import pretrain
 
 if __name__ == "__main__":
-    main()
+    pretrain()

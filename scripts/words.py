@@ -1,6 +1,6 @@
 """`contrast-words` from a checkout: python scripts/words.py [overrides]."""
 
-from contrast.cli.words import main
+from contrast.cli.commands import words
 
 if __name__ == "__main__":
-    main()
+    words()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 
-import contrast.cli.evaluate
-import contrast.cli.pretrain
-import contrast.cli.words
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; torch reads this when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from contrast.cli import commands
 
 # 22 steps an epoch on 8 x 8 digits, no figures at the end and no W&B
 TINY = (
@@ -44,19 +46,19 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 @pytest.fixture
 def pretrain(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`contrast-pretrain` with these words in this process; returns its exit status."""
-    return lambda *words: called(contrast.cli.pretrain.main, monkeypatch, *words)
+    return lambda *words: called(commands.pretrain, monkeypatch, *words)
 
 
 @pytest.fixture
 def words(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`contrast-words` with these words in this process; returns its exit status."""
-    return lambda *words: called(contrast.cli.words.main, monkeypatch, *words)
+    return lambda *words: called(commands.words, monkeypatch, *words)
 
 
 @pytest.fixture
 def evaluate(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`contrast-evaluate` with these words in this process; returns its exit status."""
-    return lambda *words: called(contrast.cli.evaluate.main, monkeypatch, *words)
+    return lambda *words: called(commands.evaluate, monkeypatch, *words)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     handlers = list(logging.getLogger().handlers)
     with pytest.MonkeyPatch.context() as patch:
-        assert called(contrast.cli.pretrain.main, patch, *TINY, f"hydra.run.dir={folder}") == 0
+        assert called(commands.pretrain, patch, *TINY, f"hydra.run.dir={folder}") == 0
     logging.getLogger().handlers[:] = handlers
     return folder
 
@@ -80,5 +82,6 @@ def called(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *words: st
 
 
 def figures(run: str | Path) -> dict[str, Any]:
-    """What the run left in metrics.json."""
-    return json.loads((Path(run) / "metrics.json").read_text())
+    """The numbers that the run left in metrics.json."""
+    saved = json.loads((Path(run) / "metrics.json").read_text())
+    return {name: value for name, value in saved.items() if not isinstance(value, str)}

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from contrast.data.images.digits import digits_words
 from contrast.data.images.image_set import Images
-from contrast.data.loader import PretrainData
 from contrast.encoders import predictor, text_transformer
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
 from contrast.grad_cache import Embedded, cached_gradients
-from contrast.heads import NCE, Estimated, InfoNCE, Learnable, LearnedBias
+from contrast.heads import NCE, CrossCorrelation, Estimated, InfoNCE, Learnable, LearnedBias
 from contrast.keys import Momentum, Second, Shared
 from contrast.module import Contrastive, equal_parts
-from contrast.negatives import Bank, InBatch, Nearest, Paired, Queue, Table
+from contrast.negatives import Bank, Dimensions, InBatch, Nearest, Paired, Queue, Table
 from contrast.optim import constant
 from contrast.samplers import Uniform
+from contrast.training.data import PretrainData
 from contrast.views import SimCLRViews
 
 DIM = 6
@@ -55,6 +55,11 @@ METHODS: dict[str, Any] = {
         "head": InfoNCE(0.2),
         "key": Shared(),
         "predictor": predictor(DIM, 5, norm=False),
+    },
+    "barlow twins with a momentum encoder": lambda enc, proj, norm: {
+        "negatives": Dimensions(),
+        "head": CrossCorrelation(),
+        "key": Momentum(norm, enc, proj),
     },
     "instdisc": lambda enc, proj, norm: {
         "negatives": Bank(24, DIM, Uniform(24), draws=8),
@@ -228,6 +233,7 @@ def _inputs() -> Tensor:
     return torch.randn(2, 12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_with_one_synchronisation(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = nn.Linear(4, 3).double()

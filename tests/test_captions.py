@@ -16,9 +16,10 @@ import contrast.data.images.folder
 from contrast.data.images.captions import captions
 from contrast.data.images.digits import TEMPLATES, WORDS, digits, digits_words
 from contrast.data.images.image_set import Batch, ImageFiles, Images, Splits
-from contrast.data.loader import Batches, PretrainData
+from contrast.data.loader import Batches
 from contrast.data.text.tokenizer import WordTokenizer
 from contrast.errors import InputError
+from contrast.training.data import PretrainData
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +68,25 @@ def expected(rows: list[dict[str, Any]]) -> list[tuple[int, str]]:
     return [(10 * int(row["path"].partition(".")[0]), row["caption"]) for row in rows]
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "delimiter"),
+    [("captions.txt", ["image", "caption"], ","), ("results.csv", ["image_name", "comment"], "|")],
+    ids=["Flickr8k of Kaggle", "Flickr30k of Kaggle"],
+)
+def test_files_of_captions_as_they_are_published(root: Path, name: str, header: list[str], delimiter: str):
+    """Beside a folder of images, under other names of columns."""
+    root.rename(root.parent / "Images")
+    rows = [dict(zip(header, row.values(), strict=True)) for row in pairs(10)]
+    file = table(root.parent / name, rows, delimiter)
+    splits = captions(file, test_fraction=0)
+    assert told(splits, splits.train) == expected(pairs(10))
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
 def test_every_row_keeps_its_caption_whatever_the_file(root: Path, kind: str):
     rows = pairs(10)
     if kind == "parquet":
-        pyarrow = pytest.importorskip("pyarrow", reason="pip install 'contrast[parquet]'")
+        pyarrow = pytest.importorskip("pyarrow", reason="pip install 'contrast-learning[parquet]'")
         from pyarrow import parquet
 
         file = root / "table.parquet"
@@ -177,9 +192,9 @@ def test_over_the_memory_limit_is_the_same_data(root: Path):
 
 def test_an_image_is_decoded_once_however_many_captions_it_has(root: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Path] = []
-    real = contrast.data.images.folder.decode
+    real = contrast.data.images.image_set.decode
     monkeypatch.setattr(
-        contrast.data.images.folder, "decode", lambda path, *rest: seen.append(path) or real(path, *rest)
+        contrast.data.images.image_set, "decode", lambda path, *rest: seen.append(path) or real(path, *rest)
     )
     file = table(root / "table.csv", pairs(10))
     first = captions(file, image_size=4, test_fraction=0)
@@ -189,7 +204,7 @@ def test_an_image_is_decoded_once_however_many_captions_it_has(root: Path, monke
     assert told(first, first.train) == told(second, second.train)
 
 
-def test_what_cannot_be_used_is_named_or_skipped(root: Path):
+def test_what_cannot_be_used_is_named_or_skipped(root: Path, caplog: pytest.LogCaptureFixture):
     rows = pairs(4)  # of images 0, 1, 2, 3, 1, 2, 2
     rows[0]["caption"] = "  "
     rows.insert(2, {"path": "away.png", "caption": "gone"})
@@ -203,9 +218,8 @@ def test_what_cannot_be_used_is_named_or_skipped(root: Path):
     (root / "1.png").write_bytes(b"what?")
     rows[0]["caption"] = ""
     table(file, rows)
-    with pytest.warns(UserWarning, match="skipped: ") as caught:
-        splits = captions(file, test_fraction=0, on_error="skip")
-    messages = [str(warning.message) for warning in caught]
+    splits = captions(file, test_fraction=0, on_error="skip")
+    messages = [message for message in caplog.messages if message.startswith("skipped: ")]
     assert [sum(part in message for message in messages) for part in ("no caption", "not in", "cannot be read")] == [
         1
     ] * 3
@@ -214,8 +228,9 @@ def test_what_cannot_be_used_is_named_or_skipped(root: Path):
     (root / "1.png").unlink()
     picture(root / "1.png", 10)
     rows = [{"path": "none.png", "caption": "x"}, {"path": "", "caption": "y"}]
-    with pytest.warns(UserWarning, match="skipped: 2 of 2"), pytest.raises(InputError, match="none of the 2 rows"):
+    with pytest.raises(InputError, match="none of the 2 rows"):
         captions(table(file, rows), on_error="skip")
+    assert "skipped: 2 of 2" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -224,7 +239,7 @@ def test_what_cannot_be_used_is_named_or_skipped(root: Path):
         (b"", "no column path, caption; its columns are none"),
         (b"path,caption\n", "has no rows"),
         (b"path;caption\n0.png;x\n", "no column path, caption; its columns are path;caption"),
-        (b"path,text\n0.png,x\n", "no column caption; its columns are path, text"),
+        (b"path,words\n0.png,x\n", "no column caption; its columns are path, words"),
         (b"path,caption,caption\n0.png,x,y\n", "more than one column caption"),
         (b"path,caption\n0.png,x\n\n1.png,a, comma\n", "row 2 of .* has 3 fields, the header 2"),
         (b'path,caption\n0.png,x\n1.png,"open\n2.png,y\n', "line 4 cannot be read: unexpected end of data"),
@@ -262,7 +277,7 @@ def test_options_out_of_range(root: Path, options: dict[str, Any], message: str)
 
 
 def test_files_of_another_kind_and_too_few_images(root: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(InputError, match=r"\.csv, \.tsv and \.parquet, not from table\.json"):
+    with pytest.raises(InputError, match=r"\.csv, \.tsv, \.txt and \.parquet, not from table\.json"):
         captions(table(root / "table.json", pairs(4)))
     with pytest.raises(InputError, match="has 1 image: none can be held out"):
         captions(table(root / "table.csv", [{"path": "0.png", "caption": "x"}] * 3))
@@ -271,12 +286,12 @@ def test_files_of_another_kind_and_too_few_images(root: Path, monkeypatch: pytes
     with pytest.raises(InputError, match=r"differ in size.*give data\.image_size"):
         captions(table(root / "table.csv", pairs(10)))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"needs pyarrow: pip install 'contrast\[parquet\]'"):
+    with pytest.raises(InputError, match=r"needs pyarrow: pip install 'contrast-learning\[parquet\]'"):
         captions(table(root / "table.parquet", pairs(4)))
 
 
 def test_parquet_that_is_none_or_holds_no_texts(root: Path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'contrast[parquet]'")
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'contrast-learning[parquet]'")
     from pyarrow import parquet
 
     file = root / "table.parquet"
@@ -420,3 +435,15 @@ def test_the_template_tells_nothing_of_the_digit():
     share = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
     chi_square = float(((counts - share) ** 2 / share).sum())
     assert chi_square < 80  # 45 degrees of freedom: above 80 once in a thousand
+
+
+def test_a_file_as_flickr_has_it(root: Path) -> None:
+    """Without a header: the image, #, the number of the caption, a tab, the caption; quotes are part of it."""
+    lines = [f'{i}.png#{j}\tA "red" one, number n{i} t{j} .\n' for i in range(10) for j in range(2)]
+    (root.parent / "Flickr8k.token.txt").write_text("".join(lines))
+    splits = captions(root.parent / "Flickr8k.token.txt", test_fraction=0)
+    every = [text for _, text in told(splits, splits.train)]
+    assert sorted(every) == sorted(f'a " red " one , number n{i} t{j} .' for i in range(10) for j in range(2))
+    (root.parent / "Flickr8k.token.txt").write_text(lines[0] + "no image\n")
+    with pytest.raises(InputError, match=r"row 2 of .*token\.txt"):
+        captions(root.parent / "Flickr8k.token.txt")

@@ -116,6 +116,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     for attempt in range(8):
@@ -152,7 +153,7 @@ def test_a_failed_save_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 
 def test_loading_runs_no_code(tmp_path: Path) -> None:
     AtomicCheckpointIO().save_checkpoint({"path": Path("x")}, tmp_path / "last.ckpt")
-    with pytest.raises(Exception, match="weights_only"):
+    with pytest.raises(Exception, match="UnpicklingError"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt", weights_only=False) == {"path": Path("x")}
 

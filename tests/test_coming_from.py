@@ -1,6 +1,6 @@
 """docs/coming_from.md is true: ours gives the value and the gradients of the library that one comes from.
 
-The libraries come with `pip install 'contrast[bench]'`; without them their pairs of code blocks are skipped.
+The libraries come with `pip install 'contrast-learning[bench]'`; without them their pairs of code blocks are skipped.
 """
 
 import re
@@ -79,7 +79,9 @@ def require(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
         module.SupConLoss = LoopSupConLoss  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "losses", module)
     else:
-        pytest.importorskip(PACKAGES[section], reason=f"{section} is not installed: pip install 'contrast[bench]'")
+        pytest.importorskip(
+            PACKAGES[section], reason=f"{section} is not installed: pip install 'contrast-learning[bench]'"
+        )
 
 
 def inputs(section: str, block: str) -> dict[str, Any]:

@@ -13,33 +13,47 @@ from conftest import Command, figures
 from hydra.utils import get_class, get_method, get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
+from torch import nn
 
 import contrast.facts
 from contrast.cli.belongs import TEXT as OTHER
+from contrast.cli.embed import columns, image_sets
 from contrast.data.images.image_set import Images, Splits
 from contrast.data.text.corpus import Corpus
+from contrast.deploy.load import ImageEncoder
+from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
+from contrast.evaluation.encoder import Frozen
 from contrast.facts import complete
-from contrast.heads import NCE, AdaptiveSoftmax, InfoNCE
+from contrast.heads import NCE, AdaptiveSoftmax, Alignment, Covariance, CrossCorrelation, InfoNCE
+from contrast.keys import Momentum
 from contrast.module import Contrastive
-from contrast.negatives import Table, Targets, Tree
-from contrast.run.compose import check_values, config_loader, load_config
+from contrast.negatives import Dimensions, PositivesOnly, Table, Targets, Tree
+from contrast.run.compose import check_groups, check_values, config_loader, load_config
 from contrast.run.folder import conf_folder
 from contrast.samplers import Unigram
+from contrast.teacher import FrozenTeacher
 from contrast.training.build import build, part
 
 CONF = conf_folder()
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))
+FILES = [name for name in FILES if not name.startswith("hydra/")]  # sweep/optuna chooses it
 NEEDS = {  # what has to be given with a file
     "key/hugging_face": ["key.encoder.name=some"],
+    "key/teacher": ["key.weights=some"],
+    "method/crd": ["key.weights=some"],
+    "method/seed": ["key.weights=some"],
     "data/folder": ["data.root=images"],
+    "data/hf": ["data.name=images"],
     "data/captions": ["data.file=captions.csv"],
+    "data/webdataset": ["data.urls=images.tar"],
     "data/corpus": ["data.path=text.txt"],
+    "protocol/perplexity": ["data.path=text.txt"],
     "experiment/skipgram": ["data.path=text.txt"],
     "experiment/simclr_folder": ["data.root=images"],
 }
 TEXT = ("corpus", "docstrings")  # data of words, not of images
-WORDS = ("gru", "words")  # encoders of words
+WORDS = ("gru", "subwords", "words")  # encoders of words
 OF_WORDS = [  # files of contrast-words alone
     *(f"data/{option}" for option in TEXT),
     *(f"encoder/{option}" for option in WORDS),
@@ -64,7 +78,7 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
     def with_words(*words: str, command: str) -> DictConfig:
         with config_loader(CONF) as loader:
             cfg = load_config(loader, command, list(words))
-            check_values(cfg, tmp_path / "run", {"checkpoint"})
+            check_values(cfg, tmp_path / "run", check_groups, {"checkpoint", "out"})
             return cfg
 
     def or_skip(*words: str, command: str = "pretrain") -> DictConfig:
@@ -108,7 +122,11 @@ def own(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
 
 
-@pytest.mark.parametrize("name", FILES)
+PRIMARY = ("method", "experiment", "encoder", "data")
+COMPOSED = [name if name.partition("/")[0] in PRIMARY else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
+
+
+@pytest.mark.parametrize("name", COMPOSED)
 def test_every_option_composes(compose: Compose, name: str) -> None:
     group = name.partition("/")[0]
     words = [*chosen(name), *NEEDS.get(name, [])]
@@ -125,6 +143,8 @@ def commands(name: str) -> list[str]:
     """The commands that have this file among their options."""
     group = name.partition("/")[0]
     found = ["evaluate"] if group in EVALUATE else []
+    found += ["embed"] if group in ("data", "trainer", "launcher") else []
+    found += ["export"] if group == "launcher" else []
     if name in OF_WORDS or name == "callbacks/language_model":
         return [*found, "words"]
     found += ["words"] if group in WORD_GROUPS else []
@@ -134,7 +154,7 @@ def commands(name: str) -> list[str]:
 # --- what the options build
 
 
-@pytest.mark.parametrize("option", [option for option in options("data") if option not in TEXT])
+@pytest.mark.parametrize("option", [option for option in options("data") if option not in (*TEXT, "hf", "webdataset")])
 def test_data(compose: Compose, images: Path, option: str) -> None:
     digits = option.startswith("digits")
     words = [] if digits else [f"data.root={images}"]
@@ -148,6 +168,16 @@ def test_data(compose: Compose, images: Path, option: str) -> None:
     assert len(splits.train) == (1437 if digits else 16)
     assert splits.train.channels == (1 if digits or option in ("mnist", "fashion_mnist") else 3)
     assert (splits.train.text is not None) == (splits.tokenizer is not None) == (option in ("captions", "digits_words"))
+    net = nn.Linear(1, 1)
+    net.num_features = 1
+    run = {"images": {"channels": splits.train.channels, "size": splits.train.size}}
+    encoder = ImageEncoder(Frozen(Normalize([0.0], [1.0]), net), run)
+    _, root, sets = image_sets(compose(f"data={option}", *words, "checkpoint=run", command="embed"), encoder)
+    assert {name: len(each) for name, each in sets.items()} == {"train": len(splits.train), "test": len(splits.test)}
+    files, labels, names = columns(sets, root)
+    assert len(files) == len(labels) == len(names) == len(splits.train) + len(splits.test)
+    if option in ("folder", "captions"):
+        assert all((images / file).is_file() for file in files)
 
 
 @pytest.mark.parametrize(("option", "words"), [("corpus", ["data.path=text.txt"]), ("docstrings", ["data.most=5000"])])
@@ -164,16 +194,17 @@ def test_text(compose: Compose, tmp_path: Path, option: str, words: list[str]) -
 
 @pytest.mark.parametrize("option", WORDS)
 def test_encoder_of_words(compose: Compose, option: str) -> None:
-    encoder = part(compose(f"encoder={option}", command="words").encoder, {"num_ids": 9})
+    facts = {"num_ids": 9, "words": [f"word{i}" for i in range(9)]}
+    encoder = part(compose(f"encoder={option}", command="words"), "encoder", facts)
     found = encoder(torch.zeros(2, 3, dtype=torch.long))
     features = found[0] if option == "gru" else found
     assert features.shape == (2, 3, encoder.num_features)
 
 
-@pytest.mark.parametrize("option", [option for option in options("encoder") if option not in WORDS])
+@pytest.mark.parametrize("option", [option for option in options("encoder") if option not in (*WORDS, "open_clip")])
 def test_encoder(compose: Compose, option: str) -> None:
     if option == "timm":
-        pytest.importorskip("timm", reason="pip install 'contrast[timm]'")
+        pytest.importorskip("timm", reason="pip install 'contrast-learning[timm]'")
     encoder = instantiate(compose(f"encoder={option}").encoder, in_channels=1, image_size=32)
     assert encoder.eval()(torch.zeros(2, 1, 32, 32)).shape == (2, encoder.num_features)
 
@@ -191,10 +222,11 @@ def test_views(compose: Compose, option: str) -> None:
     assert len(made) == (6 if option == "multicrop" else 2)
 
 
+GOES_WITH = {"prototypes": ["info_nce"], "positives": [], "dimensions": []}  # by default both that have a temperature
 HEADS = [
-    (option, head, temperature)
+    pytest.param(option, head, temperature, marks=[] if temperature in (None, "learnable") else pytest.mark.slow)
     for option in options("negatives")
-    for head in options("head")
+    for head in GOES_WITH.get(option, ["info_nce", "nce"])
     for temperature in [None, *options("head/temperature")]
 ]
 
@@ -206,6 +238,33 @@ def test_head(compose: Compose, option: str, head: str, temperature: str | None)
     check_losses(model)
     if temperature is not None:
         assert type(model.head.temperature).__name__.lower() == temperature
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "head"),
+    [
+        ("byol", PositivesOnly, Alignment),
+        ("simsiam", PositivesOnly, Alignment),
+        ("barlow_twins", Dimensions, CrossCorrelation),
+        ("vicreg", Dimensions, Covariance),
+    ],
+)
+def test_methods_without_negatives(compose: Compose, method: str, source: type, head: type) -> None:
+    model = build(own(compose(f"method={method}", "encoder.widths=[4]")), few_images(1, 8))
+    assert (type(model.negatives), type(model.head)) == (source, head)
+    check_losses(model)
+
+
+class Weighted(InfoNCE):
+    def __init__(self, weights: list[float], temperature: float = 0.1) -> None:
+        super().__init__(temperature)
+        self.weights = weights
+
+
+def test_weights_of_a_loss_are_none_of_an_encoder(compose: Compose) -> None:
+    words = ("head._target_=test_configs.Weighted", "+head.weights=[1.0,2.0]", "encoder.weights=gone", "resume=run")
+    model = build(own(compose(*words, "encoder.widths=[4]")), few_images(1, 8))  # a resumed run does not read `gone`
+    assert model.head.weights == [1.0, 2.0]
 
 
 PARTS = {
@@ -256,13 +315,18 @@ def test_optimizer(compose: Compose, optimizer: str, scheduler: str) -> None:
 
 @pytest.mark.parametrize("option", options("protocol"))
 def test_protocol(compose: Compose, option: str) -> None:
-    assert callable(instantiate(compose(f"protocol={option}", command="evaluate").protocol, _partial_=True))
+    words = [f"protocol={option}", *NEEDS.get(f"protocol/{option}", [])]
+    assert callable(instantiate(compose(*words, command="evaluate").protocol, _partial_=True))
 
 
 # --- recipes
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("experiment/", "method/"))])
+RECIPES = [name for name in FILES if name.startswith("experiment/")]
+RECIPES += [pytest.param(name, marks=pytest.mark.slow) for name in FILES if name.startswith("method/")]
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains(pretrain: Command, words: Command, images: Path, name: str) -> None:
     """Two steps of it as it is, but on a few images, or on a few words."""
     if name in OF_WORDS:
@@ -275,9 +339,59 @@ def test_every_recipe_trains(pretrain: Command, words: Command, images: Path, na
     )
     few = ["batch_size=4", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
     cheap = ["trainer.accelerator=cpu", "logger=csv", "evaluation.enabled=false", "callbacks=none"]
+    if "key.weights=some" in NEEDS.get(name, []):
+        given += [
+            f"key.weights={teacher(Path('teacher.pt'))}",
+            "+encoder@key.encoder=small",
+            "projector.out_features=256",
+        ]
     assert pretrain(*chosen(name), *given, *few, *cheap, "hydra.run.dir=run") == 0
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
-    assert 0 < figures("run")["loss"] < 20
+    assert 0 < figures("run")["loss"] < 60
+
+
+def teacher(file: Path, channels: int = 1) -> Path:
+    torch.save(instantiate(OmegaConf.load(CONF / "encoder" / "small.yaml"), in_channels=channels).state_dict(), file)
+    return file
+
+
+QUICK = ("simclr", "moco", "byol", "dino", "seed")
+CROPPED = [name for name in options("method") if name not in ("clip", "siglip")]  # which have one view of an image
+CROPPED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CROPPED]
+
+
+@pytest.mark.parametrize("method", CROPPED)
+def test_multi_crop(compose: Compose, method: str, tmp_path: Path) -> None:
+    """Every view is a query that has a gradient, and the keys are those of the two large views where that is usual."""
+    words = [f"method={method}", "views=multicrop", "encoder.widths=[4]"]
+    if method in ("seed", "crd"):
+        weights = f"key.weights={teacher(tmp_path / 'teacher.pt', 3)}"
+        words += [weights, "+encoder@key.encoder=small", "projector.out_features=256"]
+    images = few_images(3, 32)
+    images.pixels.random_(generator=torch.Generator().manual_seed(0))
+    if method in ("moco", "ressl"):  # the first view alone is a query
+        with pytest.raises(InputError, match=r"4 of 6 views are neither queries nor keys: key\.num_queries=null"):
+            build(own(compose(*words, "views.views=[{count: 2}, {count: 4, size: 16}]")), images)
+        words += ["key.num_queries=null"]
+    model = build(own(compose(*words, "views.views=[{count: 2}, {count: 4, size: 16}]")), images)
+    model.head.plan(10)
+    batch = images.take(torch.arange(4))
+    _, query, key = model.encode(batch, model.views.draw(4, torch.Generator().manual_seed(0)))
+    assert query.shape[:2] == (6, 4)
+    if model.remembers:
+        model.negatives.update(
+            query.detach(), key.detach(), torch.arange(4) + 4 * (method in ("moco", "ressl", "seed"))
+        )
+    loss, _ = model.contrast(batch, query, key)
+    (gradient,) = torch.autograd.grad(loss, query)
+    assert all(view.abs().max() > 0 for view in gradient)
+    if isinstance(model.key, Momentum | FrozenTeacher) or method in ("swav", "simsiam"):
+        assert torch.equal(key[0], key[2])
+        assert torch.equal(key[1], key[3])
+
+
+def test_a_tokenizer_by_name_is_a_value_like_others(compose: Compose) -> None:
+    assert compose("data=captions", "data.file=c.csv", "data.tokenizer=some").data.tokenizer == "some"
 
 
 def text_recipe_trains(words: Command, name: str) -> None:
@@ -300,8 +414,8 @@ def test_every_experiment_says_its_command(compose: Compose, name: str) -> None:
     assert words[0] == f"experiment={name}"
     assert any("Cost" in line for line in lines[2:6])
     assert any("esult" in line for line in lines[2:6])
-    cfg = compose(*words, command=command)
-    assert cfg.name == name
+    assert "name" not in OmegaConf.load(CONF / "experiment" / f"{name}.yaml")  # a run is named by what it is
+    compose(*words, command=command)
 
 
 def test_each_command_knows_what_belongs_to_the_other() -> None:
@@ -319,18 +433,28 @@ def test_data_lies_where_the_environment_says(compose: Compose, monkeypatch: pyt
     assert compose("data=cifar10").data.root == "/some/where/cifar10"
 
 
-@pytest.mark.parametrize("experiment", ["simclr_cifar10", "simclr_folder", "simclr_digits"])
-@pytest.mark.parametrize("method", options("method"))
-def test_an_experiment_leaves_a_method_its_head(compose: Compose, experiment: str, method: str) -> None:
-    words = NEEDS.get(f"experiment/{experiment}", [])
-    alone, within = compose(f"method={method}"), compose(f"experiment={experiment}", f"method={method}", *words)
-    assert within.head == alone.head
+METHODS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in options("method")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_experiment_leaves_a_method_its_head(compose: Compose, method: str) -> None:
+    needed = NEEDS.get(f"method/{method}", [])
+    alone = compose(f"method={method}", *needed)
+    for experiment in ("simclr_cifar10", "simclr_folder", "simclr_digits"):
+        words = NEEDS.get(f"experiment/{experiment}", [])
+        within = compose(f"experiment={experiment}", f"method={method}", *words, *needed)
+        assert within.head == alone.head
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("negatives=bank", "same_label=ignored"), "Bank does not leave out images with a query's label"),
+        (("method=byol", "head=info_nce"), "InfoNCE over PositivesOnly: Alignment and PositivesOnly go together"),
+        (("method=byol", "negatives=in_batch"), "Alignment over InBatch: Alignment and PositivesOnly go together"),
+        (("method=vicreg", "negatives.among=keys"), "Covariance needs queries"),
+        (("method=dino", "head=nce"), "Prototypes has a teacher's targets"),
+        (("method=ressl", "head=nce"), "Queue has a teacher's targets"),
         (("method=instdisc", "negatives.sampler=null"), "this Bank has no sampler: output=nce"),
         (("method=full_softmax", "head._target_=contrast.heads.NCE"), "this Table has no sampler: output=nce"),
         (("method=full_softmax", "output=nce", "negatives.sampler=null"), "this Table has no sampler: output=nce"),
@@ -343,7 +467,7 @@ def test_an_experiment_leaves_a_method_its_head(compose: Compose, experiment: st
         ),
         (
             ("method=full_softmax", "output=adaptive_softmax", "negatives._target_=contrast.negatives.InBatch"),
-            "AdaptiveSoftmax goes with Targets alone",
+            "AdaptiveSoftmax and Targets go together alone",
         ),
         (("method=moco", "~negatives.size"), "Queue: missing a required argument: 'size'"),
         (("method=nnclr", "~negatives.size"), "Nearest: missing a required argument: 'size'"),
@@ -368,17 +492,24 @@ def test_facts_fill_only_parameters_without_a_default() -> None:
 # --- a value equal to the constructor's default is in conf/ only if readers change it
 
 TUNED = {
-    "data": "root image_column caption_column label_column test_file test_fraction tokenizer length "
-    "download min_count max_words unknown held_out most",
-    "encoder": "name stem widths compile channels_last dropout dim hidden layers sparse num_features",
-    "head": "cutoffs bias correction num_noise margin.m bias.initial positive_sigma temperature.initial",
-    "key": "momentum shuffle_bn encoder.width encoder.layers",
-    "negatives": "draws proximity momentum ring in_batch positives sampler std sparse",
-    "model": "method window subsample lr lr_end chunk block blocks max_pairs_per_row length batch frequencies",
+    "data": "root image_column caption_column label_column test_file test_fraction seed tokenizer length "
+    "download min_count max_words unknown held_out most config train_split test_split captions test_urls "
+    "column unit on_error workers over_ranks max_distinct keep_case apostrophes "
+    "phrases phrase_min_count phrase_threshold",
+    "encoder": "name stem widths compile channels_last dropout dim hidden layers sparse num_features weights prefix "
+    "frozen pretrained minn maxn buckets",
+    "head": "temperature off_diagonal invariance variance covariance cutoffs bias correction num_noise margin.m "
+    "bias.initial positive_sigma temperature.initial",
+    "key": "momentum shuffle_bn encoder encoder.width encoder.layers encoder.pretrained project prefix size num_keys",
+    "negatives": "draws proximity momentum ring in_batch positives sampler std sparse "
+    "teacher_temperature own_key balance among",
+    "model": "method window subsample lr lr_end chunk block blocks max_pairs_per_row length batch frequencies "
+    "vectors output_vectors shrink_windows",
     "projector": "out_features",
     "scheduler": "warmup_fraction warmup_steps final",
-    "callbacks": "held_out.first held_out.growth held_out.most held_out.max_seconds",
-    "protocol": "epochs batch_size k temperature steps neighbours",
+    "callbacks": "collapse.min_rank held_out.first held_out.growth held_out.most held_out.max_seconds "
+    "ema.decay early_stopping.patience prune.startup best.top_k",
+    "protocol": "epochs batch_size k temperature steps neighbours frozen_stages layer_decay streams classes templates",
     "trainer": "accelerator strategy num_nodes sync_batchnorm accumulate_grad_batches gradient_clip_val",
     "views": "views",
 }
@@ -390,6 +521,7 @@ OVERRIDING = {
 }
 
 
+@pytest.mark.slow
 def test_conf_repeats_no_default_that_nobody_tunes(compose: Compose) -> None:
     tuned = {f"{group}.{key}" for group, keys in TUNED.items() for key in keys.split()}
     repeated = {(name, key) for name in FILES for key in equal_to_default(compose, name)}
@@ -429,3 +561,15 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
             yield from leaves(value, f"{prefix}{key}.")
         elif key != "defaults":
             yield f"{prefix}{key}"
+
+
+def test_the_rate_of_an_optimiser_goes_with_it(compose: Compose) -> None:
+    """An experiment's rate belongs to its optimiser, and a search is around the rate of the one that is chosen."""
+    words = ["experiment=simclr_folder", "data.root=images", "batch_size=512"]
+    own, other = compose(*words), compose(*words, "optimizer=adamw")
+    assert (own.optimizer.lr, own.optimizer.weight_decay) == (pytest.approx(0.24), 5e-4)
+    assert other.optimizer == compose("optimizer=adamw").optimizer
+    for chosen, rate in (([], 0.24), (["optimizer=adamw"], 0.002)):
+        text = compose(*words, *chosen, "sweep=optuna").hydra.sweeper.params["optimizer.lr"]
+        low, high = text.removeprefix("tag(log, interval(").removesuffix("))").split(",")
+        assert (float(low), float(high)) == (pytest.approx(rate / 10), pytest.approx(rate * 10))

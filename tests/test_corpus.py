@@ -10,17 +10,21 @@ import random
 import sys
 import warnings
 from collections import Counter
-from functools import partial
+from functools import partialmethod
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
 
 import contrast.data.text.corpus
+import contrast.data.text.phrases
 import contrast.data.text.text_files
-from contrast.data.text.corpus import BORDER, Corpus, corpus
-from contrast.data.text.text_files import blocks, text_files
-from contrast.data.text.tokenizer import tokens
+from contrast.data.text.corpus import Corpus, corpus
+from contrast.data.text.encode import encode, write_ids
+from contrast.data.text.split import Splitter, tokens
+from contrast.data.text.text_files import Texts, text_files
+from contrast.data.text.vocabulary import BORDER
 from contrast.errors import InputError
 
 
@@ -34,13 +38,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The passes over text so far."""
     seen: list[str] = []
+    real = Texts.blocks
 
-    def spy(files, desc, *args, **options):
+    def spy(self, desc, *args, **options):
         seen.append(desc)
-        return blocks(files, desc, *args, **options)
+        return real(self, desc, *args, **options)
 
-    monkeypatch.setattr(contrast.data.text.corpus, "blocks", spy)
+    monkeypatch.setattr(Texts, "blocks", spy)
     return seen
+
+
+def read_in_blocks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Text is read so many bytes at a time."""
+    monkeypatch.setattr(Texts, "blocks", partialmethod(Texts.blocks, size=size))
 
 
 def written(path: Path, *lines: str) -> Path:
@@ -123,7 +133,7 @@ def assert_is(found: Corpus, expected: tuple) -> None:
     ],
 )
 def test_ids_are_their_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, settings: dict):
-    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=size))
+    read_in_blocks(monkeypatch, size)
     lines = zipf(150)
     options = {key: value for key, value in settings.items() if key != "keep"}
     kept = "keep" if settings.get("keep") else "drop"
@@ -209,16 +219,16 @@ def test_line_ends_and_byte_order_mark(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_a_line_longer_than_a_block_keeps_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
-    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=size))
+    read_in_blocks(monkeypatch, size)
     words = [f"é{i}" * (1 + i % 4) for i in range(100)]
     found = corpus(written(tmp_path / "a.txt", " ".join(words), "next"), min_count=1)
     assert [[found.words[i] for i in line] for line in lines_of(found.ids)] == [words, ["next"]]
-    assert all(len("".join(block.texts)) < 200 for block in blocks([tmp_path / "a.txt"], "", size=5))
+    assert all(len(block.data) < 200 for block in Texts([tmp_path / "a.txt"]).blocks("", size=5))
 
 
 def test_text_without_spaces_is_cut_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(contrast.data.text.text_files, "_MAX_WORD", 20)
-    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=4))
+    read_in_blocks(monkeypatch, 4)
     text = "猫犬鳥" * 30
     path = written(tmp_path / "a.txt", text)
     found = corpus(path, min_count=1)
@@ -230,7 +240,7 @@ def test_text_without_spaces_is_cut_between_characters(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("size", [3, 1000])
 def test_wrong_bytes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
-    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=size))
+    read_in_blocks(monkeypatch, size)
     path = tmp_path / "a.txt"
     good = "gr\u00fcn"
     path.write_bytes(f"{good} a \ufffd\n".encode() + good.encode("latin-1") + b" a\n" + b"b\n" * 1100 + b"\xff a\n")
@@ -244,7 +254,8 @@ def test_wrong_bytes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_line_of_many_wrong_bytes_counts_once(tmp_path: Path, size: int):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xff a b \xff c\nd e\nf \xff g \xff\n\xff\n\nh \xff i")
-    assert sum(block.broken for block in blocks([path], "", size)) == 4
+    parts = (encode(Splitter(), block) for block in Texts([path]).blocks("", size))
+    assert write_ids(parts, BytesIO(), None).broken == 4
 
 
 def test_no_text(tmp_path: Path):
@@ -286,6 +297,78 @@ def test_values_out_of_range(tmp_path: Path):
         corpus(path, min_count=1, held_out=0.001)
 
 
+# --- phrases
+
+
+def joined_in_loops(texts: list[list[str]], held: list[bool], passes: int, least: int, threshold: float):
+    """Lines of words with their phrases joined, and the phrases of the last pass."""
+    found: set[str] = set()
+    for _ in range(passes):
+        words, pairs = Counter(), Counter()
+        for text, aside in zip(texts, held, strict=True):
+            if not aside:
+                words.update(text)
+                pairs.update((a, b) for a, b in itertools.pairwise(text) if a[0].isalnum() and b[0].isalnum())
+        number = len(words) + len(pairs)
+        score = {(a, b): (n - least) / (words[a] * words[b]) * number for (a, b), n in pairs.items()}
+        found = {f"{a}_{b}" for (a, b), value in score.items() if value > threshold}
+        joined = []
+        for text in texts:
+            line, rest = [], list(text)
+            while rest:
+                pair = "_".join(rest[:2])
+                line.append(pair if pair in found else rest[0])
+                rest = rest[2 if pair in found else 1 :]
+            joined.append(line)
+        texts = joined
+    return texts, found
+
+
+@pytest.mark.parametrize("size", [13, 1 << 24])
+@pytest.mark.parametrize(("passes", "held_out"), [(1, 0.0), (2, 0.0), (2, 0.3)])
+def test_phrases_are_their_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, passes: int, held_out: float
+):
+    monkeypatch.setattr(contrast.data.text.phrases, "_AT_ONCE", size)
+    draw = random.Random(0)
+    fixed = ["new york", "new york times", "los angeles .", "b_c", "b c", "x x x x x"]  # pairs that overlap, too
+    lines = [f"{draw.choice(fixed)} {line} {draw.choice(fixed)}" for line in zipf(200)]
+    texts = [tokens(line) for line in lines]
+    phase = random.Random(0).random()
+    held = [math.floor((i + 1) * held_out + phase) > math.floor(i * held_out + phase) for i in range(len(texts))]
+    texts, phrases = joined_in_loops(texts, held, passes, 3, 2.0)
+    assert phrases
+    path = written(tmp_path / "a.txt", *lines)
+    found = corpus(path, 1, held_out=held_out, phrases=passes, phrase_min_count=3, phrase_threshold=2.0)
+    counts = Counter(word for text, aside in zip(texts, held, strict=True) if not aside for word in text)
+    assert dict(zip(found.words, found.counts.tolist(), strict=True)) == counts
+    for ids, aside in ((found.ids, False), (found.held_out, True)):
+        expected = [text for text, is_held in zip(texts, held, strict=True) if is_held == aside]
+        expected = [[word for word in text if word in counts] for text in expected]
+        assert [[found.words[i] for i in line] for line in lines_of(ids)] == [text for text in expected if text]
+
+
+def test_a_phrase_ends_with_its_unit(tmp_path: Path):
+    path = written(tmp_path / "a.txt", *["new", "york", ""] * 40)
+    settings = {"phrases": 1, "phrase_min_count": 2, "phrase_threshold": 0.05}
+    assert corpus(path, **settings).words == ("new", "york")
+    assert corpus(path, unit="paragraph", **settings).words == ("new_york",)
+    with pytest.raises(InputError, match=r"phrase_threshold \(0\) more than 0"):
+        corpus(path, phrases=1, phrase_threshold=0.0)
+
+
+def test_phrases_are_those_of_gensim(tmp_path: Path):
+    models = pytest.importorskip("gensim.models")
+    text = [line.split() for line in zipf(300)]
+    words = [[word for word in line if tokens(word)[0].isalnum()] for line in text]
+    path = written(tmp_path / "a.txt", *(" ".join(line) for line in words))
+    theirs = models.Phrases(words, min_count=2, threshold=1.5)
+    expected = Counter(word for line in words for word in theirs[line])
+    found = corpus(path, 1, tokenizer="spaces", phrases=1, phrase_min_count=2, phrase_threshold=1.5)
+    assert dict(zip(found.words, found.counts.tolist(), strict=True)) == expected
+    assert any("_" in word for word in expected)
+
+
 # --- words
 
 
@@ -298,19 +381,17 @@ def test_text_that_is_split_already(tmp_path: Path):
 
 
 def test_rare_words_are_forgotten_when_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(contrast.data.text.corpus, "blocks", partial(blocks, size=60))
+    read_in_blocks(monkeypatch, 60)
     path = written(tmp_path / "a.txt", *(f"often rare{i} often twice{i // 2}" for i in range(200)))
     full = corpus(path, min_count=100)
-    monkeypatch.setattr(contrast.data.text.corpus, "MAX_COUNTED_WORDS", 30)
-    monkeypatch.setattr(contrast.data.text.corpus, "_FORMAT", "another key")
     with pytest.warns(UserWarning, match=r"more than 30 distinct words: those seen \d+ times or less so far"):
-        found = corpus(path, min_count=100)
+        found = corpus(path, min_count=100, max_distinct=30)
     assert (found.words, found.counts.tolist(), found.total_words) == (("often",), [400], 800)
     assert torch.equal(found.ids, full.ids)
 
 
 def test_tokens_of_transformers(tmp_path: Path):
-    transformers = pytest.importorskip("transformers", reason="pip install 'contrast[transformers]'")
+    transformers = pytest.importorskip("transformers", reason="pip install 'contrast-learning[transformers]'")
     import tokenizers
 
     vocabulary = {word: i for i, word in enumerate(["[UNK]", "[CLS]", "run", "##s", "dog"])}
@@ -344,10 +425,10 @@ def entries(cache: Path) -> list[Path]:
 def test_second_start_reads_no_text(tmp_path: Path, cache: Path, counted: list[str]):
     path = written(tmp_path / "a.txt", *zipf(50))
     first = corpus(path, 2, held_out=0.2)
-    assert counted == ["counting words", "encoding words"]
+    assert counted == ["reading words"]
     moved = path.rename(tmp_path / "b.txt")  # known by its content, wherever it lies
     second = corpus(moved, 2, held_out=0.2)
-    assert len(counted) == 2
+    assert len(counted) == 1
     assert (first.words, first.total_words, first.lines) == (second.words, second.total_words, second.lines)
     assert torch.equal(first.ids, second.ids)
     assert first.held_out is not None
@@ -362,14 +443,15 @@ def test_second_start_reads_no_text(tmp_path: Path, cache: Path, counted: list[s
 def test_what_changes_the_ids_changes_the_key(tmp_path: Path, cache: Path):
     path = written(tmp_path / "a.txt", *zipf(50))
     settings = [{}, {"max_words": 3}, {"unknown": "keep"}, {"tokenizer": "spaces"}, {"held_out": 0.2}]
+    settings += [{"phrases": 1}, {"phrases": 2}, {"phrases": 1, "phrase_threshold": 1.0}]
     for _ in range(2):
         for options in [*settings, {"held_out": 0.2, "seed": 1}, {"seed": 1}]:  # a seed alone changes nothing
             corpus(path, 2, **options)
-    assert len(entries(cache)) == 6
+    assert len(entries(cache)) == 9
     path.write_text(path.read_text() + "more\n")
     corpus(path, 2)
     corpus([path, path], 2)
-    assert len(entries(cache)) == 8
+    assert len(entries(cache)) == 11
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
@@ -399,7 +481,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, cache: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(contrast.data.text.corpus._IdWriter, "ids", fail)  # when all is written
+        patched.setattr(contrast.data.text.corpus, "mapped", fail)  # when all is written
         with pytest.raises(KeyboardInterrupt):
             corpus(path, 2)
     assert [file for file in cache.rglob("*") if file.is_file()] == []
@@ -420,7 +502,7 @@ def test_two_processes_at_once(tmp_path: Path, cache: Path, monkeypatch: pytest.
         entries(cache)[0].write_bytes(b"")
     context = multiprocessing.get_context("fork")  # a fresh interpreter would spend seconds on importing torch
     both, results = context.Barrier(2, timeout=20), context.Queue()
-    real = contrast.data.text.corpus._encoded
+    real = contrast.data.text.corpus.chosen
 
     def encoded(*args):
         entry = real(*args)
@@ -435,7 +517,7 @@ def test_two_processes_at_once(tmp_path: Path, cache: Path, monkeypatch: pytest.
         except BaseException as error:  # or the test would wait for a result
             results.put(repr(error))
 
-    monkeypatch.setattr(contrast.data.text.corpus, "_encoded", encoded)
+    monkeypatch.setattr(contrast.data.text.corpus, "chosen", encoded)
     jobs = [context.Process(target=job) for _ in range(2)]
     for process in jobs:
         process.start()

@@ -1,5 +1,6 @@
 """The cache of decoded images: hits, keys, damage, and many processes at once."""
 
+import functools
 import multiprocessing
 import os
 import warnings
@@ -10,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-import contrast.data.images.folder
+import contrast.data.images.image_set
 import contrast.data.store
-from contrast.data.images.folder import folder
+from contrast.data.images import folder as images_folder
+
+folder = functools.partial(images_folder.folder, test_fraction=0)  # one entry of the cache for each data set
 
 
 @pytest.fixture
@@ -29,13 +32,13 @@ def root(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files decoded so far."""
     seen: list[Path] = []
-    real = contrast.data.images.folder.decode
+    real = contrast.data.images.image_set.decode
 
     def spy(path: Path, *args, **options):
         seen.append(path)
         return real(path, *args, **options)
 
-    monkeypatch.setattr(contrast.data.images.folder, "decode", spy)
+    monkeypatch.setattr(contrast.data.images.image_set, "decode", spy)
     return seen
 
 

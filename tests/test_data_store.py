@@ -1,5 +1,7 @@
 """The cache on disk: hits, damage, folders that cannot be written, and many processes at once."""
 
+import contextlib
+import logging
 import multiprocessing
 import os
 import warnings
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import contrast.cli.cache
 import contrast.data.store
 from contrast.data.store import cache_folder, cached, digest, from_texts, to_texts
 
@@ -171,3 +174,54 @@ def test_texts_survive() -> None:
     texts = ["", "a b", "line\nfeed", "ü\0", "\ud83d"]
     assert to_texts(from_texts(texts)) == texts
     assert to_texts(from_texts([])) == []
+
+
+def megabyte() -> dict[str, Tensor]:
+    return {"pixels": torch.zeros(1_000_000, dtype=torch.uint8)}
+
+
+def test_the_entries_that_were_not_used_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTRAST_CACHE_GB", "0.0035")
+    keys = [f"images/{digest(i)}" for i in range(4)]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.safetensors").write_bytes(bytes(5_000_000))  # is not ours, does not count and stays
+    for i, key in enumerate(keys[:3]):
+        cached(tmp_path, key, megabyte)
+        os.utime(tmp_path / f"{key}.safetensors", ns=(i, i))
+    cached(tmp_path, keys[0], never)  # used again
+    cached(tmp_path, keys[3], megabyte)
+    assert [(tmp_path / f"{key}.safetensors").exists() for key in keys] == [True, False, True, True]
+    assert (tmp_path / "images" / "mine.safetensors").exists()
+    monkeypatch.setenv("CONTRAST_CACHE_GB", "0.0001")
+    assert torch.equal(cached(tmp_path, keys[1], megabyte)["pixels"], megabyte()["pixels"])
+    assert [(tmp_path / f"{key}.safetensors").exists() for key in keys] == [False, True, False, False]
+
+
+def test_what_comes_from_the_cache_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        cached(tmp_path, "images/a", megabyte)
+        assert "from the cache" not in caplog.text
+        cached(tmp_path, "images/a", never)
+    assert f"from the cache: {tmp_path / 'images/a.safetensors'} (1 MB)" in caplog.text
+
+
+def test_the_command_lists_and_clears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CONTRAST_CACHE", str(tmp_path))
+    for i in range(3):
+        cached(tmp_path, f"{'images' if i else 'features'}/{digest(i)}", megabyte)
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def command(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["contrast-cache", *words])
+        with contextlib.suppress(SystemExit):
+            contrast.cli.cache.main()
+        return capsys.readouterr().out
+
+    assert [line.split()[:2] for line in command().splitlines()[:2]] == [["features", "1"], ["images", "2"]]
+    assert f"{tmp_path}: 0.003 of at most 50 GB" in command()
+    assert "0.001 of" in command("--clear", "images")
+    assert [line.split()[0] for line in command().splitlines()[:-1]] == ["features"]
+    assert "0 of" in command("--clear")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["notes.txt"]

@@ -169,7 +169,8 @@ def test_folder_of_images_in_its_place(name: str, channels: int, tmp_path: Path,
     assert f"{name}: reading the folder of images" in caplog.text
 
 
-IMAGES = sorted(path for path in CONF.glob("*.yaml") if path.stem not in ("corpus", "docstrings"))
+IMAGES = sorted(path for path in CONF.glob("*.yaml") if path.stem not in ("corpus", "docstrings", "hf"))
+PLACES = {"captions": ("file", "captions.csv"), "webdataset": ("urls", "0.tar")}  # the argument that names the data
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
@@ -177,6 +178,6 @@ def test_every_data_group_names_a_function_and_its_arguments(path: Path):
     if path.stem.startswith("digits"):
         assert len(read(path.stem).train) == 1437
         return
-    given = {"file": "/no/such/place/captions.csv"} if path.stem == "captions" else {"root": "/no/such/place"}
+    key, file = PLACES.get(path.stem, ("root", ""))
     with pytest.raises(InputError, match="/no/such/place"):
-        read(path.stem, **given)
+        read(path.stem, **{key: f"/no/such/place/{file}"})

@@ -71,7 +71,7 @@ def ranked_step(rank: int, world: int, port: int, folder: str) -> None:
     leave()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_equal_one_process(world: int, tmp_path: Path) -> None:
     step = Step()
     loss = step(*inputs())

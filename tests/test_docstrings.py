@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import contrast.data.text.docstrings
-from contrast.data.text.corpus import BORDER, Corpus
+from contrast.data.text.corpus import Corpus
 from contrast.data.text.docstrings import docstrings
+from contrast.data.text.vocabulary import BORDER
 from contrast.errors import InputError
 
 

@@ -14,11 +14,13 @@ from contrast.encoders import conv_net, resnet, timm_model, vit
 from contrast.encoders.contract import check_view_sizes, size_error
 from contrast.encoders.vision import VIT_SIZES
 from contrast.errors import InputError
+from contrast.network import look_for_the_hub
 
 CONF = Path(__file__).parents[1] / "conf"
 
 
-OF_IMAGES = sorted(path for path in (CONF / "encoder").glob("*.yaml") if path.stem not in ("gru", "words"))
+OF_OTHERS = ("gru", "subwords", "words", "open_clip")
+OF_IMAGES = sorted(path for path in (CONF / "encoder").glob("*.yaml") if path.stem not in OF_OTHERS)
 
 
 @pytest.mark.parametrize("path", OF_IMAGES, ids=lambda path: path.stem)
@@ -83,6 +85,18 @@ def test_zero_init_residual(name: str, last: str) -> None:
 def test_unknown_names_get_the_nearest(build, name: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=f"'{name}'; nearest: .*{name[:3]}"):
         build(name)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(32, 3), (64, 3), (96, 7), (224, 7)])
+def test_the_stem_follows_the_size(size: int, kernel: int) -> None:
+    assert resnet("resnet18", image_size=size).conv1.kernel_size == (kernel, kernel)
+
+
+def test_a_net_for_small_images_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    conv_net(3, 64)
+    assert not caplog.messages
+    conv_net(3, 224)
+    assert "these have 224: encoder=resnet18" in caplog.text
 
 
 def test_unknown_stem() -> None:
@@ -189,7 +203,7 @@ def test_timm_errors() -> None:
 
 def test_timm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match=r"pip install 'contrast\[timm\]'"):
+    with pytest.raises(InputError, match=r"pip install 'contrast-learning\[timm\]'"):
         timm_model("resnet10t")
 
 
@@ -283,3 +297,20 @@ def test_the_command_refuses_views_that_the_encoder_does_not_accept(
     assert "images of 8 pixels, but not views of 4" in error
     assert "Traceback" not in error
     assert not [path for path in (workplace / "runs").rglob("*") if path.is_file()]
+
+
+def test_without_a_network_nothing_is_requested_again_and_again(
+    pretrain: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm", reason="pip install 'contrast-learning[timm]'")
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("contrast.network.is_reachable", lambda url: False)
+    look_for_the_hub.cache_clear()
+    tiny = [word for word in TINY if not word.startswith("encoder.")]
+    assert pretrain(*tiny, "encoder=timm", "+encoder.pretrained=true") == 2
+    look_for_the_hub.cache_clear()
+    err = capfd.readouterr().err
+    assert "timm cannot build 'convnext_atto'" in err
+    assert "Retrying" not in err
+    assert len(err.splitlines()) < 4

@@ -1,7 +1,9 @@
 """contrast-evaluate: every protocol, on a run and on files of weights, and its errors at the door."""
 
+import csv
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,19 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+import contrast
 from contrast.data.images.digits import digits
 from contrast.data.images.image_set import Images
+from contrast.deploy.load import ImageClassifier
+from contrast.encoders import conv_net, text_transformer
 from contrast.encoders.normalize import Normalize
-from contrast.evaluation.encoder import Frozen, from_checkpoint
+from contrast.encoders.weights import read
+from contrast.evaluation.encoder import Frozen, Towers, from_checkpoint
 from contrast.evaluation.features import EvaluationData, features
 from contrast.evaluation.knn import knn_score
+from contrast.evaluation.report import wilson
+from contrast.evaluation.retrieval import recall_by_label
+from contrast.keys import Second
 from contrast.training.finetune import Classifier, finetune
 from contrast.views import SimCLRViews
 
@@ -38,13 +47,20 @@ def encoder(trained: Path) -> Frozen:
     return from_checkpoint(torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)).eval()
 
 
-def test_knn_is_the_vote_on_the_frozen_features(evaluate: Command, trained: Path) -> None:
+DETAILS = ("class_accuracy", "confusion")
+
+
+def test_knn_is_the_vote_on_the_frozen_features(
+    evaluate: Command, trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate(f"checkpoint={trained}", "protocol=knn", "protocol.k=20", CPU, "hydra.run.dir=a") == 0
     splits = digits()
     found = [features(encoder(trained), images, device="cpu") for images in (splits.train, splits.test)]
     expected = knn_score(found[0], splits.train.labels, found[1], splits.test.labels, k=20, temperature=0.07).top1
     assert figures("a")["top1"] == pytest.approx(expected)
     assert expected > 0.5
+    low, high = wilson(expected, 360)
+    assert f"{expected:.4g}  (95 % interval {low:.4f} to {high:.4f})" in capfd.readouterr().out
     assert OmegaConf.load("a/config.yaml").protocol.k == 20
     assert Path("a/environment.json").is_file()
 
@@ -60,7 +76,33 @@ def test_a_run_and_a_file_and_plain_weights_are_the_same_encoder(
     }.items():
         assert evaluate(*words, "protocol=knn", CPU, f"hydra.run.dir={name}") == 0
     assert figures("run") == figures("file") == figures("plain")
-    assert "knn on digits: 1,437 labelled training images, 360 test images" in capfd.readouterr().out
+    assert " on digits: 1,437 labelled training images, 360 test images" in capfd.readouterr().out
+
+
+def test_a_pattern_is_every_checkpoint_of_a_run(
+    evaluate: Command, trained: Path, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    for name in ("epoch_00001.ckpt", "last.ckpt"):
+        shutil.copy(last, name)
+    words = ["protocol=knn", CPU]
+    assert evaluate("-m", "checkpoint=*.ckpt", *words, "hydra.sweep.dir=all") == 0
+    jobs = csv.DictReader(Path("all/sweep.csv").read_text().splitlines())
+    assert [Path(job["checkpoint"]).name for job in jobs] == ["epoch_00001.ckpt", "last.ckpt"]
+    assert evaluate("checkpoint=*.ckpt", *words) == 2
+    assert "--multirun runs several values" in capfd.readouterr().err
+    assert evaluate("-m", "checkpoint=none/*.ckpt", *words) == 2
+    assert "checkpoint=none/*.ckpt: there is no such file" in capfd.readouterr().err
+
+
+def test_retrieval_of_images_by_their_labels(
+    evaluate: Command, trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(f"checkpoint={trained}", "protocol=retrieval", CPU, "hydra.run.dir=a") == 0
+    test = digits().test
+    assert figures("a") == pytest.approx(recall_by_label(features(encoder(trained), test, device="cpu"), test.labels))
+    assert figures("a")["recall1"] > figures("a")["map"] > 0.15  # chance is a tenth
+    assert "360 test images" in capfd.readouterr().out
 
 
 def test_features_are_computed_once(evaluate: Command, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +118,17 @@ def test_linear_with_fewer_labels(
 ) -> None:
     words = [f"checkpoint={trained}", *words, "protocol.steps=30", CPU]
     assert evaluate(*words, "hydra.run.dir=a") == 0
-    said = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("linear on digits: "))
-    assert abs(int(said.split()[3].replace(",", "")) - images) <= 1  # a fraction is rounded class by class
-    assert {"top1", "val_top1", "learning_rate", "weight_decay", "top5"} == set(figures("a"))
+    said = next(line for line in capfd.readouterr().out.splitlines() if line.startswith(f"linear of {trained} on "))
+    number = int(said.split(" on digits: ")[1].split()[0].replace(",", ""))
+    assert abs(number - images) <= 1  # a fraction is rounded class by class
+    means = {"macro_f1", "class_mean_accuracy"}
+    expected = {"top1", "val_top1", "learning_rate", "weight_decay", "top5", *means, *DETAILS}
+    assert expected == set(figures("a"))
+    confusion = torch.tensor(figures("a")["confusion"])  # [label, predicted]
+    assert confusion.diagonal().sum() / confusion.sum() == pytest.approx(figures("a")["top1"])
+    shares = confusion.diagonal() / confusion.sum(dim=1)
+    assert list(figures("a")["class_accuracy"].values()) == pytest.approx(shares.tolist())
+    assert figures("a")["class_mean_accuracy"] == pytest.approx(shares.mean().item())
     assert figures("a")["top1"] > (0.75 if images == 1437 else 0.3)
 
 
@@ -95,7 +145,7 @@ def test_finetuning_learns_the_encoder_too(evaluate: Command, trained: Path, mon
     before = {key: value.clone() for key, value in encoder(trained).state_dict().items()}
     assert evaluate(*words, "protocol.learning_rates=[0.05,0.1]", "protocol.views.flip=0", "hydra.run.dir=a") == 0
     found = figures("a")
-    assert set(found) == {"top1", "val_top1", "learning_rate"}
+    assert set(found) == {"top1", "val_top1", "learning_rate", "macro_f1", "class_mean_accuracy", *DETAILS}
     assert found["learning_rate"] in (0.05, 0.1)
     assert found["top1"] > 0.7
     assert modes
@@ -104,10 +154,54 @@ def test_finetuning_learns_the_encoder_too(evaluate: Command, trained: Path, mon
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_one_rate_holds_nothing_out(evaluate: Command, trained: Path) -> None:
-    words = ["protocol=finetune", "protocol.epochs=1", "protocol.learning_rates=[0.1]", "labels_per_class=2"]
-    assert evaluate(f"checkpoint={trained}", *words, CPU, "hydra.run.dir=a") == 0
-    assert set(figures("a")) == {"top1", "learning_rate"}
+def test_a_frozen_encoder_is_what_it_was(evaluate: Command, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = []
+    fit = Classifier.on_train_end
+    monkeypatch.setattr(Classifier, "on_train_end", lambda self: tuned.append(self.encoder.encoder) or fit(self))
+    words = [f"checkpoint={trained}", "protocol=finetune", "protocol.epochs=1", "protocol.learning_rates=[0.1]", CPU]
+    assert evaluate(*words, "protocol.frozen_stages=2", "protocol.layer_decay=0.5", "hydra.run.dir=a") == 0
+    before, after = encoder(trained).encoder.state_dict(), tuned[0].state_dict()
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert {key.partition(".")[0] for key in same} == {"0", "2", "4", "6"}  # with the statistics of batch norm
+    assert not any(key.startswith(("8.", "9.")) for key in same)
+
+
+def test_an_encoder_that_was_frozen_in_pretraining_is_tuned(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).requires_grad_(False)
+    net.num_features = 3
+    images = Images(torch.arange(80, dtype=torch.uint8).view(20, 1, 2, 2), torch.arange(20) % 2, ("a", "b"))
+    trainer = OmegaConf.create({"_target_": "pytorch_lightning.Trainer", "accelerator": "cpu"})
+    encoder = Frozen(Normalize([0.0], [1.0]), net)
+    data = EvaluationData(encoder, images, images, torch.device("cpu"), trainer=trainer, folder=tmp_path)
+    finetune(data, functools.partial(SimCLRViews, views=1), epochs=2, batch_size=8, learning_rates=[0.1])
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert not torch.equal(saved["encoder.1.weight"], net[1].weight)
+
+
+def test_one_rate_holds_nothing_out_and_the_classifier_is_kept(
+    evaluate: Command, trained: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["protocol=finetune", "protocol.epochs=1", "protocol.learning_rates=[0.1]", "labels_per_class=20"]
+    images = digits().test
+    for name, others in {"a": [f"checkpoint={trained}"], "b": [f"checkpoint={plain}", "data=digits", *SMALL]}.items():
+        assert evaluate(*others, *words, "protocol.batch_size=20", CPU, f"hydra.run.dir={name}") == 0
+        assert set(figures(name)) == {"top1", "learning_rate", "macro_f1", "class_mean_accuracy", *DETAILS}
+        tuned = contrast.load(name)
+        assert isinstance(tuned, ImageClassifier)
+        guesses, right = tuned.predict(images), [images.classes[label] for label in images.labels]
+        top1 = sum(guess == label for guess, label in zip(guesses, right, strict=True)) / len(right)
+        assert figures(name)["top1"] == pytest.approx(top1)
+        assert tuned.probabilities(images.pixels[:3]).sum(dim=1).tolist() == pytest.approx([1, 1, 1])
+    rows = list(csv.DictReader(Path("a/predictions.csv").read_text().splitlines()))
+    assert [row["label"] for row in rows] == right
+    header, *lines = csv.reader(Path("a/confusion.csv").read_text().splitlines())
+    assert header == ["label", *images.classes]
+    counts = torch.tensor([[int(number) for number in line[1:]] for line in lines])
+    assert counts.tolist() == figures("a")["confusion"]
+    assert counts.sum(dim=1).tolist() == images.labels.bincount().tolist()
+    assert counts.diagonal().sum() / 360 == pytest.approx(figures("a")["top1"])
+    assert Path("a/metrics.jsonl").is_file()
+    assert evaluate("checkpoint=a", "protocol=knn", CPU, "hydra.run.dir=c") == 0  # it is a checkpoint like any other
 
 
 def test_a_class_without_images_is_not_a_class_with_one() -> None:
@@ -120,7 +214,7 @@ def test_a_class_without_images_is_not_a_class_with_one() -> None:
     data = EvaluationData(Frozen(Normalize([0.0], [1.0]), net), images, images, torch.device("cpu"), trainer=trainer)
     views = functools.partial(SimCLRViews, views=1)
     found = finetune(data, views, epochs=1, batch_size=8, learning_rates=[0.1, 0.2])  # one was chosen on held-out rows
-    assert set(found) == {"top1", "val_top1", "learning_rate"}
+    assert set(found) == {"top1", "val_top1", "learning_rate", "macro_f1", "class_mean_accuracy"}
 
 
 def test_the_metric_is_what_a_sweep_gets(evaluate: Command, trained: Path) -> None:
@@ -149,9 +243,9 @@ def test_the_metric_is_what_a_sweep_gets(evaluate: Command, trained: Path) -> No
         (["checkpoint={plain}"], ["does not say what it was trained on: give data=..."]),
         (["checkpoint={plain}", "data=digits"], ["give encoder=..."]),
         (["checkpoint={run}/config.yaml"], ["cannot read weights from"]),
-        (["checkpoint={run}", "data=folder", "data.root=nowhere"], ["data folder nowhere does not exist"]),
+        (["checkpoint={run}", "data=folder", "data.root=nowhere"], ["nowhere does not exist"]),
         (["checkpoint={run}", "protocol=knnn"], ["did you mean 'knn'?"]),
-        (["checkpoint={run}", "label_fraction=2"], ["label fraction", "2"]),
+        (["checkpoint={run}", "label_fraction=2"], ["label_fraction=2"]),
         (["checkpoint={run}", "label_fraction=0.1", "labels_per_class=3"], ["one of"]),
         (["checkpoint={run}", "labels_per_class=1000"], ["fewer than per_class=1000"]),
         (["checkpoint={run}", "protocol=finetune", "protocol.epochs=0"], ["at least 1 epoch"]),
@@ -188,6 +282,18 @@ def test_another_number_of_channels(
     assert "the encoder takes 1 channels, the images have 3" in capfd.readouterr().err
 
 
+def test_images_of_several_sizes_take_the_size_of_the_run(evaluate: Command, trained: Path, workplace: Path) -> None:
+    pixels = digits().train.pixels[:40, 0].numpy()
+    for i, image in enumerate(pixels):
+        file = workplace / "images" / ("train" if i < 30 else "test") / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((20 + i % 3, 16)).save(file)
+    words = [f"checkpoint={trained}", "data=folder", "data.root=images", "data.channels=1", "protocol=retrieval", CPU]
+    assert evaluate(*words, "hydra.run.dir=a") == 0
+    assert evaluate(*words, "data.image_size=8", "hydra.run.dir=b") == 0
+    assert figures("a") == figures("b")
+
+
 def test_a_run_that_did_not_look_at_captions_is_evaluated(pretrain: Command, evaluate: Command) -> None:
     assert (
         pretrain(*TINY, "method=moco", "data=digits_words", "trainer.limit_train_batches=2", "hydra.run.dir=run") == 0
@@ -198,10 +304,24 @@ def test_a_run_that_did_not_look_at_captions_is_evaluated(pretrain: Command, eva
 
 def test_a_run_on_text_says_which_protocol(words: Command, evaluate: Command, capsys: Any) -> None:
     Path("text.txt").write_text("one two three four five six seven\n" * 20)
-    few = ("data.path=text.txt", "data.min_count=1", "trainer.max_epochs=1", "model.workers=1", "logger=none")
+    few = ("data.path=text.txt", "data.min_count=1", "trainer.limit_train_batches=1", "model.workers=1", "logger=none")
+    few += ("model.subsample=0", "trainer.max_epochs=1")
     assert words("experiment=skipgram", *few, "hydra.run.dir=run") == 0
     assert evaluate("checkpoint=run", "hydra.run.dir=eval") == 2
     assert "last.ckpt is of a run on text: protocol=words evaluates it" in capsys.readouterr().err
+
+
+def test_the_encoder_of_captions_is_no_stage_of_that_of_images(tmp_path: Path) -> None:
+    images = digits().test
+    net, key = conv_net(1, images.size, widths=[4, 8]), Second(text_transformer(5000, 8, width=16, heads=2), 6)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    towers = Towers(Normalize([0.0], [1.0]), net, nn.Linear(8, 6), key)
+    trainer = OmegaConf.create({"_target_": "pytorch_lightning.Trainer", "accelerator": "cpu"})
+    data = EvaluationData(towers, images, images, torch.device("cpu"), trainer=trainer, folder=tmp_path)
+    finetune(data, functools.partial(SimCLRViews, views=1), epochs=1, learning_rates=[0.1], frozen_stages=1)
+    after = read(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
+    same = {name for name, value in before.items() if torch.equal(value, after[f"encoder.{name}"])}
+    assert {name.partition(".")[0] for name in same} == {"0", "2"}  # the first convolution and its norm
 
 
 def test_features_are_those_of_an_architecture_not_of_its_weights_alone(tmp_path: Path) -> None:

@@ -290,3 +290,15 @@ def test_a_momentum_that_rises_needs_its_steps() -> None:
     assert key.steps == 7
     with pytest.raises(InputError, match="at least 1 step, got -5"):
         momentum(Scale(), momentum=0.9, final=1.0, steps=-5)
+
+
+def test_the_first_views_alone_are_keys_with_num_keys() -> None:
+    """SwAV with multi-crop: a small view has a large one as its key, and the two large ones each other."""
+    projection = torch.randn(4, 3, 2, requires_grad=True)
+    key = Shared(num_keys=2)([], projection, None, torch.Generator())
+    assert torch.equal(key, projection[[1, 0, 1, 0]])
+    assert torch.equal(Shared()([], projection, None, torch.Generator()), projection.roll(-1, dims=0))
+    with pytest.raises(InputError, match="num_keys=1"):
+        Shared(num_keys=1)
+    with pytest.raises(InputError, match="3 views must be keys, but there are 2"):
+        Shared(num_keys=3)([], projection[:2], None, torch.Generator())

@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor
 
 import contrast
 from contrast.data.loader import Span
-from contrast.data.text.corpus import BORDER, Corpus
+from contrast.data.text.corpus import Corpus
+from contrast.data.text.vocabulary import BORDER
 from contrast.encoders import GRU
 from contrast.errors import InputError
 from contrast.heads import NCE, AdaptiveSoftmax, InfoNCE, LearnedBias
@@ -126,7 +128,7 @@ def test_draws_depend_on_seed_and_batch_number_alone() -> None:
 def test_it_begins_as_the_unigram_model(negatives: object, head: object) -> None:
     made = model(negatives, head)
     query = F.one_hot(torch.tensor([DIM - 1] * V), DIM).float()  # no context: the constant feature alone
-    told = made.log_probs(query, torch.arange(V))
+    told = made.next_word().log_probs(query, torch.arange(V))
     torch.testing.assert_close(told["log_prob"].exp(), COUNTS.double() / COUNTS.sum(), rtol=1e-4, atol=1e-6)
     if "log_z" in told:
         torch.testing.assert_close(told["log_z"], torch.zeros_like(told["log_z"]), atol=1e-5, rtol=0)
@@ -138,7 +140,7 @@ def test_negative_sampling_begins_at_its_optimum() -> None:
     expected = (COUNTS / COUNTS.sum()).log() - noise.log_prob(torch.arange(V)) - math.log(4)
     torch.testing.assert_close(made.negatives.vectors[:, -1].detach(), expected)
     query = F.one_hot(torch.tensor([DIM - 1] * V), DIM).float()
-    told = made.log_probs(query, torch.arange(V))
+    told = made.next_word().log_probs(query, torch.arange(V))
     torch.testing.assert_close(told["log_prob_with_log_q"].exp(), COUNTS.double() / COUNTS.sum(), rtol=1e-4, atol=1e-6)
 
 
@@ -450,7 +452,7 @@ def test_another_text_is_not_resumed(words: Command, text: Path, capsys: Any) ->
         (("optimizer=adamw",), "AdamW takes no sparse gradients: encoder.sparse=false negatives.sparse=false; or"),
         (("optimizer=sgd",), "SGD with weight decay 0.0001 takes no sparse gradients: encoder.sparse=false neg"),
         (("optimizer=adamw", "negatives.sparse=false"), "no sparse gradients: encoder.sparse=false; or optimizer"),
-        (("trainer.devices=2",), "one device, not on 2"),
+        (("trainer.devices=2", "trainer.strategy=fsdp2"), "trainer.strategy=fsdp2: models of text on several dev"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -488,8 +490,8 @@ def test_the_clock_stands_still_while_held_out_text_is_read(monkeypatch: pytest.
             return {"perplexity": 7.0, "held_out_words": max_words}
 
     class Trainer:
-        world_size, should_stop, global_step, accumulate_grad_batches = 1, False, 0, 1
-        loggers = (Logger(),)
+        should_stop, global_step, accumulate_grad_batches, is_global_zero = False, 0, 1, True
+        loggers, strategy = (Logger(),), SimpleNamespace(broadcast=lambda value: value)
 
     throughput = Throughput("words", lambda batch: 5)
     corpus = Corpus("c", torch.zeros(1), ("a",), torch.ones(1), 1, 1, held_out=torch.zeros(3))

@@ -10,15 +10,16 @@ PACKAGE = Path(contrast.__file__).parent
 # from the ground up; what stands on one line may import only what stands on lines above it, and itself
 FLOORS = [
     ["errors", "old_names", "rng"],
-    ["atomic", "ids", "distributed", "facts", "grad_cache"],
+    ["atomic", "ids", "distributed", "facts", "grad_cache", "network", "scaling", "trust"],
     ["candidates"],
     ["losses"],
     ["heads", "samplers", "encoders", "data", "views", "optim"],
     ["negatives", "keys", "functional"],
     ["evaluation"],
-    ["module"],
+    ["module", "deploy", "teacher"],
     ["words"],
     ["run"],
+    ["report"],
     ["training"],
     ["cli"],
 ]

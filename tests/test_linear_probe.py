@@ -18,7 +18,7 @@ from contrast.evaluation import linear_probe as module
 from contrast.evaluation.features import EvaluationData
 from contrast.evaluation.knn import knn_score
 from contrast.evaluation.linear_probe import Setting, choose, few_labels, fit_linear, linear_probe, measure
-from contrast.evaluation.report import frozen_metrics
+from contrast.evaluation.report import frozen_data, frozen_metrics
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +193,9 @@ def test_all_metrics_of_an_encoder_in_one_call():
     x, labels = clusters(120, f=8, classes=6, spread=0.5)
     test, test_labels = clusters(60, f=8, classes=6, spread=0.5)
     data = data_of(x, labels, test, test_labels)
-    cfg = {"k": 200, "temperature": 0.07, "per_class": [5, 10, 21], "max_train": None, "max_test": None}
-    splits = Splits("rows", data.train, data.test)
-    scores = frozen_metrics(OmegaConf.create(cfg), data.encoder, splits, data.device, "untrained_")
+    cfg = OmegaConf.create({"k": 200, "temperature": 0.07, "per_class": [5, 10, 21]})
+    data = frozen_data(cfg, data.encoder, Splits("rows", data.train, data.test), data.device)
+    scores = frozen_metrics(cfg, data, "untrained_")
     assert set(scores) == {
         "untrained_knn_top1",
         "untrained_knn_top5",
@@ -204,6 +204,8 @@ def test_all_metrics_of_an_encoder_in_one_call():
         "untrained_linear_val_top1",
         "untrained_linear_learning_rate",
         "untrained_linear_weight_decay",
+        "untrained_linear_macro_f1",
+        "untrained_linear_class_mean_accuracy",
         "untrained_linear_5_per_class_top1",
         "untrained_linear_10_per_class_top1",  # 21 of a class that has 20 cannot be drawn
     }

@@ -1,5 +1,7 @@
 """Batches: their order, their ranks, and their position across an interrupted Lightning run."""
 
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import torch
 from PIL import Image
 
 from contrast.data.images.image_set import Batch, ImageFiles, Images
-from contrast.data.loader import Batches, PretrainData
+from contrast.data.loader import Batches
 from contrast.errors import InputError
+from contrast.training.data import PretrainData
 
 
 def numbered(count: int) -> Images:
@@ -78,6 +81,41 @@ def test_files_come_in_the_order_of_memory(files: ImageFiles, workers: int):
             assert torch.equal(a.pixels, b.pixels)
             assert torch.equal(a.labels, b.labels)
             assert torch.equal(a.index, b.index)
+
+
+class WorkerNumbers(ImageFiles):
+    """The process that read an image is its pixels."""
+
+    def pixels(self, row: int) -> np.ndarray:
+        return np.array([os.getpid() >> shift & 255 for shift in (0, 8, 16, 24)], dtype=np.uint8).reshape(4, 1, 1)
+
+
+def test_workers_live_as_long_as_the_run() -> None:
+    files = WorkerNumbers(Path(), ["a"] * 22, torch.arange(22) % 3, ("a", "b", "c"), size=1, channels=4)
+    batches = Batches(files, 4, seed=0, workers=2)
+    first, second, third = [{tuple(b.pixels[0].flatten().tolist()) for b in batches} for _ in range(3)]
+    assert len(first) == 2
+    assert first == second == third
+
+
+def test_an_epoch_that_was_left_early_goes_on_with_the_same_workers(files: ImageFiles) -> None:
+    whole, batches = Batches(files, 4, seed=2), Batches(files, 4, seed=2, workers=2)
+    expected = [b.index.tolist() for _ in range(2) for b in whole]
+    seen = []
+    while len(seen) < len(expected):
+        for count, batch in enumerate(batches, start=1):
+            seen.append(batch.index.tolist())
+            if count == 2:
+                break
+    assert seen == expected
+
+
+def test_a_long_name_costs_its_own_length_only() -> None:
+    names = [f"class/{i:08d}.jpg" for i in range(1000)]
+    files = ImageFiles(Path(), [*names, "x" * 5000], torch.full((1001,), -1), (), size=1)
+    assert list(files.names) == [*names, "x" * 5000]
+    assert list(files.select(torch.tensor([1000, 3])).names) == ["x" * 5000, names[3]]
+    assert len(pickle.dumps(files.names)) < 50_000  # a copy of what a worker needs
 
 
 @pytest.mark.parametrize("workers", [0, 1])

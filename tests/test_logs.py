@@ -26,8 +26,12 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from contrast.errors import InputError
 from contrast.run import environment, loggers
-from contrast.run.curves import read_curves, save_curves
+from contrast.run.compose import config_loader, load_config
+from contrast.run.curves import figure_of, read_curves, save_curves
 from contrast.run.metrics import MetricsLog, read_rows
+from contrast.run.signals import Signals
+from contrast.training.callbacks.curves import RefreshCurves
+from contrast.training.trainer import closing
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["contrast.run.checkpoints"])  # the slow imports, once for all children
@@ -149,7 +153,7 @@ def _three_jobs(root: Path, terminal: str) -> None:
             root / "sweep" / name, name=name, group="sweep", config={"head": {"temperature": 0.1}}
         )
         seconds = time.perf_counter() - start
-        run = logger.experiment
+        run = logger.run
         started.append([run.id, run.group, run.config.as_dict(), logger.version, run.settings.mode, seconds])
         logger.log_metrics({"train/loss": 1.0}, 3)
         if len(started) > 1:
@@ -195,7 +199,7 @@ def test_a_run_resumed_within_the_second_gets_a_folder_of_its_own(tmp_path: Path
     taken = tmp_path / "wandb" / f"offline-run-{time.strftime('%Y%m%d_%H%M%S')}-id"
     taken.mkdir(parents=True)
     (tmp_path / "wandb_id").write_text("id\n")
-    assert loggers.run_id(tmp_path) == "id"
+    assert loggers.run_path(tmp_path) == {"id": "id"}
     assert time.strftime("%Y%m%d_%H%M%S") not in taken.name
 
 
@@ -209,8 +213,111 @@ def test_the_mode_is_printed_in_one_line_without_questions(jobs: SimpleNamespace
     lines = jobs.printed.replace("\r", "").splitlines()
     assert len(lines) == 3, lines
     assert lines[0].startswith("W&B: offline (no W&B login")
-    assert lines[0].endswith(f"wandb sync {jobs.root}/sweep/a/wandb/offline-run-*")
+    assert f"wandb sync {jobs.root}/sweep/a/wandb/offline-run-" in lines[0]
     assert max(seconds for *_, seconds in jobs.started) < 10
+
+
+# What `wandb agent` sets for a job, and what its history holds in the end.
+
+
+def _agent_jobs(root: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        del os.environ[name]
+    agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "agent1", "WANDB_PROJECT": "theirs", "WANDB_MODE": "offline"}
+    os.environ |= agent | {"HOME": str(root)}
+    os.chdir(root)
+    import wandb
+
+    logged: list[tuple[str, int]] = []
+    for resumed in (False, True):  # the second by hand, after the agent has ended
+        if resumed:
+            for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):
+                del os.environ[name]
+            wandb.teardown()
+        logger = loggers.wandb_logger(root / "run", name="run", project="contrast", entity="mine")
+        assert logger is not None
+        send = logger.run.log
+
+        def log(row: dict[str, Any], run: str = logger.run.id, send: Any = send) -> None:
+            logged.append((run, row["trainer/global_step"]))
+            send(row)
+
+        logger.run.log = log  # type: ignore[method-assign,assignment]
+        for each in (MetricsLog(root / "run"), logger):
+            each.resume_at(2 if resumed else 0)
+        for step in range(2, 4) if resumed else range(3):
+            for each in (MetricsLog(root / "run"), logger):
+                each.log_metrics({"train/loss": 1.0}, step)
+        project = logger.run.project
+        wandb.finish()
+        logged.append((project, -1))
+    (root / "logged.json").write_text(json.dumps(logged))
+    wandb.teardown()
+
+
+def test_a_run_keeps_the_id_that_an_agent_gave_it_and_each_offline_part_has_all_rows(tmp_path: Path) -> None:
+    process = PROCESSES.Process(target=_agent_jobs, args=(tmp_path,))
+    process.start()
+    process.join(timeout=100)
+    assert process.exitcode == 0
+    logged = [tuple(each) for each in json.loads((tmp_path / "logged.json").read_text())]
+    first = [("agent1", 0), ("agent1", 1), ("agent1", 2), ("theirs", -1)]
+    # the row of step 2 is logged again by the training, those before it by the logger
+    assert logged == [*first, ("agent1", 0), ("agent1", 1), ("agent1", 2), ("agent1", 3), ("theirs", -1)]
+    assert (tmp_path / "run" / "wandb_id").read_text() == "/theirs/agent1\n"
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*-agent1"))) == 2
+
+
+def test_an_agent_starts_the_command_with_keys_and_values() -> None:
+    sweep = OmegaConf.to_container(OmegaConf.load(CONF.parents[1] / "docs" / "wandb_sweep.yaml"), resolve=False)
+    assert isinstance(sweep, dict)
+    assert sweep["command"] == ["contrast-pretrain", "${args_no_hyphens}"]  # key=value for each parameter
+    words = [f"{key}={each.get('value', each.get('values', [each.get('min')])[0])}" for key, each in
+             sweep["parameters"].items()]  # fmt: skip
+    with config_loader(CONF.parent) as loader:
+        cfg = load_config(loader, "pretrain", words)
+    assert cfg.head.temperature == 0.05
+    assert sweep["metric"]["name"] == f"final/{cfg.metric}"
+
+
+def test_a_run_that_was_deleted_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    ids: list[str] = []
+
+    def init(id: str, **unused: Any) -> Any:
+        ids.append(id)
+        if id == "old":
+            raise wandb.errors.CommError("run me/contrast/old was previously created and deleted; try a new run name")
+        return SimpleNamespace(id=id, url="", dir=str(tmp_path), define_metric=lambda *args, **kwargs: None)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "wandb_id").write_text("old\n")
+    logger = loggers.wandb_logger(tmp_path, name="run")
+    assert logger is not None
+    assert ids == ["old", logger.run.id]
+    assert (tmp_path / "wandb_id").read_text().strip() == logger.run.id
+
+
+@pytest.mark.parametrize(("name", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+def test_no_run_starts_where_w_and_b_is_disabled(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert loggers.wandb_logger(tmp_path, name="run") is None
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == f"W&B: disabled ({name})\n"
+
+
+def test_nothing_depends_on_names_that_wandb_keeps_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb.sdk.lib", None)  # a name that Lightning's logger imports from here is going
+    rows: list[Any] = []
+    run: Any = SimpleNamespace(id="a", log=rows.append, resumed=False)
+    log = loggers.WandbLog(run, tmp_path)
+    log.log_metrics({"train/loss": 1.0}, 3)
+    log.finalize("success")
+    assert rows == [{"train/loss": 1.0, "trainer/global_step": 3}]
 
 
 def _settings(**given: Any) -> Any:
@@ -246,7 +353,7 @@ def test_the_mode_is_offline_without_login_or_network(
 
 
 def test_a_silent_server_is_no_network(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loggers, "TIMEOUT", 0.3)
+    monkeypatch.setattr("contrast.network.TIMEOUT", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -277,7 +384,7 @@ def test_behind_a_proxy_it_is_the_proxy_that_has_to_respond(server: str, monkeyp
 # conf/logger and TensorBoard
 
 
-@pytest.mark.parametrize("name", ["wandb", "csv", "tensorboard", "none"])
+@pytest.mark.parametrize("name", ["wandb", "csv", "tensorboard", "mlflow", "none"])
 def test_every_logger_takes_what_the_entry_point_gives(name: str) -> None:
     for node in OmegaConf.load(CONF / f"{name}.yaml").values():
         given = {key: value for key, value in node.items() if key != "_target_"}
@@ -296,8 +403,36 @@ def test_tensorboard_writes_to_the_run_folder(tmp_path: Path) -> None:
 
 def test_tensorboard_names_the_extra_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"contrast\[tensorboard\]"):
+    with pytest.raises(InputError, match=r"contrast-learning\[tensorboard\]"):
         loggers.tensorboard_logger(tmp_path)
+
+
+def test_mlflow_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ids = []
+    for step in (0, 1):
+        logger = loggers.mlflow_logger(tmp_path / "run", name="name", group="sweep_1", config={"seed": 7})
+        logger.log_metrics({"train/loss": 0.5}, step)
+        logger.finalize("success")
+        ids.append((tmp_path / "run" / "mlflow_id").read_text().split()[0])
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")  # the run is continued from any folder
+    client: Any = logger.experiment
+    assert client.get_run(ids[0]).data.params == {"seed": "7"}
+    assert ids[0] == ids[1]
+    assert [each.step for each in client.get_metric_history(ids[0], "train/loss")] == [0, 1]
+    (tmp_path / "run" / "mlflow_id").write_text("0123456789abcdef0123456789abcdef")  # of a store that is gone
+    assert loggers.mlflow_logger(tmp_path / "run", name="name").version != ids[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "run", "runs"}
+
+
+def test_mlflow_names_the_extra_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"contrast-learning\[mlflow\]"):
+        loggers.mlflow_logger(tmp_path, name="name")
 
 
 # curves.png
@@ -327,6 +462,37 @@ def test_curves_show_the_panels_whose_metrics_exist(tmp_path: Path) -> None:
     steps, values = read_curves(tmp_path / "metrics.jsonl")["train/loss"]
     assert steps.tolist() == [step for step in range(300) if step != 5]  # the NaN is left out
     assert values[0] == 1.0
+
+
+def test_no_legend_covers_a_line_and_panels_say_which_way_is_better(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    for step in range(5):
+        log.log_metrics({"train/loss": 1.0, "online/knn_top1": step / 5, "online/linear_top1": 1 - step / 5}, step)
+    (tmp_path / "metrics.json").write_text('{"knn_top1": 0.6, "untrained_knn_top1": 0.4}')
+    (tmp_path / "config.yaml").write_text("{name: mine, data: {_target_: m.digits}, encoder: {_target_: m.net}}")
+    figure = figure_of(tmp_path)
+    assert figure is not None
+    figure.draw_without_rendering()
+    assert figure.get_suptitle() == f"mine on digits, encoder net\n{tmp_path.name}"
+    loss, frozen = figure.axes
+    assert [axes.get_title(loc="right") for axes in (loss, frozen)] == ["lower is better", "higher is better"]
+    legend = frozen.get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().y1 < frozen.get_window_extent().y0
+
+
+def test_curves_are_drawn_while_a_run_goes_on_and_when_it_is_interrupted(tmp_path: Path) -> None:
+    MetricsLog(tmp_path).log_metrics({"train/loss": 1.0}, 0)
+    with pytest.raises(KeyboardInterrupt), closing(tmp_path, Signals(tmp_path)):
+        raise KeyboardInterrupt
+    (tmp_path / "curves.png").unlink()
+    refresh, trainer = RefreshCurves(tmp_path), SimpleNamespace(is_global_zero=True)
+    refresh.on_train_batch_end(trainer)  # type: ignore[arg-type]
+    assert not (tmp_path / "curves.png").exists()  # it is too early
+    refresh.due = 0.0
+    refresh.on_train_batch_end(trainer)  # type: ignore[arg-type]
+    assert (tmp_path / "curves.png").exists()
+    assert refresh.due > time.perf_counter() + 50
 
 
 def test_nothing_to_draw_is_no_file(tmp_path: Path) -> None:

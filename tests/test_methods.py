@@ -10,6 +10,7 @@ CPU = "trainer.accelerator=cpu"
 RECALLS = {f"{way}_recall{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
 
 
+@pytest.mark.slow
 def test_clip_from_captions_to_retrieval(
     pretrain: Command, evaluate: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -31,7 +32,7 @@ def test_retrieval_needs_an_encoder_of_captions(
 ) -> None:
     words = [f"checkpoint={trained}", "protocol=retrieval", "data=digits_words", CPU]
     assert evaluate(*words) == 2
-    assert "retrieval needs a checkpoint with an encoder of captions" in capfd.readouterr().err
+    assert "retrieval of captions needs a checkpoint with an encoder of captions" in capfd.readouterr().err
 
 
 def test_your_own_captions_are_retrieved_with_the_vocabulary_of_the_checkpoint(
@@ -41,7 +42,7 @@ def test_your_own_captions_are_retrieved_with_the_vocabulary_of_the_checkpoint(
         Image.new("L", (8, 8), color=20 * i).save(f"{i}.png")
     colours = ["black", "grey", "white"]
     Path("captions.csv").write_text("path,caption\n" + "".join(f"{i}.png,{colours[i // 4]}\n" for i in range(12)))
-    data = ["data=captions", "data.file=captions.csv", "data.channels=1", "data.length=4"]
+    data = ["data=captions", "encoder=small", "data.file=captions.csv", "data.channels=1", "data.length=4"]
     few = ["batch_size=4", "key.encoder.width=16", "evaluation.enabled=true", "hydra.run.dir=run"]
     assert pretrain("method=clip", *data, *TINY, *few, "data.test_fraction=0.25") == 0
     assert set(figures("run")) > RECALLS
@@ -62,9 +63,15 @@ def test_labels_are_asked_for_at_the_door(
         return capfd.readouterr().err
 
     assert "Table holds classes: it needs same_label=positive, not negative" in refused("output=full_softmax")
-    assert "same_label is negative, positive or ignored, not 'both'" in refused("same_label=both")
+    assert "same_label=both: should be 'negative', 'positive' or 'ignored'" in refused("same_label=both")
     for i in range(64):
         Image.new("L", (8, 8), color=i).save(f"{i}.png")
-    flat = ["data=folder", "data.root=.", "data.channels=1"]
+    flat = ["data=folder", "encoder=small", "data.root=.", "data.channels=1", "data.test_fraction=0"]
     assert "same_label=positive needs labels, and none of the 64 images has one" in refused("method=supcon", *flat)
     assert "needs captions, and this data set has none" in refused("method=clip", "data=digits")
+
+
+def test_a_collapse_is_named_once(pretrain: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    rank = "callbacks.collapse.min_rank=1000"  # which every encoder is below
+    assert pretrain("method=byol", *TINY, rank, "evaluation.enabled=false", "trainer.log_every_n_steps=1") == 0
+    assert capfd.readouterr().out.count("the projections collapse, with an effective rank of") == 1

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from contrast.data.images.image_set import Images
-from contrast.data.loader import PretrainData
 from contrast.encoders import conv_net, mlp
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
@@ -19,6 +18,7 @@ from contrast.module import Contrastive
 from contrast.negatives import InBatch
 from contrast.optim import warmup_cosine
 from contrast.training.callbacks.nonfinite import StopAtNonFinite
+from contrast.training.data import PretrainData
 from contrast.views import SimCLRViews
 
 

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from test_module import make, trainer
 
 from contrast.data.images.image_set import Batch, Images
-from contrast.data.loader import PretrainData
 from contrast.errors import InputError
 from contrast.training.callbacks.online import OnlineKNN, OnlineLinear
+from contrast.training.data import PretrainData
+from contrast.training.trainer import callbacks_of
 
 
 def striped(n: int = 60) -> Images:
@@ -100,3 +102,7 @@ def test_a_few_images_have_every_class_among_them() -> None:
     labels[-20:] = torch.arange(10).repeat_interleave(2)
     probe = OnlineKNN(Images(pixels, labels, tuple("abcdefghij")), max_fit=40, held_out=0.5)
     assert set(labels[probe.fit_rows].tolist()) == set(labels[probe.held_rows].tolist()) == set(range(10))
+
+
+def test_a_callback_that_is_null_is_left_out() -> None:
+    assert callbacks_of(OmegaConf.create({"callbacks": {"online_knn": None, "online_linear": None}}), {}) == []

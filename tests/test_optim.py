@@ -11,9 +11,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from contrast.encoders import resnet, vit
+from contrast.encoders import conv_net, resnet, vit
 from contrast.errors import InputError
 from contrast.optim import LARS, constant, linear_scaled, parameter_groups, sqrt_scaled, warmup_cosine
+from contrast.optim.stages import freeze, layer_wise, stages
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -92,7 +93,10 @@ def test_lars_settings_out_of_range(bad: dict[str, float]) -> None:
 # every configured optimiser and schedule
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml")))
+OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml") if "_target_" in OmegaConf.load(path))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("rate", sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml")))
 def test_resumed_equals_uninterrupted(name: str, rate: str) -> None:
     def build(model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
@@ -262,3 +266,50 @@ def test_scaling_with_the_batch() -> None:
     for bad in ((0, 256), (256, 0)):
         with pytest.raises(InputError, match=r"not (0 by 256|256 by 0)"):
             linear_scaled(0.1, *bad)
+
+
+# --- stages
+
+
+@pytest.mark.parametrize(
+    ("net", "starts"),
+    [
+        (resnet("resnet18"), ["conv1", "layer1", "layer2", "layer3", "layer4"]),
+        (vit("vit_ti", patch_size=8), ["class_token", *(f"encoder.layers.encoder_layer_{i}" for i in range(12))]),
+        (conv_net(), ["0", "4", "8"]),
+        (conv_net(widths=(16, 32, 256)), ["0", "4", "8"]),  # the last convolution has nearly all parameters
+    ],
+    ids=["ResNet", "ViT", "conv_net", "growing conv_net"],
+)
+def test_stages_follow_each_other_from_the_input(net: nn.Module, starts: list[str]):
+    found = stages(net)
+    named = [(name, found[parameter]) for name, parameter in net.named_parameters()]
+    assert [place for _, place in named] == sorted(place for _, place in named)
+    for i, start in enumerate(starts):
+        first = next(name for name, place in named if place == i)
+        assert first.startswith(start)
+    assert named[-1][1] == len(starts) - 1
+
+
+def test_rates_fall_towards_the_input():
+    encoder = resnet("resnet18")
+    model = nn.ModuleDict({"encoder": encoder, "classifier": nn.Linear(512, 3)})
+    groups = layer_wise(parameter_groups(model, 0.1), encoder, lr=2.0, decay=0.5)
+    rate = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    assert len(rate) == len(list(model.parameters()))
+    assert rate[model["classifier"].weight] == 2.0
+    assert rate[encoder.layer4[0].conv1.weight] == rate[encoder.layer4[0].bn1.weight] == 1.0
+    assert rate[encoder.conv1.weight] == rate[encoder.bn1.bias] == 2.0 * 0.5**5
+    decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert (decays[encoder.conv1.weight], decays[encoder.bn1.bias]) == (0.1, 0.0)
+    with pytest.raises(InputError, match=r"not 1\.5"):
+        layer_wise([], encoder, 1.0, 1.5)
+
+
+def test_frozen_stages_do_not_learn():
+    encoder = resnet("resnet18")
+    freeze(encoder, 2)
+    learns = {name.partition(".")[0] for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    assert learns == {"layer2", "layer3", "layer4"}
+    with pytest.raises(InputError, match="6 stages cannot be frozen: the encoder has 5"):
+        freeze(encoder, 6)

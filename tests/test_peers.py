@@ -1,6 +1,6 @@
 """The same losses, gradients and optima as lightly, pytorch-metric-learning, info-nce-pytorch, torch and scikit-learn.
 
-The first three come with `pip install 'contrast[bench]'`.
+The first three come with `pip install 'contrast-learning[bench]'`.
 """
 
 from typing import Any
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.functional import dcl, info_nce, nt_xent, sup_con
-from contrast.heads import AdaptiveSoftmax, InfoNCE
+from contrast.heads import AdaptiveSoftmax, Alignment, Covariance, CrossCorrelation, InfoNCE
 from contrast.heads.adaptive_softmax import usual_cutoffs
-from contrast.negatives import InBatch, Table, Targets
+from contrast.losses.similarity import unit
+from contrast.negatives import Dimensions, InBatch, PositivesOnly, Prototypes, Table, Targets
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +50,48 @@ def test_lightlys_weighted_dcl(sigma: float) -> None:
     ((query, candidates),) = InBatch()(torch.stack([z1, z2]), None, torch.arange(16))
     head = InfoNCE(0.1, decoupled=True, positive_sigma=sigma).double()
     assert_same(head(query, candidates)[0].mean(), peer(z1, z2), z1, z2)
+
+
+def total(source: nn.Module, head: nn.Module, query: Tensor, key: Tensor) -> Tensor:
+    losses = [head.double()(q, candidates)[0] for q, candidates in source(query, key, torch.arange(query.shape[1]))]
+    return torch.cat(losses)
+
+
+def test_lightlys_losses_without_negatives() -> None:
+    losses = pytest.importorskip("lightly.loss")
+    z1, z2 = rows(32, 8, seed=1), rows(32, 8, seed=2)
+    views = torch.stack([z1, z2])
+    key = views.roll(-1, dims=0)
+    byol = total(PositivesOnly(), Alignment(), views, key).mean()
+    cosine = losses.NegativeCosineSimilarity()
+    assert_same(byol, 2 + cosine(z1, z2.detach()) + cosine(z2, z1.detach()), z1, z2)
+    wide = 100 * views  # so that batch norm's epsilon does not count
+    barlow = total(Dimensions(), CrossCorrelation(0.01), wide, wide.roll(-1, dims=0)).sum()
+    assert_same(barlow, losses.BarlowTwinsLoss(0.01)(100 * z1, 100 * z2), z1, z2)
+    for scale in (0.2, 2.0):
+        scaled = scale * views
+        vicreg = total(Dimensions(among="queries"), Covariance(), scaled, scaled.roll(-1, dims=0)).mean()
+        assert_same(vicreg, losses.VICRegLoss()(scale * z1, scale * z2), z1, z2)
+
+
+def test_lightlys_losses_over_prototypes() -> None:
+    losses = pytest.importorskip("lightly.loss")
+    views, source = torch.stack([rows(32, 8, seed=1), rows(32, 8, seed=2)]), Prototypes(16, 8, 0.05, "sinkhorn")
+    scores = unit(views) @ unit(source.double().vectors).T  # [V, B, K]
+    swav = total(source, InfoNCE(0.1), views, views.roll(-1, dims=0)).mean()
+    expected = losses.SwaVLoss(0.1, sinkhorn_iterations=3, sinkhorn_epsilon=0.05)(list(scores), [])
+    assert_same(swav, expected.squeeze(), source.vectors)
+    key, dino = torch.stack([rows(32, 8, seed=3), rows(32, 8, seed=4)]).detach(), Prototypes(16, 8).double()
+    peer = losses.DINOLoss(16, teacher_temp=0.04, warmup_teacher_temp=0.04).double()
+    for step in range(3):  # with a centre after the first
+        of_key = unit(key) @ unit(dino.vectors.detach()).T
+        ours = total(dino, InfoNCE(0.1), views, key.roll(-1, dims=0)).mean()
+        theirs = peer(list(of_key), list(unit(views) @ unit(dino.vectors).T), teacher_temp=0.04)
+        assert_same(ours, theirs, dino.vectors)
+        with torch.no_grad():  # the optimiser's step
+            dino.vectors += rows(16, 8, seed=10 + step)
+        dino.update(views.detach(), key, torch.arange(32))
+        dino.advance()
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contrast.data.text.corpus import BORDER
+from contrast.data.text.vocabulary import BORDER
 from contrast.encoders import GRU
 from contrast.errors import InputError
 from contrast.evaluation.perplexity import normalised, over_text, perplexity, streams
@@ -115,7 +115,7 @@ def test_at_most_so_many_words_of_every_stream() -> None:
 def test_the_state_goes_from_chunk_to_chunk() -> None:
     made, ids = model(*outputs()["full_softmax"]), torch.arange(40) % V
     encode = lambda words, state: made.encoder(words, state)  # noqa: E731
-    parts = [over_text(encode, made.log_probs, ids, 0, count=2, chunk=chunk) for chunk in (1, 7, 100)]
+    parts = [over_text(encode, made.next_word().log_probs, ids, 0, count=2, chunk=chunk) for chunk in (1, 7, 100)]
     means = [perplexity(part["log_prob"]) for part in parts]
     assert means == pytest.approx([means[0]] * 3, rel=1e-12)
 
@@ -153,8 +153,8 @@ def test_a_class_that_is_none_does_not_wrap_around(wrong: int) -> None:
 
 def test_words_of_every_type_of_whole_numbers() -> None:
     made, ids = model(*outputs()["full_softmax"]), torch.arange(40) % V
-    expected = over_text(made.encoder, made.log_probs, ids, 0)["log_prob"]
+    expected = over_text(made.encoder, made.next_word().log_probs, ids, 0)["log_prob"]
     for given in (ids.to(torch.uint8), ids.float(), ids.numpy()):
-        assert torch.equal(over_text(made.encoder, made.log_probs, given, 0)["log_prob"], expected)
+        assert torch.equal(over_text(made.encoder, made.next_word().log_probs, given, 0)["log_prob"], expected)
     with pytest.raises(InputError, match="2 of 40 are below"):
-        over_text(made.encoder, made.log_probs, ids.index_fill(0, torch.tensor([3, 5]), -1), 0)
+        over_text(made.encoder, made.next_word().log_probs, ids.index_fill(0, torch.tensor([3, 5]), -1), 0)

@@ -1,7 +1,9 @@
 """contrast-pretrain from its command line to what lies in the run folder."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.strategies import DDPStrategy
 
-import contrast.cli.pretrain
+from contrast.cli import commands
 from contrast.run.metrics import read_rows
 from contrast.training.trainer import strategy
 
@@ -27,13 +29,14 @@ SCORES = ("knn_top1", "linear_top1", "linear_2_per_class_top1")
 def returned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the task gives Hydra, call by call."""
     values: list[Any] = []
-    task = contrast.cli.pretrain.pretrain
+    command = commands.PRETRAIN
 
+    @functools.wraps(command.task)
     def recorded(cfg: Any) -> Any:
-        values.append(task(cfg))
+        values.append(command.task(cfg))
         return values[-1]
 
-    monkeypatch.setattr(contrast.cli.pretrain, "pretrain", recorded)
+    monkeypatch.setattr(commands, "PRETRAIN", command._replace(task=recorded))
     return values
 
 
@@ -84,6 +87,7 @@ def test_a_run_leaves_all_it_was_and_all_it_found(
     assert "10/10" in err  # of the progress bar
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(pretrain: Command) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert pretrain(*TINY, "trainer.limit_train_batches=3", f"seed={seed}", f"hydra.run.dir={name}") == 0
@@ -111,7 +115,14 @@ def test_images_without_labels(
     for i in range(12):
         pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(workplace / "flat" / f"{i}.png")
-    words = ("data=folder", "data.root=flat", "batch_size=6", "evaluation.enabled=true", "trainer.log_every_n_steps=1")
+    words = (
+        "data=folder",
+        "encoder=small",
+        "data.root=flat",
+        "batch_size=6",
+        "evaluation.enabled=true",
+        "trainer.log_every_n_steps=1",
+    )
     assert pretrain(*TINY, *words, "hydra.run.dir=run") == 0
     assert set(figures("run")) == {"seconds", "images_per_second", "loss"}
     assert not any(name.startswith("online/") for row in read_rows(Path("run/metrics.jsonl")) for name in row)
@@ -137,11 +148,11 @@ def test_an_unknown_metric_names_those_there_are(pretrain: Command, capfd: pytes
 
 ERRORS = [
     (["batch_size=1"], "at least 2 images"),
-    (["batch_size=2000"], "1437 images does not fill one batch of 2000"),
+    (["batch_size=2000"], "1437 images does not fill one batch of 2000: batch_size=1437"),
     (["head.temperature=0"], "temperature must be a positive number, got 0"),
     (["head.temprature=0.1"], "head has no key 'temprature'; did you mean 'temperature'?"),
-    (["data=folder", "data.root=nowhere"], "data folder nowhere does not exist"),
-    (["data=folder", "data.root=."], "no images"),
+    (["data=folder", "encoder=small", "data.root=nowhere"], "nowhere does not exist"),
+    (["data=folder", "encoder=small", "data.root=."], "no images"),
     (["data=cifra10"], "did you mean 'cifar10'?"),
     (["views.views=1"], "at least 2 views"),
     (["optimizer.lr=1e30"], "first non-finite tensor"),
@@ -184,7 +195,7 @@ def test_the_real_command_ends_in_one_line(workplace: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the loss of batch 2 is nan; first non-finite tensor: ")
-    (run,) = Path("runs/simclr").iterdir()
+    (run,) = Path("runs/simclr-digits-small").iterdir()
     assert str(next(run.glob("nonfinite_2.pt"))) in last
 
 
@@ -239,11 +250,19 @@ def test_images_that_are_the_only_ones_of_their_class_are_not_probed(pretrain: C
             file = workplace / "images" / part / name / "one.png"
             file.parent.mkdir(parents=True)
             Image.new("L", (8, 8), 20 * (ord(name) - 96)).save(file)
-    own = ("data=folder", "data.root=images", "data.image_size=8", "batch_size=6", "projector.out_features=4")
+    own = (
+        "data=folder",
+        "encoder=small",
+        "data.root=images",
+        "data.image_size=8",
+        "batch_size=6",
+        "projector.out_features=4",
+    )
     words = [word for word in TINY if not word.startswith(("batch_size", "projector.out"))]
     assert pretrain(*words, *own, "hydra.run.dir=run") == 0
 
 
+@pytest.mark.slow
 def test_a_complete_job_without_the_metric_stays_complete(pretrain: Command) -> None:
     sweep = ("-m", *TINY, "seed=0,1", "trainer.limit_train_batches=1", "hydra.sweep.dir=sweep")
     assert pretrain(*sweep) == 0
@@ -251,3 +270,29 @@ def test_a_complete_job_without_the_metric_stays_complete(pretrain: Command) -> 
     assert pretrain(*sweep) == 0
     assert Path("sweep/1/metrics.json").stat().st_mtime_ns == before
     assert not Path("sweep/1/error.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_weights_and_reads_them_once(
+    pretrain: Command, trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From the weights and the normalisation of a run; a resumed run has both in its checkpoint."""
+    before = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    shutil.copytree(trained, "first")
+    words = [*TINY, "optimizer.lr=0", "encoder.weights=first", "data=digits"]
+    assert pretrain(*words, "hydra.run.dir=second") == 0
+    out = capfd.readouterr().out
+    assert "first/checkpoints/last.ckpt: 18 tensors under 'state_dict.encoder.' are the encoder's" in out
+    assert "the weights' mean and std" in out
+    after = torch.load("second/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    learned = [key for key in before if key.startswith(("encoder.", "normalize.")) and "running" not in key]
+    learned = [key for key in learned if "num_batches" not in key]
+    assert len(learned) == 11
+    assert all(torch.equal(before[key], after[key]) for key in learned)
+
+    shutil.rmtree("first")
+    assert pretrain("resume=second", "trainer.max_epochs=2", *FEW) == 0
+    out = capfd.readouterr().out
+    assert f"the model before the first step is not evaluated: no checkpoint at {Path('first').absolute()}" in out
+    assert {"knn_top1", "pixels_knn_top1"} <= set(figures("second"))
+    assert "untrained_knn_top1" not in figures("second")

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, figures
-from test_resume import differences
+from test_resume import TRUST, differences
 
+import contrast
 from contrast.data.text.vectors import load_vectors
+from contrast.deploy.words import WordEmbeddings
+from contrast.errors import InputError
 from contrast.run.metrics import read_rows
 
 TOPICS = (("sun", "sky", "cloud", "rain"), ("ship", "sea", "port", "crew"), ("bread", "oven", "salt", "flour"))
@@ -59,13 +62,24 @@ def together(vectors: torch.Tensor, words: tuple[str, ...]) -> tuple[float, floa
         (),
         ("model.method=cbow", "model.lr=0.2"),
         ("model.workers=2",),
-        ("output=nce",),
-        ("output=sampled_softmax",),
-        ("output=full_softmax", "trainer.max_epochs=1"),
+        pytest.param(("output=nce",), marks=pytest.mark.slow),
+        pytest.param(("output=sampled_softmax",), marks=pytest.mark.slow),
+        pytest.param(("output=full_softmax", "trainer.max_epochs=1"), marks=pytest.mark.slow),
         ("output=hierarchical_softmax",),
-        ("output=hierarchical_softmax", "model.method=cbow", "model.lr=0.2"),
+        pytest.param(("output=hierarchical_softmax", "model.method=cbow", "model.lr=0.2"), marks=pytest.mark.slow),
+        pytest.param(("encoder=subwords", "model.workers=2"), marks=pytest.mark.slow),
     ],
-    ids=["skip-gram", "cbow", "two workers", "nce", "sampled softmax", "full softmax", "tree", "tree, cbow"],
+    ids=[
+        "skip-gram",
+        "cbow",
+        "two workers",
+        "nce",
+        "sampled softmax",
+        "full softmax",
+        "tree",
+        "tree, cbow",
+        "subwords",
+    ],
 )
 def test_words_of_a_topic_come_together(words: Command, corpus: Path, settings: tuple[str, ...]) -> None:
     files = "evaluation.files=[vectors.txt]"
@@ -80,6 +94,7 @@ def test_words_of_a_topic_come_together(words: Command, corpus: Path, settings: 
     assert torch.equal(load_vectors("run/vectors.txt")[1], vectors)
 
 
+@pytest.mark.slow
 def test_one_worker_is_a_function_of_the_seed_and_resumes(words: Command, corpus: Path) -> None:
     run = (*SMALL, "trainer.max_epochs=3")
     assert words(*run, "hydra.run.dir=whole") == 0
@@ -93,7 +108,7 @@ def test_one_worker_is_a_function_of_the_seed_and_resumes(words: Command, corpus
     with pytest.raises(RuntimeError, match="interrupted"):
         words(*run, *kill, "+callbacks.interrupt.how=raise", "checkpoints.every_n_steps=2", "hydra.run.dir=cut")
     assert not Path("cut/metrics.json").exists()
-    assert words("resume=cut", "callbacks.interrupt.at=0") == 0
+    assert words("resume=cut", TRUST, "callbacks.interrupt.at=0") == 0
     assert torch.equal(load_vectors("cut/vectors.safetensors")[1], again)
 
 
@@ -107,8 +122,74 @@ def test_the_loss_of_a_run_is_the_mean_over_its_last_epoch(words: Command, corpu
     kill = ("+callbacks.interrupt._target_=test_resume.Interrupt", "+callbacks.interrupt.at=5")
     with pytest.raises(RuntimeError, match="interrupted"):
         words(*SMALL, *short, *kill, "+callbacks.interrupt.how=raise", "hydra.run.dir=cut")
-    assert words("resume=cut", "callbacks.interrupt.at=0") == 0
+    assert words("resume=cut", TRUST, "callbacks.interrupt.at=0") == 0
     assert figures("cut")["loss"] == figures("whole")["loss"]
+
+
+def test_subsampling_that_leaves_too_little_is_reported(words: Command, workplace: Path, capsys: Any) -> None:
+    """With three words each is a third of the text, so that the usual threshold keeps 2 % of it."""
+    Path("corpus.txt").write_text("a b c\n" * 100)
+    run = (*SMALL, "trainer.max_epochs=1", "model.subsample=1e-4")
+    assert words(*run, "hydra.run.dir=run") == 2
+    told = capsys.readouterr()
+    assert "; 5, 2% of them, are trained on" in told.out
+    assert "subsample=0.0001" in told.out
+    assert "no pairs of words were left to train on: subsample=0.0001 keeps 5 of 300 words in an epoch" in told.err
+    assert not Path("run/metrics.json").exists()
+    assert words(*run, "model.subsample=0", "hydra.run.dir=all") == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_small_vocabulary_is_not_thinned_out_by_default(words: Command, workplace: Path, capsys: Any) -> None:
+    Path("corpus.txt").write_text("a b c\n" * 100)
+    assert words(*SMALL, "trainer.max_epochs=1", "model.subsample=null", "hydra.run.dir=run") == 0
+    assert "; 300, 100% of them, are trained on" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_more_words(words: Command, corpus: Path) -> None:
+    still = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "model.lr=1e-30", "model.lr_end=0")
+    assert words(*SMALL, "trainer.max_epochs=1", "evaluation.output=out.bin.gz", "hydra.run.dir=run") == 0
+    with open("corpus.txt", "a") as file:
+        file.write("moon star\n" * 10)
+    go_on = ("model.vectors=run", "model.output_vectors=run/out.bin.gz", "evaluation.output=out.txt")
+    assert words(*SMALL, *still, *go_on, "hydra.run.dir=more") == 0
+    for before, after in (("vectors.safetensors", "vectors.safetensors"), ("out.bin.gz", "out.txt")):
+        old, new = (dict(zip(*load_vectors(file), strict=True)) for file in (f"run/{before}", f"more/{after}"))
+        assert set(new) - set(old) == {"moon", "star"}
+        assert all(torch.equal(new[word], vector) for word, vector in old.items())
+    assert words(*SMALL, *still, "model.vectors=run", "encoder.num_features=8", "hydra.run.dir=no") == 2
+
+
+def test_unknown_words_have_the_vectors_of_their_ngrams(
+    words: Command, evaluate: Command, corpus: Path, capsys: Any
+) -> None:
+    Path("pairs.tsv").write_text("sun\tskye\t9\nship\tseas\t8\nsun\tsalt\t1\nclouds\toven\t0\nqqq\tsun\t2\n")
+    few = ("trainer.max_epochs=1", "encoder=subwords", "encoder.buckets=500", "evaluation.pairs=pairs.tsv")
+    assert words(*SMALL, *few, "evaluation.neighbours=[clouds,qqq]", "hydra.run.dir=run") == 0
+    out = capsys.readouterr().out
+    near = next(line for line in out.splitlines() if line.startswith("clouds: "))
+    assert " cloud " in near
+    assert "qqq: none of the 12 words" in out
+    told = figures("run")
+    assert (told["pairs_coverage"], told["pairs_unknown"]) == (0.8, pytest.approx(0.6))
+    assert evaluate("checkpoint=run", "protocol=words", "data.pairs=pairs.tsv", "hydra.run.dir=eval") == 0
+    assert {name: figures("eval")[name] for name in told if name.startswith("pairs")} == pytest.approx(
+        {name: value for name, value in told.items() if name.startswith("pairs")}
+    )
+    found = contrast.load("run")
+    assert isinstance(found, WordEmbeddings)
+    assert "clouds" not in found
+    assert found.similarity("clouds", "cloud") == pytest.approx(dict(found.most_similar("clouds"))["cloud"], abs=1e-5)
+    found.save("copy.safetensors")
+    assert torch.equal(contrast.load("copy.safetensors")["clouds"], found["clouds"])
+    with pytest.raises(InputError, match="'qqq' is none of the 12 words, and shares no n-gram with them"):
+        found["qqq"]
+    pytest.importorskip("gensim")
+    theirs = found.to_keyed_vectors()
+    for word in ("clouds", "cloud", "skye"):
+        assert theirs[word] == pytest.approx(found[word].numpy(), abs=1e-6)
+    assert theirs.similarity("clouds", "oven") == pytest.approx(found.similarity("clouds", "oven"), abs=1e-5)
 
 
 def test_unknown_words_have_no_neighbours(words: Command, corpus: Path, capsys: Any) -> None:
@@ -142,9 +223,17 @@ def test_a_run_is_evaluated(words: Command, evaluate: Command, corpus: Path, cap
     [
         (("data=digits", "~data.path"), "is of images: contrast-pretrain data=digits"),
         (("model.chunk=0",), "chunk 0"),
-        (("negatives.sampler.power=-1",), "power"),
+        (("+negatives.sampler.powr=1",), "powr"),
+        (("output=adaptive_softmax",), "a Table or a Tree: output=hierarchical_softmax"),
+        (("head._target_=contrast.heads.AdaptiveSoftmax",), "head"),
+        (("evaluation.output=out.bin", "output=hierarchical_softmax"), "a Tree has none"),
+        (("model.vectors=absent.bin",), "absent.bin does not exist"),
+        (("model.vectors=absent.bin", "encoder=subwords"), "model.vectors has no vectors of n-grams"),
+        (("encoder=subwords", "encoder.minn=7"), "1 <= minn <= maxn letters and 1 bucket at least: 7, 6, 2000000"),
+        (("encoder=subwords", "head.cosine=true"), "n-grams are trained in closed form"),
         (("data.min_count=100000",), "100000 times"),
-        (("trainer.devices=2",), "one device, not on 2"),
+        (("trainer.devices=2", "model.workers=2"), "each of several ranks is one process: model.workers=1, not 2"),
+        (("data.over_ranks=true",), "data.over_ranks=true is for ranks that torchrun starts"),
         (("metric=accuracy",), "metric=accuracy will not be among the metrics: loss, seconds, words_per_second"),
         (("evaluation.pairs=absent.tsv",), "absent.tsv cannot be read"),
         (("evaluation.analogies=absent.txt",), "absent.txt cannot be read"),

@@ -32,6 +32,7 @@ RUN = (
     "+callbacks.interrupt._target_=test_resume.Interrupt",
     "+callbacks.interrupt.at=0",
 )
+TRUST = "trust=[test_resume.Interrupt]"  # a class of one's own, which a resumed run's files name
 
 
 class Interrupt(pl.Callback):
@@ -67,7 +68,7 @@ def start(*words: str) -> subprocess.Popen:
     paths = [str(Path(contrast.__file__).parents[1]), str(Path(__file__).parent)]
     threads = str(torch.get_num_threads())
     return subprocess.Popen(
-        [sys.executable, "-c", "from contrast.cli.pretrain import main; main()", *words],
+        [sys.executable, "-c", "from contrast.cli.commands import pretrain; pretrain()", *words],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -122,6 +123,7 @@ def assert_same(run: str, whole: str) -> None:
 # --- a process that is killed
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_middle_of_an_epoch(pretrain: Command, capfd: pytest.CaptureFixture[str]) -> None:
     setting = (*RUN, *FEW, "evaluation.untrained=false", "evaluation.pixels=false", "+head/temperature=cosine")
     assert pretrain(*setting, "hydra.run.dir=whole") == 0
@@ -136,7 +138,7 @@ def test_sigterm_in_the_middle_of_an_epoch(pretrain: Command, capfd: pytest.Capt
     assert EPOCH < checkpoint("cut")["global_step"] < 2 * EPOCH
 
     capfd.readouterr()
-    assert pretrain("resume=cut", "callbacks.interrupt.at=0") == 0
+    assert pretrain("resume=cut", TRUST, "callbacks.interrupt.at=0") == 0
     assert "other than when the run began: callbacks.interrupt.at: 12 -> 0" in capfd.readouterr().out
     assert_same("cut", "whole")
     saved = checkpoint("cut")
@@ -162,7 +164,7 @@ def test_kill_9(pretrain: Command, at: int, moment: str, every: int) -> None:
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     assert 0 < checkpoint("cut")["global_step"] < at + 1
-    assert pretrain("resume=cut", "callbacks.interrupt.at=0") == 0
+    assert pretrain("resume=cut", TRUST, "callbacks.interrupt.at=0") == 0
     assert_same("cut", "whole")
     # what the killed writer left is gone
     assert {path.name for path in Path("cut/checkpoints").iterdir()} == {"last.ckpt"} | {
@@ -188,9 +190,9 @@ def test_kill_9_at_any_moment_again_and_again(pretrain: Command) -> None:
         process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
         reached.append(checkpoint("cut")["global_step"])
-        words = ("resume=cut",)
+        words = ("resume=cut", TRUST)
     assert reached == sorted(set(reached))  # each time it went on from where it was
-    assert pretrain("resume=cut") == 0
+    assert pretrain("resume=cut", TRUST) == 0
     assert list(differences(checkpoint("cut"), checkpoint("whole"))) == []
     # A row follows its checkpoint, so each kill may lose one.
     kept, all_rows = rows("cut"), rows("whole")
@@ -207,23 +209,28 @@ def interrupted(pretrain: Command, setting: tuple[str, ...], at: int, moment: st
         pretrain(*setting, "hydra.run.dir=cut", *interrupt, "+callbacks.interrupt.how=raise")
 
 
-@pytest.mark.parametrize(("at", "moment"), [(12, "backward"), (17, "start")])  # 17 begins the third epoch
+@pytest.mark.parametrize(
+    ("at", "moment"), [(12, "backward"), pytest.param(17, "start", marks=pytest.mark.slow)]
+)  # 17 begins the third epoch
 def test_an_error_in_the_middle(pretrain: Command, at: int, moment: str) -> None:
     setting = (*RUN, "checkpoints.every_n_steps=1", "+head/temperature=learnable", "optimizer=sgd", "optimizer.lr=0.1")
     assert pretrain(*setting, "hydra.run.dir=whole") == 0
     interrupted(pretrain, setting, at, moment)
     assert checkpoint("cut")["global_step"] == at - 1
-    assert pretrain("resume=cut", "callbacks.interrupt.at=0") == 0
+    assert pretrain("resume=cut", TRUST, "callbacks.interrupt.at=0") == 0
     assert_same("cut", "whole")
     initial = math.log(0.07)
     assert checkpoint("cut")["state_dict"]["head.temperature.log_temperature"] != pytest.approx(initial)
 
 
 def test_from_the_checkpoint_of_an_epoch(pretrain: Command) -> None:
-    assert pretrain(*RUN, "checkpoints.every_n_epochs=1", "hydra.run.dir=whole") == 0
+    measured = ("callbacks.ema.decay=0.9", "callbacks.best.top_k=2", "callbacks.early_stopping.patience=9")
+    assert pretrain(*RUN, *measured, "checkpoints.every_n_epochs=1", "hydra.run.dir=whole") == 0
+    assert "trained" in checkpoint("whole")
+    assert len(checkpoint("whole")["callbacks"]["Best"]["values"]) == 2
     shutil.copytree("whole", "cut")
     Path("cut/metrics.json").unlink()
-    assert pretrain("resume=cut/checkpoints/epoch_00001.ckpt") == 0
+    assert pretrain("resume=cut/checkpoints/epoch_00001.ckpt", TRUST) == 0
     assert_same("cut", "whole")
 
 
@@ -234,7 +241,7 @@ def test_dropout(pretrain: Command) -> None:
     setting = (*(word for word in RUN if not word.startswith("encoder.")), *own, "checkpoints.every_n_steps=1")
     assert pretrain(*setting, "hydra.run.dir=whole") == 0
     interrupted(pretrain, setting, 7, "start")
-    assert pretrain("resume=cut", "callbacks.interrupt.at=0") == 0
+    assert pretrain("resume=cut", TRUST, "callbacks.interrupt.at=0") == 0
     assert_same("cut", "whole")
 
 
@@ -243,7 +250,7 @@ def test_dropout(pretrain: Command) -> None:
 
 def test_a_changed_value_counts_and_is_told(pretrain: Command, capfd: pytest.CaptureFixture[str]) -> None:
     assert pretrain(*RUN, "trainer.max_epochs=1", "hydra.run.dir=a") == 0
-    assert pretrain("resume=a", "trainer.max_epochs=2", "views.rotation=5") == 0
+    assert pretrain("resume=a", TRUST, "trainer.max_epochs=2", "views.rotation=5") == 0
     told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("other than")]
     assert sorted(told) == [
         "other than when the run began: trainer.max_epochs: 1 -> 2",
@@ -257,7 +264,9 @@ def test_a_changed_value_counts_and_is_told(pretrain: Command, capfd: pytest.Cap
 def test_what_the_checkpoint_brings_back_cannot_change(pretrain: Command, capfd: pytest.CaptureFixture[str]) -> None:
     assert pretrain(*RUN, "trainer.max_epochs=1", "hydra.run.dir=a") == 0
     for word in ("head.temperature=0.3", "optimizer.lr=1", "encoder.widths=[8,16]", "same_label=positive"):
-        assert pretrain("resume=a", "trainer.max_epochs=2", word) == 2
+        assert pretrain("resume=a", TRUST, "trainer.max_epochs=2", word) == 2
         line = capfd.readouterr().err.splitlines()[-1]
         assert line.startswith(f"error: {word.partition('=')[0]}: "), line
-    assert pretrain("resume=a", "trainer.max_epochs=2") == 0  # a refused command leaves the run as it was
+    assert pretrain("resume=a", TRUST, "trainer.max_epochs=2", "metric=none") == 2
+    assert "metric=none will not be among the metrics" in capfd.readouterr().err
+    assert pretrain("resume=a", TRUST, "trainer.max_epochs=2") == 0  # a refused command leaves the run as it was

@@ -1,4 +1,4 @@
-"""Recall at k against its definition in loops, under ties, in blocks; the right answers of images and captions."""
+"""Recall and mean average precision against loops, under ties, in blocks; right answers by caption and by label."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from contrast.data.images.image_set import ImageFiles, Images
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Towers
 from contrast.evaluation.features import EvaluationData
-from contrast.evaluation.retrieval import distinct, image_keys, recall, retrieval
+from contrast.evaluation.retrieval import distinct, image_keys, recall, recall_by_label, retrieval, retrieval_names
 
 
 def same(query_ids: Tensor, key_ids: Tensor) -> Tensor:
@@ -206,6 +206,102 @@ def test_the_right_answers_are_those_of_the_rows_of_a_query(seed: int):
                 nearest = sorted(keys, key=lambda key: -cosine[key])[:k]
                 answered += any([query, key][:: 1 - 2 * side] in rows for key in nearest)
             assert found[f"{name}_recall{k}"] == pytest.approx(answered / len(queries))
+
+
+def naive_by_label(features: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """Each image ranks all others by cosine; of equal ones those of other labels come first."""
+    rows, names = features.double(), labels.tolist()
+    answered, average_precisions = dict.fromkeys(ks, 0), []
+    for query, own in enumerate(names):
+        ranked = []
+        for other, theirs in enumerate(names):
+            cosine = float(rows[query] @ rows[other]) / max(float(rows[query].norm() * rows[other].norm()), 1e-300)
+            if other != query:
+                ranked.append((-round(cosine, 12), theirs == own))
+        ranked.sort()
+        precisions, right = [], 0
+        for place, (_, same_label) in enumerate(ranked, start=1):
+            right += same_label
+            if same_label:
+                precisions.append(right / place)
+        if not precisions:
+            continue
+        average_precisions.append(sum(precisions) / len(precisions))
+        for k in ks:
+            answered[k] += any(same_label for _, same_label in ranked[:k])
+    count = len(average_precisions)
+    metrics = {f"recall{k}": answered[k] / count for k in ks}
+    return metrics | {"map": sum(average_precisions) / count, "queries_left_out": len(names) - count}
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**22])
+@pytest.mark.parametrize("ties", [False, True])
+def test_retrieval_by_label_is_its_definition(block: int, ties: bool):
+    random = torch.Generator().manual_seed(1)
+    features = torch.randn(45, 4, generator=random)
+    labels = torch.randint(0, 7, (45,), generator=random)
+    labels[[3, 30]] = torch.tensor([11, 8])  # no other image has these labels
+    features = features.sign() * (torch.rand(45, 4, generator=random) > 0.5) if ties else features
+    found = recall_by_label(features, labels, (1, 2, 5, 100), block)
+    assert found == pytest.approx(naive_by_label(features, labels, (1, 2, 5, 100)))
+    assert found["queries_left_out"] == 2
+    assert found["recall1"] < found["recall5"] < found["recall100"] == 1
+    at = torch.randperm(45, generator=random)
+    assert recall_by_label(features[at], labels[at], (1, 2, 5, 100), block) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("width", [3, 64, 513])
+def test_equal_features_are_the_worst_ranking(width: int):
+    row = torch.randn(width, generator=torch.Generator().manual_seed(width))
+    labels = torch.arange(40) // 2
+    for features in (row.expand(40, -1), torch.zeros(40, width), row * torch.rand(40, 1)):
+        found = recall_by_label(features, labels, (1, 38, 39))
+        assert found == {
+            "recall1": 0,
+            "recall38": 0,
+            "recall39": 1,
+            "map": pytest.approx(1 / 39),
+            "queries_left_out": 0,
+        }
+
+
+def test_known_values_by_label():
+    angle = torch.tensor([0.0, 1, 2.1, 3.3]).deg2rad()
+    features, labels = torch.stack([angle.cos(), angle.sin()], dim=1), torch.tensor([0, 1, 0, 0])
+    # queries 0, 2 and 3 rank the labels 1 0 0, 1 0 0 and 0 1 0
+    mean = ((1 / 2 + 2 / 3) / 2 * 2 + (1 + 2 / 3) / 2) / 3
+    wanted = {"recall1": pytest.approx(1 / 3), "recall2": 1, "map": pytest.approx(mean), "queries_left_out": 1}
+    assert recall_by_label(features, labels, (1, 2)) == wanted
+
+
+def test_no_tensor_of_retrieval_by_label_is_larger_than_its_block():
+    features, _, labels, _ = problem(900, 900, 30)
+    with Largest() as largest:
+        found = recall_by_label(features, labels, block=9_000)
+    assert largest.elements == 9_000
+    assert found == pytest.approx(recall_by_label(features, labels))
+
+
+def test_bad_input_by_label_is_refused_with_its_numbers():
+    features, _, labels, _ = problem(6, 8, 3)
+    with pytest.raises(InputError, match="1 of 6 rows have no label"):
+        recall_by_label(features, torch.tensor([0, 0, 1, 1, 2, -1]))
+    with pytest.raises(InputError, match="none of 6 images"):
+        recall_by_label(features, torch.arange(6))
+    with pytest.raises(InputError, match="1 of 6 rows are not finite"):
+        recall_by_label(features.masked_fill(features == features[2, 1], torch.nan), labels)
+    for options in ({"k": (0, 1)}, {"k": ()}, {"block": 0}):
+        with pytest.raises(InputError, match="must be 1 or more"):
+            recall_by_label(features, labels, **options)
+
+
+def test_images_without_captions_are_searched_by_label():
+    values, labels = torch.arange(12, dtype=torch.uint8), torch.arange(12) % 3
+    vectors = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    images = Images(values.view(-1, 1, 1, 1), labels, ("a", "b", "c"))
+    found = retrieval(EvaluationData(Table(vectors), images, images, torch.device("cpu")))
+    assert found == pytest.approx(naive_by_label(vectors, labels, (1, 5, 10)))
+    assert set(found) == retrieval_names(captions=False)
 
 
 def test_equal_texts_are_one():

@@ -84,6 +84,7 @@ def test_log_uniform_probabilities_by_hand() -> None:
 @pytest.mark.parametrize(
     ("counts", "power", "expected"),
     [
+        ([4, 0, 1], -0.5, [1 / 3, 0, 2 / 3]),  # rare classes are drawn more often
         (COUNTS, 0.75, [0.554307, 0.329593, 0.098571, 0.017529]),  # counts^power / sum
         (COUNTS, 0.5, [0.470957, 0.333017, 0.148930, 0.047096]),
         (COUNTS, 1, [100 / 161, 50 / 161, 10 / 161, 1 / 161]),
@@ -417,7 +418,7 @@ def test_bad_counts(counts: list, message: str, form) -> None:
 
 
 def test_bad_powers_and_weights() -> None:
-    for power in (-0.5, math.nan, math.inf):
+    for power in (-math.inf, math.nan, math.inf):
         with pytest.raises(InputError, match=f"got {power}"):
             Unigram([1, 2], power)
     with pytest.raises(InputError, match=r"weights .* class 1 of 2 has -1\.0"):

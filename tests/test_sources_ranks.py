@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,10 +12,24 @@ import torch.multiprocessing as mp
 from test_distributed import free_port, join, leave
 from torch import Tensor, nn
 
+from contrast.data.images.image_set import Batch
 from contrast.distributed import mean_counted
-from contrast.heads import NCE, Estimated, InfoNCE, Learnable, LearnedBias
+from contrast.heads import NCE, Alignment, Covariance, CrossCorrelation, Estimated, InfoNCE, Learnable, LearnedBias
 from contrast.keys import Momentum, Shared
-from contrast.negatives import Bank, InBatch, Nearest, Paired, Queue, Source, Table, Tree
+from contrast.module import Contrastive
+from contrast.negatives import (
+    Bank,
+    Dimensions,
+    InBatch,
+    Nearest,
+    Paired,
+    PositivesOnly,
+    Prototypes,
+    Queue,
+    Source,
+    Table,
+    Tree,
+)
 from contrast.samplers import LogUniform, Poisson, Uniform
 
 IMAGES, VIEWS, DIM, CLASSES, STEPS, WORLD = 6, 2, 5, 9, 3, 2
@@ -41,9 +56,16 @@ CASES = {
     "queue, groups": Case(lambda: Queue(20, DIM), grouped=True),
     "queue, positives": Case(lambda: Queue(20, DIM, positives=True)),
     "queue, in batch": Case(lambda: Queue(20, DIM, in_batch=True), grouped=True),
+    "queue, teacher": Case(lambda: Queue(20, DIM, teacher_temperature=0.1)),
+    "prototypes, centring": Case(lambda: Prototypes(CLASSES, DIM, momentum=0.5)),
+    "prototypes, sinkhorn": Case(lambda: Prototypes(CLASSES, DIM, 0.1, balance="sinkhorn")),
+    "positives only": Case(PositivesOnly, Alignment),
+    "dimensions": Case(Dimensions, CrossCorrelation),
+    "dimensions, covariance": Case(lambda: Dimensions(among="queries"), Covariance),
     "nearest": Case(lambda: Nearest(20, DIM)),
     "bank": Case(lambda: Bank(CLASSES, DIM)),
     "bank, sampled": Case(lambda: Bank(CLASSES, DIM, Uniform(CLASSES), draws=4), lambda: NCE(0.3, bias=Estimated())),
+    "bank, of keys": Case(lambda: Bank(CLASSES, DIM, Uniform(CLASSES), draws=4, of_keys=True), lambda: NCE(0.3)),
     "bank, proximity": Case(lambda: Bank(CLASSES, DIM, proximity=0.5, draws=4), lambda: NCE(0.3)),
     "bank, proximity, one view": Case(lambda: Bank(CLASSES, DIM, proximity=0.5, draws=4), views=1),
     "table": Case(lambda: Table(CLASSES, DIM)),
@@ -120,6 +142,17 @@ def keys(key: Momentum, views: list[Tensor]) -> Tensor:
     return key(views, torch.zeros(2, len(views[0]), 3), None, torch.Generator().manual_seed(7))
 
 
+# --- groups of rows that share an image or a caption
+
+
+def groups(rank: int = 0, world: int = 1) -> Tensor:
+    """Of this rank's rows; 0 and 5 share an image, 5 and 3 a caption, 1 and 2 a caption."""
+    shared = torch.tensor([[3, 10], [4, 11], [5, 11], [6, 12], [7, 13], [3, 12]])
+    mine = torch.arange(IMAGES)[rank * IMAGES // world :][: IMAGES // world]
+    model = SimpleNamespace(same_label="negative", shared=shared)
+    return Contrastive.identities(model, Batch(torch.empty(0), torch.zeros(len(mine)), mine))[1]
+
+
 def ranked(rank: int, world: int, port: int, folder: str) -> None:
     join(rank, world, port)
     told: dict[str, Any] = {name: train(case, rank, world) for name, case in CASES.items()}
@@ -127,6 +160,7 @@ def ranked(rank: int, world: int, port: int, folder: str) -> None:
     for shuffle_bn in (False, True):
         told[f"keys, evaluated, {shuffle_bn}"] = keys(key_encoder(shuffle_bn).eval(), mine)
         told[f"keys, trained, {shuffle_bn}"] = keys(key_encoder(shuffle_bn).train(), mine)
+    told["groups"] = groups(rank, world)
     torch.save(told, Path(folder) / f"{rank}.pt")
     leave()
 
@@ -154,13 +188,20 @@ def test_two_ranks_equal_one_process(name: str, ranks: list[dict[str, Any]]) -> 
             torch.testing.assert_close(rank["state"][key], value, **close)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("queue", "nearest", "bank"))])
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if name.startswith(("queue", "prototypes", "nearest", "bank"))]
+)
 def test_all_ranks_remember_the_same_bit_for_bit(name: str, ranks: list[dict[str, Any]]) -> None:
     first, second = (rank[name]["state"] for rank in ranks)
     memory = [key for key in first if key.startswith("source.")]
     assert any(key.endswith("vectors") for key in memory)
     for key in memory:
         assert torch.equal(first[key], second[key]), key
+
+
+def test_groups_reach_across_ranks(ranks: list[dict[str, Any]]) -> None:
+    assert groups().tolist() == [3, 4, 4, 3, 7, 3]
+    assert torch.equal(torch.cat([rank["groups"] for rank in ranks]), groups())
 
 
 def test_shuffled_keys_come_back_in_order(ranks: list[dict[str, Any]]) -> None:

@@ -1,5 +1,7 @@
 """Sources of negatives under Lightning: what a step sees and leaves, and a resume bit for bit."""
 
+import functools
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,23 +13,46 @@ import torch
 from torch import Tensor, nn
 
 from contrast.data.images.image_set import Images
-from contrast.data.loader import PretrainData
 from contrast.encoders import conv_net, mlp, predictor
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
-from contrast.heads import NCE, Estimated, InfoNCE
+from contrast.heads import NCE, Alignment, Covariance, CrossCorrelation, Estimated, InfoNCE
 from contrast.keys import Momentum
 from contrast.module import Contrastive
-from contrast.negatives import Bank, Nearest, Paired, Queue, Source, Table
+from contrast.negatives import (
+    Bank,
+    Dimensions,
+    Nearest,
+    Paired,
+    PositivesOnly,
+    Prototypes,
+    Queue,
+    Source,
+    Table,
+)
 from contrast.optim import warmup_cosine
 from contrast.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from contrast.samplers import LogUniform, Poisson, Uniform
+from contrast.teacher import FrozenTeacher
 from contrast.training.callbacks.nonfinite import StopAtNonFinite
+from contrast.training.data import PretrainData
 from contrast.views import SimCLRViews
 
 N, BATCH, DIM, TEMPERATURE = 24, 8, 6, 0.2  # 3 steps an epoch
 ONE = {"views": 1}
 MULTI_CROP = {"views": [{"count": 2}, {"count": 2, "size": 6}]}
+
+
+TEACHER = {"_target_": "contrast.encoders.conv_net", "widths": [4, DIM]}
+
+
+@functools.cache
+def teacher_file() -> Path:
+    with torch.random.fork_rng():
+        state = conv_net(in_channels=1, image_size=8, widths=[4, DIM]).state_dict()
+    file = Path(tempfile.mkdtemp()) / "teacher.pt"
+    torch.save(state, file)
+    return file
 
 
 def images() -> Images:
@@ -43,8 +68,10 @@ def make(
     views: dict[str, Any] | None = None,
     same_label: Any = "negative",
     seed: int = 0,
+    teacher: bool = False,
 ) -> Contrastive:
     torch.manual_seed(seed)
+    taught = FrozenTeacher(images(), DIM, str(teacher_file()), TEACHER) if teacher else None
     normalize, encoder = Normalize(*images().statistics()), conv_net(widths=[4, 8], in_channels=1, image_size=8)
     projector = mlp(in_features=encoder.num_features, layers=2, hidden_features=8, out_features=DIM)
     return Contrastive(
@@ -52,7 +79,7 @@ def make(
         views=SimCLRViews(8, **(views or {})),
         encoder=encoder,
         projector=projector,
-        key=None if momentum is None else Momentum(normalize, encoder, projector, **momentum),
+        key=taught if momentum is None else Momentum(normalize, encoder, projector, **momentum),
         predictor=predictor(in_features=DIM, hidden_features=8) if predicting else None,
         negatives=negatives(),
         head=head(),
@@ -140,6 +167,14 @@ def test_the_keys_of_accumulated_batches_enter_after_the_step_in_order(tmp_path:
     assert model.key.step == model.key.steps == 2
 
 
+def test_averaged_prototypes_follow_once_a_step(tmp_path: Path) -> None:
+    model = make(lambda: Prototypes(16, DIM, momentum=0.9), momentum={"momentum": 0.9})
+    before, one_step = model.negatives.average.clone(), {"accumulate_grad_batches": 2, "limit_train_batches": 2}
+    trainer(tmp_path, max_epochs=1, **one_step).fit(model, PretrainData(images(), BATCH))
+    expected = 0.9 * before + 0.1 * model.negatives.vectors.detach()
+    torch.testing.assert_close(model.negatives.average, expected, rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_keys_of_a_loss_that_is_not_finite_stay_out(tmp_path: Path, accumulated: int) -> None:
     class Poison(pl.Callback):
@@ -196,10 +231,22 @@ METHODS: dict[str, Callable[..., Contrastive]] = {
     ),
     "paired": partial(make, Paired, momentum={"momentum": 0.9}, predicting=True),
     "nearest": partial(make, lambda: Nearest(20, DIM), predicting=True),
+    "queue, teacher": partial(
+        make, lambda: Queue(20, DIM, teacher_temperature=0.1, own_key=False), momentum={"momentum": 0.9}
+    ),
+    "prototypes, centring": partial(make, lambda: Prototypes(16, DIM, momentum=0.9), momentum={"momentum": 0.9}),
+    "prototypes, sinkhorn": partial(make, lambda: Prototypes(16, DIM, balance="sinkhorn"), views=MULTI_CROP),
+    "positives only": partial(make, PositivesOnly, Alignment, momentum={"momentum": 0.9}, predicting=True),
+    "dimensions": partial(make, Dimensions, CrossCorrelation, views=MULTI_CROP),
+    "dimensions, covariance": partial(make, lambda: Dimensions(among="queries"), Covariance),
     "bank": partial(
         make, lambda: Bank(N, DIM, Uniform(N), draws=10), lambda: NCE(TEMPERATURE, bias=Estimated(0.9, 4)), views=ONE
     ),
     "bank, near draws": partial(make, lambda: Bank(N, DIM, proximity=0.5, draws=10)),
+    "queue, frozen teacher": partial(make, lambda: Queue(20, DIM, teacher_temperature=0.1), teacher=True, views=ONE),
+    "bank of a teacher's features": partial(
+        make, lambda: Bank(N, DIM, Uniform(N), draws=10, of_keys=True), lambda: NCE(TEMPERATURE), teacher=True
+    ),
     "table, draws": partial(
         make, lambda: Table(3, DIM, LogUniform(3), draws=2), lambda: InfoNCE(1.0, cosine=False), same_label="positive"
     ),

@@ -3,6 +3,7 @@ import json
 import logging
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 from toy_conf import write_conf
 
+import contrast
 from contrast import run as entry
 from contrast.errors import InputError
 from contrast.run.folder import metric_of, prepare_folder
@@ -27,6 +29,7 @@ from contrast.run.sweep_report import (
     estimate,
     grouped,
     is_logarithmic,
+    paired,
     read_jobs,
     save_plot,
     swept_keys,
@@ -69,7 +72,7 @@ def test_groups_are_over_the_seeds() -> None:
 def test_table_leaves_out_what_failed_and_names_it() -> None:
     jobs = [job(0, accuracy=0.2, tau=1, seed=0), job(1, accuracy=0.4, tau=1, seed=1), job(2, INTERRUPTED, None, tau=2)]
     jobs.append(Job("3", None, {"tau": "3", "seed": "0"}, FAILED, {"accuracy": 9.0}, "it broke"))
-    lines = table(jobs, "accuracy").splitlines()
+    lines = table(jobs, ["accuracy"]).splitlines()
     assert lines[0].split() == ["tau", "accuracy", "n"]
     assert lines[1].split() == ["1", "0.3000", "±", "1.2706", "2"]
     assert lines[2].split() == ["2", "-", "0"]
@@ -179,6 +182,49 @@ def test_prepare_continues_only_the_same_job(tmp_path: Path) -> None:
     assert [each.name for each in read_jobs(tmp_path)] == []
 
 
+def test_a_metric_that_is_no_number_does_not_count() -> None:
+    jobs = [job(0, accuracy=0.2, seed=0), job(1, accuracy=0.4, seed=1), job(2, accuracy=float("nan"), seed=2)]
+    assert grouped(jobs, ["seed"])[0].measured("accuracy") == [0.2, 0.4]
+    assert "0.3000" in table(jobs, ["accuracy"])
+
+
+def test_differences_are_paired_by_seed() -> None:
+    jobs = [
+        job(number, accuracy=accuracy, method=method, seed=seed)
+        for number, (method, seed, accuracy) in enumerate(
+            [
+                *[("simclr", 0, 0.5), ("simclr", 1, 0.7), ("moco", 0, 0.6), ("moco", 1, 0.81), ("moco", 2, 0.1)],
+                *[("dcl", 0, 0.4), ("dcl", 1, 0.5), ("byol", 0, 0.9)],
+            ]
+        )
+    ]
+    jobs.append(job(9, FAILED, None, method="byol", seed=1))
+    moco, dcl = estimate([0.1, 0.11]), estimate([0.1, 0.2])
+    assert paired(jobs, "accuracy") == [
+        f"moco: accuracy is higher than with simclr by 0.1050 ± {moco.half:.4f}, over 2 seeds",
+        f"dcl: accuracy is lower than with simclr by 0.1500 ± {dcl.half:.4f}, over 2 seeds",
+    ]
+    assert moco.half < estimate([0.6, 0.81]).half / 10  # what the seeds have in common does not widen it
+    assert paired([each for each in jobs if each.swept["method"] == "simclr"], "accuracy") == []
+    assert paired([job(0, temperature=0.1), job(1, temperature=0.2)], "accuracy") == []
+
+
+def test_gpus_are_spread_over_processes(tmp_path: Path) -> None:
+    program = "import os, sys; from contrast.run.gpus import take_one, visible_gpus; take_one(visible_gpus()); "
+    program += "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "4,GPU-7",
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": str(Path(contrast.__file__).parents[1]),
+    }
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", program], env=environment, **pipes) for _ in range(4)]
+    chosen = [process.stdout.readline().strip() for process in processes if process.stdout]
+    for process in processes:
+        process.communicate()
+    assert sorted(chosen) == ["4", "4", "GPU-7", "GPU-7"]
+
+
 # --- whole sweeps
 
 
@@ -197,7 +243,7 @@ def call(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         record = f"record={tmp_path / 'record.jsonl'}"  # a worker process may be older than this test and elsewhere
         monkeypatch.setattr(sys, "argv", ["toy", "--config-path", str(conf), "-m", *arguments, record])
         try:
-            entry.run(toy_task.task, "toy")
+            entry.run(entry.Command(toy_task.task, "toy"))
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -241,6 +287,7 @@ def test_a_sweep_and_the_same_command_again(call: Call, capsys: pytest.CaptureFi
     assert len(list(Path("runs/toy").glob("sweep_*"))) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_continues(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["seed=0,1,2", "checkpoint=true", "hydra.sweep.dir=a"]
     assert call(*command, "stops=1") == 130
@@ -255,6 +302,7 @@ def test_an_interrupted_sweep_continues(call: Call, capsys: pytest.CaptureFixtur
     assert [row["status"] for row in rows(Path("a"))] == ["complete"] * 3
 
 
+@pytest.mark.slow
 def test_another_sweep_in_the_same_folder(call: Call) -> None:
     assert call("seed=0,1", "hydra.sweep.dir=a") == 0
     assert call("seed=1", "hydra.sweep.dir=a") == 0
@@ -262,6 +310,18 @@ def test_another_sweep_in_the_same_folder(call: Call) -> None:
     assert OmegaConf.load("a/0/config.yaml").seed == 1
     assert OmegaConf.load("a/0.aside-1/config.yaml").seed == 0
     assert len(rows(Path("a"))) == 1
+
+
+def test_more_columns_run_no_job_again(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("head=info_nce,nce", "seed=0,1") == 0
+    capsys.readouterr()
+    assert call("head=info_nce,nce", "seed=0,1", "columns=[loss,absent]") == 0
+    assert len(calls()) == 4
+    lines = capsys.readouterr().out.splitlines()
+    (head,) = [row for row, line in enumerate(lines) if line.split()[:2] == ["head", "accuracy"]]
+    assert lines[head].split() == ["head", "accuracy", "loss", "absent", "linear_top1", "n"]
+    assert lines[head + 1].split()[4:6] == ["1.0000", "±"]
+    assert lines[head + 3] == "nce: accuracy is lower than with info_nce by 0.1000 ± 0.0000, over 2 seeds"
 
 
 def test_swept_in_a_file(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +345,34 @@ def test_a_job_is_alone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "LEFT_BEHIND" not in os.environ
 
 
+def test_a_pruned_job_is_no_result(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["head.temperature=0.05,0.1", "seed=0,1", "prunes=1", "hydra.sweep.dir=a"]
+    assert call(*command) == 0
+    out = capsys.readouterr().out
+    assert "pruned: job 3 head.temperature=0.1 seed=1: after 3 epochs" in out
+    assert ["0.1", "0.9000", "0.5000", "1"] in [line.split() for line in out.splitlines()]
+    assert "is lower than" not in out  # the seeds in common are one
+    assert [row["status"] for row in rows(Path("a"))] == ["complete", "pruned", "complete", "pruned"]
+    assert call(*command) == 0
+    assert len(calls()) == 4  # nothing runs again
+
+
+@pytest.mark.slow
+def test_two_processes_with_the_same_sweep_share_its_jobs(conf: Path, tmp_path: Path) -> None:
+    paths = [str(Path(__file__).parent), str(Path(contrast.__file__).parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    words = ["--config-path", str(conf), "-m", f"seed={','.join(map(str, range(12)))}", "hydra.sweep.dir=a"]
+    both = [
+        subprocess.Popen([sys.executable, toy_task.__file__, *words], cwd=tmp_path, env=environment) for _ in range(2)
+    ]
+    assert 0 in [process.wait() for process in both]
+    made = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
+    assert sorted(each["seed"] for each in made) == list(range(12))
+    assert [row["status"] for row in rows(tmp_path / "a")] == ["complete"] * 12
+    assert not list(tmp_path.rglob("*.aside-*"))
+    assert not list(tmp_path.rglob("error.txt"))
+
+
 def test_unknown_metric_fails_the_job(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("seed=0,1", "metric=acuracy", "hydra.sweep.dir=a") == 1
     assert "metric=acuracy is none of the metrics: accuracy" in rows(Path("a"))[0]["reason"]
@@ -296,7 +384,7 @@ def test_unknown_metric_fails_the_job(call: Call, capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_joblib(call: Call) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'contrast[joblib]'")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'contrast-learning[joblib]'")
     command = ["launcher=joblib", "head.temperature=0.05,0.1", "seed=0,1", "fails=1", "hydra.sweep.dir=a"]
     assert call(*command) == 1
     made = calls()
@@ -308,8 +396,24 @@ def test_joblib(call: Call) -> None:
 
 
 @pytest.mark.slow
+def test_jobs_side_by_side_have_a_gpu_each(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'contrast-learning[joblib]'")
+    joblib = pytest.importorskip("joblib")
+    joblib.externals.loky.get_reusable_executor().shutdown()  # workers with the environment of other tests
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert call("launcher=joblib", "seed=0,1,2,3", "hydra.launcher.n_jobs=2") == 0
+    of_process: dict[int, set[str]] = {}
+    for each in calls():
+        of_process.setdefault(each["pid"], set()).add(each["gpus"])
+    assert all(len(gpus) == 1 for gpus in of_process.values())  # CUDA keeps the first one that a process has seen
+    assert set.union(*of_process.values()) == ({"4", "7"} if len(of_process) > 1 else {"4"})
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
+
+
+@pytest.mark.slow
 def test_threads_of_jobs_side_by_side(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'contrast[joblib]'")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'contrast-learning[joblib]'")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     joblib = pytest.importorskip("joblib")
     joblib.externals.loky.get_reusable_executor().shutdown()  # workers with the environment of other tests
@@ -319,7 +423,7 @@ def test_threads_of_jobs_side_by_side(call: Call, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_a_worker_that_dies_does_not_take_the_sweep_along(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'contrast[joblib]'")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'contrast-learning[joblib]'")
     command = ["launcher=joblib", "seed=0,1,2", "dies=1", "checkpoint=true", "hydra.sweep.dir=a"]
     assert call(*command) == 1
     assert "the sweep broke off" in capsys.readouterr().err
@@ -331,7 +435,7 @@ def test_a_worker_that_dies_does_not_take_the_sweep_along(call: Call, capsys: py
 
 @pytest.mark.slow
 def test_submitit(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'contrast[submitit]'")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'contrast-learning[submitit]'")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     command = ["launcher=submitit_local", "seed=0,1", "fails=1", "hydra.sweep.dir=a"]
     assert call(*command) == 1
@@ -340,7 +444,7 @@ def test_submitit(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_ray(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="pip install 'contrast[ray]'")
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="pip install 'contrast-learning[ray]'")
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     command = ["launcher=ray", "seed=0,1,2", "fails=1", "dies=2", "checkpoint=true", "hydra.sweep.dir=a"]
@@ -354,7 +458,7 @@ def test_ray(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_optuna(call: Call) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'contrast[optuna]'")
+    pytest.importorskip("optuna", minversion="3.2", reason="pip install 'contrast-learning[optuna]'")
     command = ["sweep=optuna", "head.temperature=interval(0.01, 0.5)", "seed=range(0, 4)", "fails=1"]
     assert call(*command, "hydra.sweeper.n_trials=8", "hydra.sweep.dir=a") == 1
     written = rows(Path("a"))
@@ -366,5 +470,9 @@ def test_optuna(call: Call) -> None:
     seen = len(calls())
     assert call(*command, "hydra.sweeper.n_trials=10", "hydra.sweep.dir=a") == 1  # the same values, and two more
     assert len(calls()) == seen + len(failed) + 2
+    assert call("sweep=optuna", "seed=range(0, 4)", "prunes=3", "hydra.sweeper.n_trials=8", "hydra.sweep.dir=c") == 0
+    assert {row["seed"] for row in rows(Path("c")) if row["status"] == "pruned"} == {"3"}
+    highest = max(float(row["accuracy"]) for row in rows(Path("c")) if row["status"] == "complete")
+    assert OmegaConf.load("c/optimization_results.yaml").best_value == highest  # 3 had a higher one
     assert call(*command, "hydra.sweeper.sampler.seed=5", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=b") in (0, 1)
     assert rows(Path("b"))[0]["head.temperature"] != written[0]["head.temperature"]

@@ -1,6 +1,7 @@
 """Words, ids, and the tokenizers of transformers."""
 
 import sys
+import unicodedata
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from contrast.data.text.tokenizer import _TOKEN, HFTokenizer, WordTokenizer, tokenizer_of, tokens
+from contrast.data.text.split import Splitter, tokens
+from contrast.data.text.tokenizer import HFTokenizer, WordTokenizer, splitter, tokenizer_of
 from contrast.errors import InputError
 
 TEXTS = ["A dog, a cat.", "a Dog runs", "the cat"]
@@ -91,7 +93,7 @@ def test_what_no_tokenizer_can_be():
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r"'some-model' needs transformers: pip install 'contrast\[transformers\]'"):
+    with pytest.raises(InputError, match=r"needs transformers: pip install 'contrast-learning\[transformers\]'"):
         HFTokenizer("some-model")
 
 
@@ -100,7 +102,7 @@ def test_without_transformers_the_error_says_what_to_install(monkeypatch: pytest
 
 def saved_tokenizer(folder: Path, pad: str | None) -> Path:
     """A tokenizer of words with [CLS] and [SEP] around each text, on disk."""
-    transformers = pytest.importorskip("transformers", reason="pip install 'contrast[transformers]'")
+    transformers = pytest.importorskip("transformers", reason="pip install 'contrast-learning[transformers]'")
     import tokenizers
 
     words = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "a", "dog", "cat", "runs"]
@@ -129,15 +131,54 @@ def test_ids_of_transformers_are_shifted_so_that_0_is_padding_alone(tmp_path: Pa
 
 
 def test_a_tokenizer_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("transformers", reason="pip install 'contrast[transformers]'")
+    pytest.importorskip("transformers", reason="pip install 'contrast-learning[transformers]'")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"transformers has no tokenizer '.*empty'") as caught:
         HFTokenizer(str(tmp_path / "empty"))
     assert "\n" not in str(caught.value)
 
 
+def naive(text: str) -> list[str]:
+    """Characters one by one: letters, digits and marks are a word, Han and kana and all others that show one each."""
+    words, begun = [], False
+    for character in unicodedata.normalize("NFC", text.lower()):
+        kind, name = unicodedata.category(character), unicodedata.name(character, "")
+        alone = name.startswith(("CJK UNIFIED", "CJK COMPAT", "HIRAGANA LETTER", "KATAKANA LETTER"))
+        part = (character.isalnum() or character == "_" or kind[0] == "M") and not alone
+        if part and begun:
+            words[-1] += character
+        elif not character.isspace():
+            words.append(character)
+        begun = part
+    return words
+
+
 @pytest.mark.parametrize(
-    "text", ["plain words 12 a_b", "Capital", "a.b", "a\tb \r", "é a", "", "a\x0bb", "a\x00b", "a\x7fb"]
+    "text",
+    [
+        *("plain words 12 a_b", "Capital", "a.b", "a\tb \r", "é a", "", "a\x0bb", "a\x00b", "a\x7fb", "2 km², x₂"),
+        *("日本語のテキスト", "संस्कृतम् पठ", "ΟΔΟΣ ὁδός", "\u0300 a\u0300", "𐐷𐐲 a𐐷", "𠀀𠀁a", "ﷺ ½ Ⅷ"),
+        "ñ-ñ \U0001d518\U0001d52bi👍",
+    ],
 )
-def test_plain_text_has_a_quicker_way_to_the_same_tokens(text: str):
-    assert tokens(text) == _TOKEN.findall(text.lower())
+def test_words_are_their_definition(text: str):
+    assert tokens(text) == naive(text)
+    assert tokens(f"{text} 👍 𐐷") == [*naive(text), "👍", "𐐷"]  # beyond U+FFFF there is a way of its own
+
+
+def test_characters_without_width_are_no_words():
+    text = "co\u00adope\u00adrate \u200b a\u200bb \u2060 \ufeff ❤\ufe0f मी\u200cटर \u200d"
+    assert tokens(text) == ["cooperate", "a", "b", "❤", "मी\u200cटर"]
+
+
+def test_capitals_and_apostrophes():
+    def words(text: str, **options: bool) -> list[str]:
+        kind = Splitter(**options)
+        return [kind.finish(word) for word in kind.split(text)]
+
+    text = "Don\u2019t say 'Tis O'Neill's"
+    assert words(text, apostrophes=True) == ["don't", "say", "'", "tis", "o'neill's"]
+    assert words(text, keep_case=True)[:2] == ["Don", "\u2019"]
+    assert words("L'Été", keep_case=True, apostrophes=True) == ["L'Été"]
+    with pytest.raises(InputError, match="options of tokenizer=null, not of spaces"):
+        splitter("spaces", keep_case=True)

@@ -117,7 +117,7 @@ def test_what_cannot_be_built_or_read():
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r"'some-model' needs transformers: pip install 'contrast\[transformers\]'"):
+    with pytest.raises(InputError, match=r"needs transformers: pip install 'contrast-learning\[transformers\]'"):
         hf_text("some-model", None, None)
 
 
@@ -126,7 +126,7 @@ def test_without_transformers_the_error_says_what_to_install(monkeypatch: pytest
 
 def saved_model(folder: Path, kind: str) -> str:
     """A model of random weights and 11 tokens on disk."""
-    transformers = pytest.importorskip("transformers", reason="pip install 'contrast[transformers]'")
+    transformers = pytest.importorskip("transformers", reason="pip install 'contrast-learning[transformers]'")
     torch.manual_seed(0)
     sizes = {"vocab_size": 11, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2}
     wide = {**sizes, "intermediate_size": 16, "max_position_embeddings": 8}
@@ -193,7 +193,7 @@ def test_code_that_comes_with_a_model_does_not_run_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained: bool
 ):
     """transformers asks on the terminal; in a run nobody should be asked, nor should code run that nobody asked for."""
-    pytest.importorskip("transformers", reason="pip install 'contrast[transformers]'")
+    pytest.importorskip("transformers", reason="pip install 'contrast-learning[transformers]'")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     model = tmp_path / "model"

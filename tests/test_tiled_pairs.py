@@ -138,7 +138,7 @@ def test_every_exception_is_in_the_tile_it_lies_in(rows: int, columns: int, monk
     monkeypatch.setattr(plans, "TILE_COLUMNS", columns)
     for tiles in (Tiles(B, C, others), Tiles(B, C, others, rows, columns)):
         found = []
-        for rows_of, columns_of, excluded in tiles.parts():
+        for rows_of, columns_of, excluded in tiles.parts:
             width = columns_of.stop - columns_of.start
             for place in [] if excluded is None else excluded.tolist():
                 assert place // width < rows_of.stop - rows_of.start

@@ -77,7 +77,7 @@ def ranked(rank: int, world: int, port: int, folder: str) -> None:
     leave()
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_equal_one_process_with_the_whole_matrix(world: int, tmp_path: Path) -> None:
     mp.spawn(ranked, (world, free_port(), str(tmp_path)), nprocs=world)
     everything = {name: step(case, False, False, slice(IMAGES)) for name, case in CASES.items()}

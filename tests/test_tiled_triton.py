@@ -387,6 +387,7 @@ def results() -> dict[str, str]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @triton_is_there
 @pytest.mark.parametrize("case", cases())
 def test_interpreted(case: str, results: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Word vectors in files: exact round trips, what other programs write and read, and what is wrong with a file."""
 
+import gzip
 import os
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ from contrast.data.text.vectors import load_vectors, save_vectors
 from contrast.errors import InputError
 from contrast.evaluation.words import analogies, nearest_words, similarity_score
 
-SUFFIXES = (".txt", ".vec", ".bin", ".safetensors")
+SUFFIXES = (".txt", ".vec", ".bin", ".safetensors", ".txt.gz", ".vec.gz", ".bin.gz", ".safetensors.gz")
 WORDS = ("the", "naïve", "猫", "don't", ":", "12", "0.5", "</s>", "e\u0301", "\U0001f408")
 
 
@@ -84,6 +85,25 @@ def test_what_other_programs_write(tmp_path: Path) -> None:
         assert torch.equal(vectors, expected), name
 
 
+def test_words_of_glove_with_spaces(tmp_path: Path) -> None:
+    (tmp_path / "glove.txt").write_text("the 1 2\n. . . 3 4\nat name@domain.com 5 6\n")
+    words, vectors = load_vectors(tmp_path / "glove.txt")
+    assert words == ("the", ". . .", "at name@domain.com")
+    assert vectors.tolist() == [[1, 2], [3, 4], [5, 6]]
+    (tmp_path / "w2v.txt").write_text("2 2\nthe 1 2\n. . . 3 4\n")  # where a line says the numbers, this is damage
+    with pytest.raises(InputError, match="line 3 has 4 numbers, not 2"):
+        load_vectors(tmp_path / "w2v.txt")
+
+
+def test_a_model_of_fasttext_and_a_file_that_grows(tmp_path: Path) -> None:
+    (tmp_path / "cc.bin").write_bytes(struct.pack("<2i", 793712314, 12) + bytes(100))
+    with pytest.raises(InputError, match=r"cc\.bin is a model of fastText.*\.vec"):
+        load_vectors(tmp_path / "cc.bin")
+    (tmp_path / "v.bin.gz").write_bytes(gzip.compress(bytes(10**6)))
+    with pytest.raises(InputError, match="more than 100 times as large"):
+        load_vectors(tmp_path / "v.bin.gz")
+
+
 def test_numbers_that_hold_line_feeds_and_spaces(tmp_path: Path) -> None:
     values = torch.from_numpy(np.frombuffer(b"\n \n\n    \n\n\n ", "<f4").copy()).view(3, 1)
     save_vectors(tmp_path / "v.bin", "abc", values)
@@ -140,8 +160,10 @@ def test_where_nothing_can_be_saved(tmp_path: Path, suffix: str) -> None:
 
 
 def test_suffixes(tmp_path: Path) -> None:
-    for name in ("v.pt", "v", "v.txt.gz"):
-        with pytest.raises(InputError, match=rf"files of .txt, .vec, .bin, .safetensors, not '{name}'"):
+    for name in ("v.pt", "v", "v.txt.bz2", "v.gz"):
+        with pytest.raises(
+            InputError, match=rf"files of .txt, .vec, .bin, .safetensors, or one of these and .gz, not '{name}'"
+        ):
             save_vectors(tmp_path / name, "ab", torch.zeros(2, 2))
         with pytest.raises(InputError, match="not 'v"):
             load_vectors(tmp_path / name)
@@ -191,13 +213,13 @@ def test_safetensors_of_something_else(tmp_path: Path) -> None:
             load_vectors(path)
 
 
-# --- gensim, of `pip install 'contrast[bench]'`
+# --- gensim, of `pip install 'contrast-learning[bench]'`
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".txt", ".vec", ".bin"])
 def test_gensim_opens_them(tmp_path: Path, suffix: str) -> None:
-    models = pytest.importorskip("gensim.models", reason="pip install 'contrast[bench]'")
+    models = pytest.importorskip("gensim.models", reason="pip install 'contrast-learning[bench]'")
     path = tmp_path / f"v{suffix}"
     save_vectors(path, WORDS, awkward())
     found = models.KeyedVectors.load_word2vec_format(path, binary=suffix == ".bin")
@@ -211,7 +233,7 @@ def test_gensim_opens_them(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.slow
 def test_gensim_has_the_same_figures(tmp_path: Path) -> None:
-    models = pytest.importorskip("gensim.models", reason="pip install 'contrast[bench]'")
+    models = pytest.importorskip("gensim.models", reason="pip install 'contrast-learning[bench]'")
     generator = torch.Generator().manual_seed(0)
     words = [f"w{i}" for i in range(300)]
     vectors = torch.randn(300, 5, generator=generator)

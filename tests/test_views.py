@@ -13,7 +13,7 @@ from torchvision.io import decode_image
 from torchvision.transforms import RandomResizedCrop
 
 from contrast.errors import InputError
-from contrast.views import SimCLRViews, grid, save_grid
+from contrast.views import SimCLRViews, grid, natural, save_grid
 from contrast.views.geometry import BOX_UNIFORMS, random_boxes
 from contrast.views.simclr import UNIFORMS, augment
 
@@ -237,14 +237,51 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_bad_batches_are_refused():
     views = SimCLRViews(32)
     uniforms = views.draw(4, generator())
-    with pytest.raises(InputError, match=r"\[4, 2, 32, 32\]"):
-        views(images(4, channels=2), uniforms)
+    with pytest.raises(InputError, match=r"\[4, 3, 0, 32\]"):
+        views(images(4, height=0), uniforms)
     with pytest.raises(InputError, match=r"\[3, 32, 32\]"):
         views(images(4)[0], uniforms)
     with pytest.raises(InputError, match="int64"):
         views(images(4).long(), uniforms)
     with pytest.raises(InputError, match=r"\[2, 5, .* not \[2, 4"):
         views(images(5), uniforms)
+
+
+def test_views_of_natural_images_follow_their_size():
+    small, large = natural(32), natural(224, crop_scale=[0.2, 1.0])
+    assert small.recipes == SimCLRViews(32, strength=0.5, blur=0.0).recipes
+    assert large.recipes == SimCLRViews(224, crop_scale=[0.2, 1.0]).recipes
+
+
+def test_all_eight_orientations_are_equally_likely_and_change_nothing_else():
+    settings = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "jitter": 0, "greyscale": 0, "blur": 0}
+    pixels = images(1).repeat(4000, 1, 1, 1)
+    views = SimCLRViews(32, 1, **settings, vertical_flip=0.5, quarter_turns=0.75)
+    (made,) = views(pixels, views.draw(4000, generator()))
+    original = pixels[0] / 255
+    known = [part.rot90(k, (1, 2)) for part in (original, original.flip(2)) for k in range(4)]
+    found = Counter(next(i for i, each in enumerate(known) if torch.allclose(view, each, atol=1e-5)) for view in made)
+    assert len(found) == 8
+    assert all(abs(count - 500) < 100 for count in found.values())
+
+
+def test_new_decisions_leave_the_random_numbers_of_the_others():
+    plain, turned = SimCLRViews(32), SimCLRViews(32, vertical_flip=0.5)
+    uniforms = plain.draw(6, generator())
+    assert torch.equal(uniforms, turned.draw(6, generator()))
+    older = torch.rand(2, 6, UNIFORMS - 2, generator=generator())
+    assert torch.equal(uniforms[..., :-2], older)
+    assert not torch.equal(plain(images(6), uniforms)[0], turned(images(6), uniforms)[0])
+
+
+def test_images_of_any_number_of_channels_have_no_hue():
+    """Every band of one value is a grey image, whose brightness and contrast change as those of a grey image do."""
+    pixels = images(20, channels=1)
+    settings = {"saturation": 0.0, "strength": 1.0}
+    views = SimCLRViews(32, **settings)
+    uniforms = views.draw(20, generator())
+    for one, five in zip(views(pixels, uniforms), views(pixels.expand(-1, 5, -1, -1).clone(), uniforms), strict=True):
+        assert torch.allclose(one.expand(-1, 5, -1, -1), five, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -256,14 +293,25 @@ def test_grid_shows_originals_and_views(channels, tmp_path):
     assert torch.equal(picture[:channels, 2:34, 2:34], pixels[0])
     save_grid(tmp_path / "views.png", pixels, [], images=4, side=32)
     saved = decode_image(str(tmp_path / "views.png"))
-    assert torch.equal(saved, grid(pixels, [], images=4, side=32))
+    assert torch.equal(saved[:, 24:], grid(pixels, [], images=4, side=32))
+    assert saved[:, :24].min() < 128  # the heading
+
+
+@pytest.mark.parametrize(("side", "shown"), [(8, 128), (40, 160), (200, 200), (300, 256)])
+def test_small_images_are_enlarged_without_blur_and_large_ones_keep_their_pixels(side, shown):
+    pixels = torch.rand(2, 3, side, side, generator=generator())
+    picture = grid(pixels, [pixels, pixels[..., ::2, ::2]])
+    assert picture.shape == (3, 2 * (shown + 2) + 2, 3 * (shown + 2) + 2)
+    if shown >= side:
+        expected = (pixels[0] * 255).round().repeat_interleave(shown // side, 1).repeat_interleave(shown // side, 2)
+        assert torch.equal(picture[:, 2 : 2 + shown, 2 : 2 + shown].float(), expected)
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_of_conf_builds_and_runs(file):
     views = instantiate(OmegaConf.load(file), size=32)
     made = views(images(4), views.draw(4, generator()))
-    assert len(made) == len(views.recipes) >= 2
+    assert len(made) == len(views.sizes) >= 2
     assert made[0].shape == (4, 3, 32, 32)
 
 

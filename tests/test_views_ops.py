@@ -7,7 +7,7 @@ from torchvision.transforms import InterpolationMode
 
 from contrast.views.blur import blur_radius, gaussian_blur
 from contrast.views.colour import apply_where_, greyscale, hue, jitter_, jitter_steps, solarise
-from contrast.views.geometry import affine, crop_points, resample
+from contrast.views.geometry import affine, crop_points, resample, resample_each
 
 SHAPES = [(3, 32, 32), (1, 8, 8), (3, 17, 29), (1, 31, 12), (3, 9, 40)]
 KINDS = ["float", "uint8"]
@@ -98,7 +98,10 @@ def test_resized_crop_at_imagenet_size():
     pixels = batch((3, 250, 224), "float", count=2)
     boxes = [[3, 5, 201, 150], [0, 0, 250, 224]]
     expected = [F.resized_crop(i, *b, [224, 224], antialias=True) for i, b in zip(pixels, boxes, strict=True)]
-    compare(resized_crop(pixels, torch.tensor(boxes), 224, torch.zeros(2, dtype=torch.bool)), expected, tolerance=3e-5)
+    flip = torch.tensor([False, True])
+    expected[1] = F.hflip(expected[1])
+    compare(resized_crop(pixels, torch.tensor(boxes), 224, flip), expected, tolerance=3e-5)
+    compare(resample_each(pixels, torch.tensor(boxes), 224, flip), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,6 +112,14 @@ def test_gaussian_blur(shape, radius, kind):
     sigma = torch.tensor([0.1, 0.4, 0.7, 1.0, 1.5, 2.0])
     expected = [F.gaussian_blur(i, [2 * radius + 1] * 2, [s.item()] * 2) for i, s in zip(pixels, sigma, strict=True)]
     compare(gaussian_blur(unit(pixels), sigma, radius), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(115, 170), (150, 60)])
+def test_blur_of_large_images_by_blocks(height, width):
+    """Taps beyond seven standard deviations are left out, and so is a part of the radius."""
+    pixels, sigma = batch((3, height, width), "float", count=3), torch.tensor([0.1, 0.7, 1.9])
+    expected = [F.gaussian_blur(i, [23, 23], [s.item()] * 2) for i, s in zip(pixels, sigma, strict=True)]
+    compare(gaussian_blur(pixels, sigma, 11), expected)
 
 
 def test_blur_radius_is_simclr_s():

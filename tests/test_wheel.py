@@ -19,8 +19,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("hatchling", reason="pip install 'contrast[test]'")
-    pytest.importorskip("build", reason="pip install 'contrast[test]'")
+    pytest.importorskip("hatchling", reason="pip install 'contrast-learning[test]'")
+    pytest.importorskip("build", reason="pip install 'contrast-learning[test]'")
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(CHECKOUT)],
@@ -62,11 +62,17 @@ def test_the_wheel_holds_the_package_and_its_configuration(wheel: Path) -> None:
         text = [archive.read(name) for name in inside]
     conf = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "conf").rglob("*.yaml")}
     code = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "contrast").rglob("*.py")}
-    assert {f"contrast/{name}" for name in conf} | code <= inside
-    assert {name.partition("/")[0] for name in inside} == {"contrast", f"contrast-{contrast.__version__}.dist-info"}
-    assert "contrast-pretrain = contrast.cli.pretrain:main" in scripts
-    assert "contrast-words = contrast.cli.words:main" in scripts
-    assert "contrast-evaluate = contrast.cli.evaluate:main" in scripts
+    page = {f"contrast/report/page.{suffix}" for suffix in ("html", "css", "js")}
+    assert {f"contrast/{name}" for name in conf} | code | page | {"contrast/py.typed"} <= inside
+    assert {name.partition("/")[0] for name in inside} == {
+        "contrast",
+        f"contrast_learning-{contrast.__version__}.dist-info",
+    }
+    assert "contrast-pretrain = contrast.cli.commands:pretrain" in scripts
+    assert "contrast-words = contrast.cli.commands:words" in scripts
+    assert "contrast-cache = contrast.cli.cache:main" in scripts
+    for command in ("evaluate", "embed", "export", "report"):
+        assert f"contrast-{command} = contrast.cli.commands:{command}" in scripts
     assert not any(str(CHECKOUT).encode() in content for content in text)
 
 

@@ -11,6 +11,7 @@ from conftest import Command, figures
 from torch import Tensor
 
 from contrast.data.text.vectors import save_vectors
+from contrast.deploy.words import WordEmbeddings
 from contrast.errors import InputError
 from contrast.evaluation.encoder import word_vectors
 from contrast.evaluation.words import (
@@ -394,13 +395,40 @@ def test_command(evaluate: Command, files: list[str], capfd: pytest.CaptureFixtu
     expected = word_scores(WORDS, vectors, ["pairs.tsv"], "q.txt")
     assert figures("a") == pytest.approx(expected)
     out = capfd.readouterr().out
-    assert "words on 13 words, vectors of 2 numbers" in out
+    assert "v.bin on 13 words, vectors of 2 numbers" in out
     near = ", ".join(f"{word} {value:.2f}" for word, value in nearest_words(vectors, WORDS, "king", 2))
-    assert f"nearest to king: {near}" in out
+    assert f"king: {near}" in out
     rows = dict(line.split() for line in out.splitlines() if line.startswith(("pairs_", "analogies", "mean")))
     assert {name: float(value) for name, value in rows.items()} == pytest.approx(expected, rel=1e-3)
     assert Path("a/environment.json").is_file()
     assert Path("a/config.yaml").is_file()
+
+
+def test_nearest_words_need_no_files(workplace: Path, evaluate: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    """Words beyond ASCII need no quotes, and neither does a path below ~. An unknown word is passed over."""
+    save_vectors("größe.bin", ["größe", "länge", *WORDS], torch.cat([some(), some()[:2]]))
+    words = ["protocol=words", "trainer.accelerator=cpu", "evaluation.neighbours=[größe,zebra,king]"]
+    assert evaluate("checkpoint=größe.bin", *words, "hydra.run.dir=a") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[1:4]] == ["größe", "zebra", "king"]
+    assert "none of the 15 words" in lines[2]
+    assert figures("a") == {}
+
+
+def test_sums_and_differences_of_words() -> None:
+    vectors = some(dim=3)
+    found = WordEmbeddings(WORDS, vectors.float())
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    number = {word: row for row, word in enumerate(WORDS)}
+    positive, negative = ["king", "paris"], ["queen"]
+    target = torch.nn.functional.normalize(sum(unit[number[word]] for word in positive) - unit[number["queen"]], dim=0)
+    scores = {word: float(unit[row] @ target) for word, row in number.items() if word not in (*positive, *negative)}
+    near = found.most_similar(positive, negative, k=4)
+    assert [word for word, _ in near] == sorted(scores, key=lambda word: -scores[word])[:4]
+    assert dict(near) == pytest.approx({word: scores[word] for word, _ in near}, abs=1e-6)
+    assert found.similarity("king", "queen") == pytest.approx(float(unit[number["king"]] @ unit[number["queen"]]))
+    with pytest.raises(InputError, match="neither a positive nor a negative word"):
+        found.most_similar([])
 
 
 def test_command_on_a_run_and_lists(evaluate: Command, files: list[str]) -> None:
@@ -425,7 +453,6 @@ def test_command_on_a_run_and_lists(evaluate: Command, files: list[str]) -> None
         (["checkpoint=q.txt", "data.pairs=pairs.tsv"], ["q.txt holds no word vectors"]),
         (["checkpoint=v.bin", "data.pairs=none.tsv"], ["none.tsv cannot be read"]),
         (["checkpoint=v.bin", "data.pairs=pairs.tsv", "metric=analogies"], ["none of the metrics", "pairs_spearman"]),
-        (["checkpoint=v.bin", "data.pairs=pairs.tsv", "protocol.neighbours=[zebra]"], ["'zebra' is none"]),
         (["checkpoint=v.bin", "data.pairs=unknown.tsv"], ["too few of the words", "among these 13"]),
         (["checkpoint=v.bin", "data=digits"], ["data.pairs and data.analogies, not data._target_"]),
     ],

@@ -27,9 +27,11 @@ fails: null
 stops: null
 exits: null
 dies: null
+prunes: null
 resume: null
 metric: accuracy
 direction: maximize
+columns: []
 """,
     "choosy.yaml": "defaults: [runs, _self_, {data: '???'}]\nname: choosy\n",
     "needy.yaml": "defaults: [toy, _self_]\nneeded: '???'\n",
@@ -53,7 +55,8 @@ def write_conf(folder: Path) -> Path:
         (folder / name).write_text(text)
     shutil.copy(conf_folder() / "runs.yaml", folder)
     shutil.copytree(conf_folder() / "launcher", folder / "launcher")
+    shutil.copytree(conf_folder() / "hydra", folder / "hydra")
     optuna = (conf_folder() / "sweep" / "optuna.yaml").read_text()
     (folder / "sweep").mkdir()
-    (folder / "sweep" / "optuna.yaml").write_text(optuna.partition("    params:")[0])  # the toy has other parameters
+    (folder / "sweep" / "optuna.yaml").write_text(optuna.partition("hydra:\n")[0])  # the toy has other parameters
     return folder

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from contrast import run as entry
 from contrast.errors import InputError
-from contrast.run.folder import metric_of
+from contrast.run.compose import begin
+from contrast.run.folder import PRUNED, metric_of
 
 
 class Net:
@@ -24,6 +26,11 @@ class Net:
         self.widths = [width + 0 for width in widths]
 
 
+def fragile(widths: list[int]) -> int:
+    """What it raises is not an InputError."""
+    return min(widths[:0])
+
+
 def optimizer(parameters: list[int], learn: float) -> tuple[list[int], float]:
     return parameters, learn
 
@@ -31,9 +38,11 @@ def optimizer(parameters: list[int], learn: float) -> tuple[list[int], float]:
 def task(cfg: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     call: dict[str, object] = {"resume": cfg.resume, "seed": cfg.seed, "left": os.environ.get("LEFT_BEHIND")}
-    call |= {"pid": os.getpid(), "threads": torch.get_num_threads()}
+    call |= {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "pid": os.getpid(), "threads": torch.get_num_threads()}
     with Path(cfg.record).open("a") as file:
         file.write(json.dumps({**call, "folder": str(folder), "argv": sys.argv[1:]}) + "\n")
+    if cfg.resume is not None and HydraConfig.get().mode == RunMode.RUN:
+        begin(cfg, folder)
     os.environ["LEFT_BEHIND"] = os.environ.get("LEFT_BEHIND", "") + str(cfg.seed)
     instantiate(cfg.encoder)
     build: Callable[[list[int]], object] = instantiate(cfg.optimizer)
@@ -53,6 +62,8 @@ def task(cfg: DictConfig) -> float | None:
     if cfg.seed == cfg.dies and cfg.resume is None:
         os.kill(os.getpid(), signal.SIGKILL)
     metrics = {"accuracy": 1 - cfg.head.temperature + 0.01 * cfg.seed, "linear_top1": 0.5, "loss": 1.0}
+    if cfg.seed == cfg.prunes:
+        metrics[PRUNED] = 3
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return metric_of(metrics, cfg.metric)
 
@@ -60,4 +71,4 @@ def task(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     import toy_task
 
-    entry.run(toy_task.task, "toy")
+    entry.run(entry.Command(toy_task.task, "toy"))

@@ -3,18 +3,21 @@
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from contrast import run as entry
-from contrast.cli.belongs import refuse_other
+from contrast.cli.data import splits_of
 from contrast.data.images.image_set import Splits
 from contrast.errors import InputError
 from contrast.run.quiet import quiet
 from contrast.training.pretrain_images import pretrain_images
+from contrast.training.trainer import check_settings
 
-# what a checkpoint restores, so that a resumed run cannot change it
-RESTORED = ("encoder", "projector", "predictor", "key", "negatives", "head", "same_label", "optimizer")
+
+def check(cfg: DictConfig) -> None:
+    """Raises InputError for settings that cannot work, whatever the data are."""
+    ranks = check_settings(cfg).world_size
+    if cfg.batch_size % ranks:
+        raise InputError(f"batch_size={cfg.batch_size} does not divide equally among {ranks} devices")
 
 
 def pretrain(cfg: DictConfig) -> float | None:
@@ -23,14 +26,9 @@ def pretrain(cfg: DictConfig) -> float | None:
     `cfg.resume` names a run folder, or a checkpoint in one, to continue.
     """
     quiet()
-    splits = instantiate(cfg.data)
+    splits = splits_of(cfg.data, None, cfg.resume)
     if not isinstance(splits, Splits):
         raise InputError(
             f"{splits.name} is text, and contrast-pretrain trains on images: contrast-words trains on text"
         )
     return pretrain_images(cfg, splits, Path(HydraConfig.get().runtime.output_dir))
-
-
-def main() -> None:
-    refuse_other("contrast-pretrain")
-    entry.run(pretrain, "pretrain", restored=RESTORED)

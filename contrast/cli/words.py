@@ -6,15 +6,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from contrast import run as entry
-from contrast.cli.belongs import refuse_other
 from contrast.data.text.corpus import Corpus
 from contrast.errors import InputError
 from contrast.run.quiet import quiet
 from contrast.training.pretrain_text import pretrain_text
+from contrast.training.trainer import check_settings
 
-# what a checkpoint restores, so that a resumed run cannot change it
-RESTORED = ("encoder", "negatives", "head", "optimizer")
+
+def check(cfg: DictConfig) -> None:
+    """Raises InputError for settings that cannot work, whatever the text is."""
+    ranks = check_settings(cfg).world_size
+    if ranks > 1 and cfg.trainer.strategy not in ("auto", "ddp"):
+        raise InputError(f"trainer.strategy={cfg.trainer.strategy}: models of text on several devices need ddp")
 
 
 def words(cfg: DictConfig) -> float | None:
@@ -27,8 +30,3 @@ def words(cfg: DictConfig) -> float | None:
     if not isinstance(corpus, Corpus):
         raise InputError(f"{corpus.name} is a set of images, and contrast-words trains on text: contrast-pretrain")
     return pretrain_text(cfg, corpus, Path(HydraConfig.get().runtime.output_dir))
-
-
-def main() -> None:
-    refuse_other("contrast-words")
-    entry.run(words, "words", restored=RESTORED)

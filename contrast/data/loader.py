@@ -1,20 +1,26 @@
-"""Batches in an order that is a pure function of (seed, epoch), from any position on, and their place under Lightning.
+"""Batches in an order that is a pure function of (seed, epoch), from any position on.
 
 B images of the global batch (over all ranks), W ranks, N images or places of a text, T places of a span.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import pickle
+import shutil
+import signal
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from contrast.data.images.image_set import Batch, ImageFiles, Images
-from contrast.errors import InputError
+from contrast.errors import InputError, named_errors
 
 _T = TypeVar("_T")
 
@@ -104,7 +110,11 @@ class Batches(Resumable[Batch]):
         if len(images) == 0:
             raise InputError("the data set is empty")
         if shuffle and len(images) < batch_size:
-            raise InputError(f"a data set of {len(images)} images does not fill one batch of {batch_size}")
+            most = len(images) // world_size * world_size
+            raise InputError(
+                f"a data set of {len(images)} images does not fill one batch of {batch_size}: batch_size={most} is the "
+                "largest that it does"
+            )
         self.device = None if device is None else torch.device(device)
         if isinstance(images, Images) and self.device is not None:
             images = images.to(self.device)
@@ -112,6 +122,7 @@ class Batches(Resumable[Batch]):
             images = replace(images, on_error="raise")  # no image may be measured by the label of another
         self.images, self.batch_size, self.shuffle = images, batch_size, shuffle
         self.rank, self.world_size, self.workers = rank, world_size, workers
+        self._epoch = _Epoch()
 
     def __len__(self) -> int:
         """Batches of a whole epoch, whatever the limit: Lightning applies its own to this number."""
@@ -131,37 +142,91 @@ class Batches(Resumable[Batch]):
     def read(self, epoch: int, positions: range) -> Iterator[Batch]:
         order = self.order(epoch)
         if isinstance(self.images, ImageFiles):
-            yield from self._decoded(self.images, [self.rows(order, position) for position in positions])
+            yield from self._decoded([self.rows(order, position) for position in positions])
         else:
             order = order.to(self.images.labels.device)  # once an epoch, so that no step waits for a copy
             yield from (self.images.take(self.rows(order, position)) for position in positions)
 
-    def _decoded(self, images: ImageFiles, rows: list[Tensor]) -> Iterator[Batch]:
-        loader: DataLoader[Batch | InputError] = DataLoader(
-            _Decoding(images),  # type: ignore[arg-type]
+    def _decoded(self, rows: list[Tensor]) -> Iterator[Batch]:
+        self._epoch.rows = rows
+        with named_errors((OSError,), f"{self.workers} workers cannot be started, try fewer or workers=0"):
+            batches = iter(self._loader)  # each takes some of /dev/shm, a process and a few open files
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            if isinstance(batch, bytes):
+                batch = pickle.loads(batch)
+            yield batch if self.device is None else batch.to(self.device)
+
+    @cached_property
+    def _loader(self) -> DataLoader[Batch | bytes | InputError]:
+        """Its workers live as long as this object, since starting them for every epoch takes time."""
+        images = self.images
+        assert isinstance(images, ImageFiles)
+        batch_bytes = self.batch_size // self.world_size * images.channels * images.size**2
+        waiting = 2 * self.workers + 2  # torch's prefetch_factor for each worker, and those on their way
+        return DataLoader(
+            _Decoding(images, by_pipe=self.workers > 0 and not has_shared_memory(waiting * batch_bytes)),  # type: ignore[arg-type]
             batch_size=None,  # an item is a whole batch
-            sampler=rows,
+            sampler=self._epoch,
             num_workers=self.workers,
+            worker_init_fn=_ignore_signals,
+            persistent_workers=self.workers > 0,
             generator=torch.Generator(),  # the default would draw from torch's global one, whose state is resumed
             pin_memory=self.device is not None and self.device.type == "cuda",
         )
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch if self.device is None else batch.to(self.device)
+
+
+class _Epoch(Sampler[Tensor]):
+    """The rows of each batch that is still to come in the current epoch."""
+
+    rows: Sequence[Tensor] = ()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and a closed terminal reach the whole process group; the first process ends its workers after the step."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @dataclass
 class _Decoding:
-    """ImageFiles as a data set of torch whose items are whole batches."""
+    """ImageFiles as a data set of torch whose items are whole batches.
+
+    by_pipe  a batch is bytes, which torch sends through a pipe; tensors it would move to shared memory
+    """
 
     images: ImageFiles
+    by_pipe: bool
 
-    def __getitem__(self, rows: Tensor) -> Batch | InputError:
+    def __getitem__(self, rows: Tensor) -> Batch | bytes | InputError:
         try:
-            return self.images.take(rows)
+            batch = self.images.take(rows)
+            return pickle.dumps(batch) if self.by_pipe else batch
         except InputError as error:
             return error  # raised in a worker it would arrive with a traceback in its message
+
+
+def has_shared_memory(needed: int, folder: str = "/dev/shm") -> bool:
+    """Whether so many bytes of shared memory are free; a warning if not.
+
+    Containers have 64 MB by default. A worker of torch that finds none dies, and its loader waits for ever.
+    """
+    free = shutil.disk_usage(folder).free if Path(folder).is_dir() else math.inf
+    if free < needed:
+        warnings.warn(
+            f"{folder} has {free / 1e6:.3g} MB free, and batches of images need {needed / 1e6:.3g}: workers send them "
+            "through pipes, which takes longer (docker run --shm-size=... gives more)",
+            stacklevel=2,
+        )
+    return free >= needed
 
 
 class Span(NamedTuple):
@@ -177,91 +242,19 @@ class Spans(Resumable[Span]):
     size   T, places of a span; the last of an epoch may be shorter
     seed   of the order of the spans in each epoch; with one span there is none
     limit  spans after which an epoch ends early; None: all are read
+    places  of the longest text among the ranks, on which all have equally many spans; None: N
     """
 
-    def __init__(self, ids: Tensor, size: int, seed: int, limit: int | None = None) -> None:
+    def __init__(self, ids: Tensor, size: int, seed: int, limit: int | None = None, places: int | None = None) -> None:
         super().__init__(seed, limit)
         if size < 1:
             raise InputError(f"a span has 1 place or more, got {size}")
-        self.ids, self.size = ids, size
+        self.ids, self.size, self.places = ids, size, len(ids) if places is None else places
 
     def __len__(self) -> int:
         """Spans of a whole epoch, whatever the limit: Lightning applies its own to this number."""
-        return -(-len(self.ids) // self.size)
+        return -(-self.places // self.size)
 
     def read(self, epoch: int, positions: range) -> Iterator[Span]:
         for start in self.permutation(epoch, len(self))[positions.start : positions.stop] * self.size:
             yield Span(self.ids[start : start + self.size].long())
-
-
-class ResumableData(pl.LightningDataModule):
-    """The batches that `loader` makes, under Lightning, resumable at every step.
-
-    The position in the data is saved here. Lightning saves that of a loader too, but loads it only in the middle of
-    an epoch, and not at all once `trainer.estimated_stepping_batches` was read. As the position is that of the
-    last batch handed out, checkpoints must be written between the end of a step and the start of the next one; and
-    after the last batch of an epoch in `on_train_epoch_end`, since Lightning (2.6) miscounts epochs when it resumes
-    from that batch's `on_train_batch_end`: harmless once, but a second interruption repeats an epoch.
-    """
-
-    batches: Resumable | None = None
-    _start: Mapping[str, int] | None = None  # position from a checkpoint, for batches to come
-
-    def loader(self, trainer: pl.Trainer) -> Resumable:
-        raise NotImplementedError
-
-    def setup(self, stage: str) -> None:
-        self.batches, self._start = None, None
-
-    def train_dataloader(self) -> Resumable:
-        assert self.trainer is not None
-        batches = self.loader(self.trainer)
-        limit = self.trainer.limit_train_batches  # a number of batches or a share of them
-        batches.limit = limit if isinstance(limit, int) else int(limit * len(batches))
-        start = self._start if self.batches is None else self.batches.state_dict()
-        if start is not None:
-            batches.load_state_dict(start)
-        self.batches = batches
-        return batches
-
-    def state_dict(self) -> dict[str, int]:
-        return {} if self.batches is None else self.batches.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        if self.batches is None:
-            self._start = state_dict
-        else:  # strategies that restore late
-            self.batches.load_state_dict(state_dict)
-
-
-class PretrainData(ResumableData):
-    """Batches of `images` for this rank, on its device.
-
-    batch_size is that of a step over all ranks; seed is of the order; workers decode ImageFiles.
-    """
-
-    def __init__(self, images: Images | ImageFiles, batch_size: int, seed: int = 0, workers: int = 0) -> None:
-        super().__init__()
-        self.images, self.batch_size, self.seed, self.workers = images, batch_size, seed, workers
-
-    def loader(self, trainer: pl.Trainer) -> Batches:
-        return Batches(
-            self.images,
-            self.batch_size,
-            self.seed,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            device=trainer.strategy.root_device,
-            workers=self.workers,
-        )
-
-
-class SpanData(ResumableData):
-    """The spans of a run, in one process."""
-
-    def __init__(self, ids: Tensor, size: int, seed: int) -> None:
-        super().__init__()
-        self.ids, self.size, self.seed = ids, size, seed
-
-    def loader(self, trainer: pl.Trainer) -> Spans:
-        return Spans(self.ids, self.size, self.seed)

@@ -5,16 +5,19 @@
     features = cached(folder, f"features/{key}", lambda: {"features": compute()})["features"]
 
 An entry is one file of safetensors that is whole or absent, so many processes may share a folder: two that make the
-same entry write the same bytes, and it does not matter which is last. Every tensor has a checksum.
+same entry write the same bytes, and it does not matter which is last. Every tensor has a checksum. The entries that
+were not used for the longest time are removed where a new one exceeds $CONTRAST_CACHE_GB (50 by default).
 """
 
 import json
+import logging
 import os
+import re
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -24,7 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contrast.atomic import WRITING, replacing
-from contrast.errors import InputError
+from contrast.errors import named_errors, one_line
+
+log = logging.getLogger(__name__)
 
 _STALE_SECONDS = 24 * 3600  # an unfinished file of this age belongs to a process that died
 _warned: set[str] = set()  # folders that could not be written
@@ -66,9 +71,14 @@ def cached(folder: str | Path, key: str, make: Callable[[], dict[str, Tensor]]) 
     and the tensors are returned all the same.
     """
     path = Path(folder) / f"{key}.safetensors"
-    if path.exists():
+    if os.path.exists(path):  # False, too, in a folder of which this process may not know
         try:
-            return _read(path)
+            tensors = _read(path)
+            with suppress(OSError):  # another user's file
+                os.utime(path)  # `_make_room` removes the oldest
+            if (size := path.stat().st_size) > 1e6:
+                log.info("from the cache: %s (%.3g MB)", path, size / 1e6)
+            return tensors
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             warnings.warn(f"the cache file {path} is damaged ({one_line(error)}): it is made again", stacklevel=2)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
@@ -76,12 +86,40 @@ def cached(folder: str | Path, key: str, make: Callable[[], dict[str, Tensor]]) 
         _remove_stale(path.parent)
         with replacing(path) as temporary:
             save_tensors(tensors, temporary, {name: _checksum(tensor) for name, tensor in tensors.items()})
+        _make_room(Path(folder), path)
         return _read(path)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         if str(folder) not in _warned:
             _warned.add(str(folder))
             warnings.warn(f"cannot write to the cache in {folder} ({one_line(error)}): going on without", stacklevel=2)
         return tensors
+
+
+def entries(folder: Path) -> dict[Path, os.stat_result]:
+    """The files of the cache in `folder` and its subfolders; the least recently used first."""
+    found = {}
+    for path in folder.rglob("*"):
+        if re.fullmatch(r"[0-9a-f]{32}\.(safetensors|txt)", path.name):
+            with suppress(FileNotFoundError):  # another process removed it
+                found[path] = path.stat()
+    return dict(sorted(found.items(), key=lambda item: item[1].st_mtime_ns))
+
+
+def limit_gb() -> float:
+    """What the cache may take, in GB."""
+    text = os.environ.get("CONTRAST_CACHE_GB", "50")
+    with named_errors((ValueError,), "CONTRAST_CACHE_GB is a number of GB"):
+        return float(text)
+
+
+def _make_room(folder: Path, kept: Path) -> None:
+    """Removes the entries that were not used for the longest time, down to the limit, and never the one at `kept`."""
+    found = entries(folder)
+    excess = sum(status.st_size for status in found.values()) - limit_gb() * 1e9
+    for path, status in found.items():
+        if excess > 0 and path != kept:
+            path.unlink(missing_ok=True)
+            excess -= status.st_size
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -122,16 +160,3 @@ def _remove_stale(folder: Path) -> None:
         with suppress(FileNotFoundError):  # another process removed it
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()
-
-
-@contextmanager
-def named_errors(kinds: tuple[type[Exception], ...], what: str) -> Iterator[None]:
-    """Errors of these kinds as an InputError of one line, which says `what` went wrong, and why."""
-    try:
-        yield
-    except kinds as error:
-        raise InputError(f"{what}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

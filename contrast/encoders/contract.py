@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import chain
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from contrast.encoders.pretrained import pretrained
 from contrast.errors import InputError
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -25,13 +27,27 @@ class Encoder(Protocol):
     def __call__(self, inputs: Tensor, /) -> Tensor: ...
 
 
-def finish(net: Net, num_features: int, channels_last: bool = False, compile: bool = False) -> Net:
+def finish(
+    net: Net,
+    num_features: int,
+    channels_last: bool = False,
+    compile: bool = False,
+    weights: str | Path | None = None,
+    prefix: str | None = None,
+    frozen: bool = False,
+) -> Net:
     """`net` with the attribute `num_features`, changed in place. The keys of its state dict stay the same.
 
+    weights, prefix  the weights to start from, and what their keys start with: `contrast.encoders.pretrained`
     channels_last  stores the weights of convolutions as NHWC; their outputs are then NHWC for inputs of any layout
+    frozen         the net does not learn: no gradient, and eval mode in training
     compile        compiles `net` at its first call. A deepcopy of it (a momentum encoder) is not compiled
     """
     net.num_features = num_features  # type: ignore[assignment]
+    if weights is not None:
+        pretrained(net, weights, prefix)
+    if frozen:
+        net.eval().requires_grad_(False)  # Lightning leaves the mode of each module as it is
     if channels_last:
         net.to(memory_format=torch.channels_last)
     if compile:

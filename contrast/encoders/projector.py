@@ -17,10 +17,12 @@ def mlp(
 ) -> nn.Sequential:
     """A projection head (projector) of linear layers with ReLU between them, [B, in_features] -> [B, out_features].
 
+    out_features     D, dimensions of a projection
     hidden_features  None: as wide as the input
     layers           number of linear layers. 0: no projection head, the output is the input, `out_features` is ignored
     norm             batch norm before every ReLU
-    last_norm        batch norm after the last layer, with a learned scale and shift if `last_affine`
+    last_norm        batch norm after the last layer
+    last_affine      that norm has a learned scale and shift
     A linear layer before batch norm has no bias, because the norm subtracts the mean.
 
     SimCLR (Chen et al. 2020a): 2 layers, hidden as wide as the input, 128 out. SimCLR v2 (2020b): 3 layers.

@@ -4,6 +4,7 @@ Every builder is called as `builder(vocabulary=V, length=L)`. Ids are int64. The
 text of nothing but padding has features of zero.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from contrast.encoders.contract import finish
 from contrast.errors import InputError
+from contrast.network import look_for_the_hub
 
 PADDING = 0
 
@@ -90,14 +92,18 @@ def hf_text(
     pretrained: bool = True,
     trust_remote_code: bool = False,
     compile: bool = False,
+    frozen: bool = False,
     **options: Any,
 ) -> HFText:
-    """Any `transformers.AutoModel` by name or local folder, [B, L] -> [B, F]: `pip install 'contrast[transformers]'`.
+    """A `transformers.AutoModel` by name or folder, [B, L] -> [B, F]: `pip install 'contrast-learning[transformers]'`.
 
+    name                of the model, or its folder
     vocabulary, length  of the tokenizer (`HFTokenizer(name)`) and of its texts; None: they are not checked
     pretrained          False: the same architecture with random weights
     trust_remote_code   True: run Python code that comes with the model. The default refuses it without asking
+    frozen              the model does not learn: no gradient, and eval mode in training
     options             entries of the model's configuration to change: attention_dropout=0.1, ...
+                        use_safetensors=False reads weights in the older format, too, which is a pickle
     The ids are those of HFTokenizer, which are shifted by one. The mean is over all tokens, special ones included, as
     in Sentence-BERT (Reimers and Gurevych 2019). Of a two-tower model (CLIP, SigLIP) the text tower is taken, of an
     encoder-decoder (T5) the encoder. Layers behind the hidden states (poolers) are removed, because they would have no
@@ -109,10 +115,13 @@ def hf_text(
     try:
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
-        message = f"the text encoder '{name}' needs transformers: pip install 'contrast[transformers]'"
+        message = f"the text encoder '{name}' needs transformers: pip install 'contrast-learning[transformers]'"
         raise InputError(message) from error
+    if not Path(name).exists():
+        look_for_the_hub()
     try:
         if pretrained:
+            options = {"use_safetensors": True, **options}  # the older format is a pickle
             net = AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
         else:
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
@@ -134,7 +143,7 @@ def hf_text(
     for part in net.modules():
         if isinstance(part, nn.Embedding):
             part.weight.no_decay = True  # type: ignore[attr-defined]
-    return finish(HFText(net.float()), net.config.hidden_size, compile=compile)
+    return finish(HFText(net.float()), net.config.hidden_size, compile=compile, frozen=frozen)
 
 
 def attention_mask(text: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from contrast.errors import InputError
 class WordTable(nn.Module):
     """Vectors of `num_ids` words with `num_features` each, at first in +-1 / (2 num_features), as in word2vec.c.
 
+    num_features  dimensions of a vector
     forward(ids int64 [...]) -> [..., num_features]. Its gradient is sparse, so no tensor of the table's size is made.
     """
 
@@ -26,6 +27,10 @@ class WordTable(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight, sparse=True)
+
+    def whole(self) -> Tensor:
+        """The vectors of all words, [num_ids, D]."""
+        return self.weight
 
 
 class GRU(nn.Module):

@@ -1,28 +1,32 @@
 """A trained encoder from a checkpoint of this library or a file of plain weights; word vectors from a run or a file."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import ListConfig
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from contrast.data.images.image_set import ImageFiles, Images
-from contrast.data.text.vectors import load_vectors
+from contrast.data.text.vectors import SAFE, load_vectors
 from contrast.encoders.normalize import Normalize
+from contrast.encoders.pretrained import Checkpoint, Weights, is_own, pretrained, published, statistics_of
+from contrast.encoders.subwords import Subwords
 from contrast.encoders.weights import load_encoder
 from contrast.errors import InputError
 from contrast.facts import complete
 from contrast.keys import Second
-from contrast.old_names import current
+from contrast.trust import Config, Trust, from_file
 
+Part = TypeVar("Part", bound=nn.Module)
 VECTORS = "vectors.safetensors"  # in the folder of a run that learned words
 # Options that make a builder read or download weights, and their value without: of timm and transformers, torchvision
 WITHOUT_WEIGHTS = {"pretrained": False, "checkpoint_path": "", "weights": None}
-
-
-Checkpoint = Mapping[str, Any]  # the contents of a file of torch
 
 
 class Frozen(nn.Module):
@@ -54,65 +58,91 @@ class Towers(Frozen):
         return self.key.embed(tokens)  # [B, L] -> [B, D]
 
 
-def checkpoint_file(path: str | Path) -> Path:
-    """The checkpoint that `path` means: itself, or `checkpoints/last.ckpt` of a run folder."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}")
-    return path
-
-
-def is_own(saved: Checkpoint) -> bool:
-    """Whether this is a checkpoint of this library, which carries its configuration."""
-    return isinstance(saved.get("config"), Mapping) and isinstance(saved.get("state_dict"), Mapping)
-
-
-def from_checkpoint(saved: Checkpoint, encoder_cfg: DictConfig | None = None) -> Frozen:
+def from_checkpoint(saved: Checkpoint, encoder_cfg: Config | None = None, trust: Trust = False) -> Frozen:
     """The encoder of a checkpoint of this library, built from the configuration inside it; `Towers` if of captions too.
 
     All weights come from the checkpoint: options that ask for pretrained weights are ignored.
 
     encoder_cfg  builds another architecture instead; the weights must fit it exactly, or InputError lists the keys
+    trust        what the configuration may call besides the parts of this library: see `contrast.trust`
     """
-    config: Any = current(saved["config"])
-    state = saved["state_dict"]
-    images, text = config["images"], config.get("text")
-    encoder = architecture(encoder_cfg or config["encoder"], in_channels=images["channels"], image_size=images["size"])
-    load_encoder(encoder, saved)
-    normalize = Normalize(state["normalize.mean"].flatten(), state["normalize.std"].flatten())
+    parts = ["images", *([] if encoder_cfg else ["encoder"])]
+    parts += ["text", "key", "projector"] if saved["config"].get("text") else []
+    config = from_file(
+        {name: saved["config"].get(name) for name in parts}, "the checkpoint", trust, ignored=WITHOUT_WEIGHTS
+    )
+    state, text = saved["state_dict"], config.get("text")
+    mean, std = state.get("normalize.mean"), state.get("normalize.std")
+    if any(not isinstance(config[name], Mapping) for name in parts if name != "text" or text):
+        raise InputError(f"the checkpoint does not hold what an encoder is built from: {', '.join(parts)}")
+    if not (isinstance(mean, Tensor) and isinstance(std, Tensor)):
+        raise InputError("the checkpoint does not say how images are normalised")
+    facts = {"in_channels": config["images"].get("channels"), "image_size": config["images"].get("size")}
+    encoder = loaded(lambda: architecture(encoder_cfg or config["encoder"], **facts), saved, "encoder.")
+    normalize = Normalize(mean.flatten(), std.flatten())
     part = architecture(config["key"], _partial_=True) if text else None
     if getattr(part, "func", None) is not Second:  # no captions, or none that the run was trained on
         return Frozen(normalize, encoder)
-    projector = architecture(config["projector"], in_features=encoder.num_features)
-    key = complete(part, {**text, "dim": projector.num_features})
-    load_encoder(projector, saved, prefix="projector.")
-    load_encoder(key, saved, prefix="key.")
+    projector = loaded(lambda: architecture(config["projector"], in_features=encoder.num_features), saved, "projector.")
+    dim = projector.num_features
+    facts = {**config["text"], "dim": dim}
+    key = loaded(lambda: complete(architecture(config["key"], _partial_=True), facts), saved, "key.")
     return Towers(normalize, encoder, projector, key)
 
 
-def from_weights(saved: Checkpoint, encoder_cfg: DictConfig | None, images: Images | ImageFiles) -> Frozen:
-    """The encoder of a file of plain weights, which does not hold its architecture: `encoder_cfg` builds it.
+def loaded(make: Callable[[], Part], saved: Checkpoint, prefix: str) -> Part:
+    """What `make` builds, with its weights out of the checkpoint.
 
-    Pixels are normalised by the statistics of `images`, the training set of the evaluation.
+    It is built without memory first (torch's meta device), so that a checkpoint whose weights do not fit the sizes
+    that it claims is refused before these are allocated.
     """
+    sketch = None
+    with suppress(Exception), torch.device("meta"):  # an architecture may need values while it is built
+        sketch = make()
+    if sketch is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that nothing is copied
+            load_encoder(sketch, saved, prefix)
+    net = make()
+    load_encoder(net, saved, prefix)
+    return net
+
+
+def from_source(
+    weights: Weights,
+    encoder_cfg: Config | None,
+    images: Images | ImageFiles,
+    prefix: str | None = None,
+    size: int | None = None,
+) -> Frozen:
+    """The encoder of a checkpoint of this library, or of plain weights, which `encoder_cfg` builds for `images`.
+
+    Names of torchvision and timm say their architecture, other plain weights do not. Pixels are normalised as the
+    weights were trained; where they do not say how, by the statistics of `images`.
+
+    prefix  of the encoder's keys in plain weights, as in `load_encoder`
+    size    pixels a side of what it is called with, where this is not the size of `images`
+    """
+    if is_own(weights.contents):
+        return from_checkpoint(weights.contents, encoder_cfg)
+    encoder_cfg = encoder_cfg or published(weights.label)
     if encoder_cfg is None:
         raise InputError("plain weights do not name their architecture: give encoder=...")
-    encoder = architecture(encoder_cfg, in_channels=images.channels, image_size=images.size)
-    load_encoder(encoder, saved)
-    return Frozen(Normalize(*images.statistics()), encoder)
+    encoder = architecture(encoder_cfg, in_channels=images.channels, image_size=size or images.size)
+    pretrained(encoder, weights, prefix)
+    return Frozen(Normalize(*statistics_of(encoder, images)), encoder)
 
 
 def architecture(node: Mapping[str, object], **facts: object) -> Any:
     """What the configuration `node` builds when it is called with `facts`, without reading or downloading weights."""
-
-    def without_weights(part: object) -> object:
-        if isinstance(part, Mapping):
-            return {key: WITHOUT_WEIGHTS.get(key, without_weights(value)) for key, value in part.items()}
-        return [without_weights(item) for item in part] if isinstance(part, list | ListConfig) else part
-
     return instantiate(without_weights(node), **facts)
+
+
+def without_weights(part: Any) -> Any:
+    """The configuration `part` as plain containers, without options that read or download weights."""
+    if isinstance(part, Mapping):
+        return {key: WITHOUT_WEIGHTS.get(key, without_weights(value)) for key, value in part.items()}
+    return [without_weights(item) for item in part] if isinstance(part, list | ListConfig) else part
 
 
 def word_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
@@ -124,3 +154,14 @@ def word_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     if path.is_dir() and not (path / VECTORS).is_file():
         raise InputError(f"{path} has no {VECTORS}: it is no run of word embeddings, or has not ended yet")
     return load_vectors(path / VECTORS if path.is_dir() else path)
+
+
+def subwords_of(path: str | Path) -> Subwords | None:
+    """The n-grams in the run or the file of which `word_vectors` are, if it has them."""
+    path = Path(path).expanduser()
+    path = path / VECTORS if path.is_dir() else path
+    if path.suffix not in SAFE:
+        return None
+    with safe_open(path, "pt") as file:
+        names = [name for name in sorted(file.keys()) if name.startswith("subword")]
+        return Subwords.of({name: file.get_tensor(name) for name in names}) if names else None

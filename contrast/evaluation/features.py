@@ -3,9 +3,9 @@
 N images, B of a batch, C channels, H x W pixels, F features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from contrast.data.images.folder import stamps
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.loader import Batches
 from contrast.data.store import cached, digest
 from contrast.errors import InputError
 from contrast.ids import as_ids
+from contrast.trust import Config
 
 Labelled = tuple[Tensor, Tensor | ArrayLike]  # features [N, F], labels [N]
 
@@ -33,6 +33,9 @@ class EvaluationData:
     cache    the folder that keeps the features of an encoder that is a module; None: they are kept in memory only
     trainer  options of Lightning's trainer, for a protocol that trains the encoder
     seed     of what a protocol draws at random
+    folder   where a protocol may leave files; None: nowhere
+    config   of the run that trained the encoder, for a checkpoint that a protocol writes
+    details  what a protocol leaves here goes to metrics.json, too: accuracies by class, a confusion matrix
     """
 
     encoder: Callable[[Tensor], Tensor]
@@ -44,6 +47,9 @@ class EvaluationData:
     batch_size: int = 512
     workers: int = 0
     seed: int = 0
+    folder: Path | None = None
+    config: Config = field(default_factory=dict)
+    details: dict[str, object] = field(default_factory=dict)
 
     @cached_property
     def train_features(self) -> Tensor:
@@ -69,7 +75,7 @@ def content(images: Images | ImageFiles) -> Tensor | list[object]:
     """What features of the images depend on: the pixels; of files their names, sizes and times, and their decoding."""
     if isinstance(images, Images):
         return images.pixels
-    return [stamps(images.root, images.names), images.size, images.channels, images.on_error]
+    return [images.stamp(), images.decoding, images.on_error]
 
 
 @contextmanager
@@ -92,33 +98,56 @@ def features(
     device: torch.device | str | None = None,
     desc: str = "features",
     workers: int = 0,
+    progress: bool = True,
 ) -> Tensor:
-    """Features of every image in order, [N, F] float32 on the CPU.
+    """Features of every image in order, [N, F] float32 on the CPU; `batch_features` of their pixels.
+
+    device: by default that of the encoder's parameters. InputError for an empty set.
+    """
+    device = torch.device(device or device_of(encoder))
+    batches = Batches(images, batch_size, seed=0, shuffle=False, device=device, workers=workers)
+    return batch_features(encoder, (batch.pixels for batch in batches), len(images), device, desc, progress)
+
+
+def device_of(encoder: Callable[[Tensor], Tensor]) -> torch.device:
+    """Where the parameters of an encoder are; the CPU, if it has none."""
+    parameters = encoder.parameters() if isinstance(encoder, nn.Module) else ()
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+def batch_features(
+    encoder: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    count: int,
+    device: torch.device,
+    desc: str = "features",
+    progress: bool = True,
+) -> Tensor:
+    """Features of batches of images in order, [N, F] float32 on the CPU. N is `count`.
 
     encoder maps uint8 pixels [B, C, H, W] to [B, F]. It runs in eval mode without gradients; the training mode of
-    each of its modules is restored. device: by default that of the encoder's parameters. Autocast is the
-    caller's. A bar shows what takes longer than a second. InputError for an empty set and for an encoder that
-    does not return [B, F].
+    each of its modules is restored. Autocast is the caller's. A bar shows what takes longer than a second.
+    InputError for an empty set and for an encoder that does not return [B, F].
     """
-    parameters = encoder.parameters() if isinstance(encoder, nn.Module) else ()
-    device = torch.device(device or next((parameter.device for parameter in parameters), "cpu"))
+    if count == 0:
+        raise InputError(f"{desc}: there is nothing to embed")
     rows, done = torch.empty(0), 0
-    bar = tqdm(total=len(images), desc=desc, unit="image", delay=1, leave=False)
+    bar = tqdm(total=count, desc=desc, unit="image", delay=1, leave=False, disable=not progress)
     with evaluating(encoder), bar:
-        for batch in Batches(images, batch_size, seed=0, shuffle=False, device=device, workers=workers):
+        for pixels in batches:
             with torch.inference_mode():
-                result = encoder(batch.pixels)
-            if result.ndim != 2 or len(result) != len(batch.pixels):
-                raise InputError(f"{desc}: {len(batch.pixels)} images gave {list(result.shape)}, not [B, F]")
+                result = encoder(pixels.to(device))
+            if result.ndim != 2 or len(result) != len(pixels):
+                raise InputError(f"{desc}: {len(pixels)} images gave {list(result.shape)}, not [B, F]")
             if done == 0:  # outside inference mode, so that a probe may train on it
                 pinned = device.type == "cuda"  # the device does not wait for the copy
-                rows = torch.empty(len(images), result.shape[1], dtype=torch.float32, pin_memory=pinned)
+                rows = torch.empty(count, result.shape[1], dtype=torch.float32, pin_memory=pinned)
             rows[done : done + len(result)].copy_(result, non_blocking=True)
             done += len(result)
             bar.update(len(result))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    assert done == len(images)
+    assert done == count
     return rows
 
 

@@ -3,6 +3,7 @@
 N training rows, M test rows, F features, K classes, k neighbours.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,12 @@ def nearest(query: Tensor, train: Tensor, k: int, block: int) -> tuple[Tensor, T
     return best, rows
 
 
+def check_vote(k: int, temperature: float) -> None:
+    """InputError for settings of a vote that are out of range."""
+    if k < 1 or not 0 < temperature < math.inf:
+        raise InputError(f"kNN: k ({k}) must be at least 1 and the temperature ({temperature}) a number above 0")
+
+
 @torch.no_grad()
 def knn_predict(
     train: Tensor,
@@ -62,10 +69,9 @@ def knn_predict(
     """
     train_labels = check_labelled(train, train_labels, "kNN, training set")
     check_finite(test, "kNN, test set", width=train.shape[1])
-    if k < 1 or not temperature > 0 or min(test_block, train_block) < 1:
-        raise InputError(
-            f"kNN: k ({k}), temperature ({temperature}) and blocks ({test_block}, {train_block}) must be positive"
-        )
+    check_vote(k, temperature)
+    if min(test_block, train_block) < 1:
+        raise InputError(f"kNN: blocks of {test_block} and {train_block} rows must have at least 1")
     classes = max(classes or 0, int(train_labels.max()) + 1)
     dtype = torch.float64 if train.dtype == torch.float64 else torch.float32
     ranking = []
@@ -99,7 +105,12 @@ def knn_score(
 
 
 def knn(data: EvaluationData, k: int = 200, temperature: float = 0.07) -> dict[str, float]:
-    """The protocol: top1, and top5 with more than five classes, of `knn_score` on the features of `data`."""
+    """The protocol: top1, and top5 with more than five classes, of `knn_score` on the features of `data`.
+
+    k            training images that vote on a test image
+    temperature  of the weights of their votes
+    """
+    check_vote(k, temperature)  # before features are computed
     train, test = data.train_features, data.test_features
     score = knn_score(train, data.train.labels, test, data.test.labels, k, temperature, device=data.device)
     return {name: value for name, value in score._asdict().items() if value is not None}

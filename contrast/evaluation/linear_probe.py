@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from contrast.data.images.subset import hold_out, labelled_subset
 from contrast.errors import InputError
+from contrast.evaluation.by_class import by_class
 from contrast.evaluation.features import EvaluationData, check_labelled, labelled_sets
 
 LEARNING_RATES = (0.1, 0.3, 1.0, 3.0)
@@ -64,6 +65,7 @@ class LinearProbe(NamedTuple):
     weight_decay: float
     top5: float | None  # None below six classes
     table: tuple[Setting, ...]  # what every setting reached on held-out rows; empty where nothing could be held out
+    predicted: tuple[int, ...]  # classes of the M test rows
 
 
 class LinearClassifiers(NamedTuple):
@@ -195,12 +197,7 @@ def linear_probe(
     """
     sets = (train, train_labels), (test, test_labels)
     train, labels, test, target, classes = labelled_sets("linear probe", *sets, device)
-    rates, decays = sorted(learning_rates), sorted(weight_decays)
-    if steps < 1 or not rates or not decays or rates[0] <= 0 or decays[0] < 0:
-        raise InputError(
-            f"linear probe: at least one step ({steps}), learning rates above 0 ({rates}) "
-            f"and weight decays not below 0 ({decays}) wanted"
-        )
+    rates, decays = checked_grid(learning_rates, weight_decays, steps)
     table, held = validated(train, labels, classes, list(product(rates, decays)), steps, seed)
     if held:
         best, error = choose(table, held)
@@ -216,7 +213,22 @@ def linear_probe(
     classifier = fit_linear(train, labels, classes, *chosen, steps, "linear probe, final fit")
     top1 = measure(classifier, test, target)[0].item()
     top5 = measure(classifier, test, target, k=5)[0].item() if classes > 5 else None
-    return LinearProbe(top1, best.val_top1, best.learning_rate, best.weight_decay, top5, table)
+    predicted = torch.cat([classifier(part)[0].argmax(dim=0) for part in test.split(rows_per_block(test, classes))])
+    classes_of_rows = tuple(predicted.tolist())
+    return LinearProbe(top1, best.val_top1, best.learning_rate, best.weight_decay, top5, table, classes_of_rows)
+
+
+def checked_grid(
+    learning_rates: Sequence[float], weight_decays: Sequence[float], steps: int
+) -> tuple[list[float], list[float]]:
+    """Rates and decays in order; InputError for values out of range."""
+    rates, decays = sorted(learning_rates), sorted(weight_decays)
+    if steps < 1 or not rates or not decays or rates[0] <= 0 or decays[0] < 0:
+        raise InputError(
+            f"linear probe: at least one step ({steps}), learning rates above 0 ({rates}) "
+            f"and weight decays not below 0 ({decays}) wanted"
+        )
+    return rates, decays
 
 
 def validated(
@@ -266,10 +278,20 @@ def linear(
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     steps: int = 100,
 ) -> dict[str, float]:
-    """The protocol: top1, val_top1, the setting, and top5 with more than five classes, of `linear_probe` on `data`."""
+    """The protocol: top1, val_top1, the setting, and top5 with more than five classes, of `linear_probe` on `data`.
+
+    learning_rates, weight_decays  of which every pair is tried
+    steps  of each fit
+    There is no val_top1 where no class has two images. The means over the classes are those of `by_class`, which leaves
+    what they are the means of in `data.details`.
+    """
+    checked_grid(learning_rates, weight_decays, steps)  # before features are computed
     train, test = (data.train_features, data.train.labels), (data.test_features, data.test.labels)
     probe = linear_probe(*train, *test, learning_rates, weight_decays, steps, data.seed, data.device)
-    return {name: value for name, value in probe._asdict().items() if isinstance(value, float)}
+    found = by_class(torch.tensor(probe.predicted), data.test.labels, data.test.classes)
+    data.details.update(class_accuracy=found.class_accuracy, confusion=found.confusion)
+    numbers = {name: value for name, value in probe._asdict().items() if isinstance(value, float) and value == value}
+    return numbers | found.means
 
 
 def few_labels(data: EvaluationData, per_class: int, draws: int = 5) -> float | None:

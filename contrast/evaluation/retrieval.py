@@ -1,4 +1,4 @@
-"""Retrieval: whether a right answer to a query is among its k most similar keys.
+"""Retrieval: whether a right answer to a query is among its k most similar keys, and how early all of them come.
 
 M queries, N keys, D dimensions, P pairs of a query and a right answer, R rows of a data set.
 """
@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
+from tqdm import tqdm
 
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.store import digest
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Towers
-from contrast.evaluation.features import EvaluationData, check_finite, evaluating, features
+from contrast.evaluation.features import EvaluationData, check_finite, check_labelled, evaluating, features
 from contrast.ids import as_ids
+
+DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 @torch.no_grad()
@@ -41,8 +44,7 @@ def recall(
     no query or key (-1 names none), or a query has no right answer.
     """
     pairs = _checked(query, key, pairs)
-    if not k or min(k) < 1 or block < 1:
-        raise InputError(f"recall: k ({list(k)}) and block ({block}) must be 1 or more")
+    _check_sizes(k, block)
     query, key = F.normalize(query.double(), dim=1), F.normalize(key.double(), dim=1)
     answered = dict.fromkeys(k, 0)
     for start in range(0, len(query), block):
@@ -58,6 +60,47 @@ def recall(
         for most in answered:
             answered[most] += int((before < most).sum())
     return {most: count / len(query) for most, count in answered.items()}
+
+
+@torch.no_grad()
+def recall_by_label(
+    features: Tensor, labels: Tensor | ArrayLike, k: Sequence[int] = (1, 5, 10), block: int = 2**22
+) -> dict[str, float]:
+    """Each image is searched among all others; those with its label are right. Shares, 0 to 1, over the queries.
+
+    recall1  of the queries: whether one of the k = 1 most similar images is right; and so on for each k
+    map      mean average precision: the mean over the right images, in order, of the share of right ones up to there
+    queries_left_out  the number of images that no other image shares its label with: they are searched for no others
+
+    features [N, F], labels [N], from 0. Similarity is the cosine, in float64, for so many queries at a time that one
+    tensor has at most `block` elements, or N. A wrong image that is as similar as a right one comes before it, as in
+    `recall`. InputError for labels of -1, features that are not finite, k or block below 1, and without any query.
+    """
+    labels = check_labelled(features, labels, "retrieval")
+    _check_sizes(k, block)
+    queries = (labels.bincount()[labels] > 1).nonzero().flatten()  # [M]
+    if not len(queries):
+        raise InputError(f"retrieval: none of {len(labels)} images shares its label with another one")
+    features = F.normalize(features.double(), dim=1)
+    places = torch.arange(1, len(labels) + 1, device=labels.device)
+    answered, precision = dict.fromkeys(k, 0), 0.0
+    for rows in tqdm(queries.split(max(1, block // len(labels))), desc="retrieval", delay=1, leave=False):
+        similarity = features[rows] @ features.T  # [b, F] x [N, F] -> [b, N]
+        right = labels[rows, None] == labels
+        similarity -= rounding(features.shape[1]) * right
+        right.scatter_(1, rows[:, None], False)
+        similarity.scatter_(1, rows[:, None], -math.inf)  # the query itself comes last
+        right = right.gather(1, similarity.argsort(dim=1, descending=True))
+        precision += float((right.cumsum(dim=1) / places.double() * right).sum(dim=1).div(right.sum(dim=1)).sum())
+        for most in answered:
+            answered[most] += int(right[:, :most].any(dim=1).sum())
+    metrics = {f"recall{most}": count / len(queries) for most, count in answered.items()}
+    return metrics | {"map": precision / len(queries), "queries_left_out": len(labels) - len(queries)}
+
+
+def _check_sizes(k: Sequence[int], block: int) -> None:
+    if not k or min(k) < 1 or block < 1:
+        raise InputError(f"recall: k ({list(k)}) and block ({block}) must be 1 or more")
 
 
 def rounding(dim: int) -> float:
@@ -101,31 +144,51 @@ def retrieval(data: EvaluationData, ks: Sequence[int] = (1, 5, 10)) -> dict[str,
     """The protocol: recall at k of captions for the test images, and of images for their captions.
 
     Equal images count as one, and so do equal captions. The right answers to an image are the captions of its own rows
-    of the data set; those to a caption are the images of its own rows.
+    of the data set; those to a caption are the images of its own rows. Where the test images have no captions,
+    `recall_by_label` measures the features of these images.
+
+    ks  how many answers count as found, for each recall
     """
-    towers, images, device = data.encoder, data.test, data.device
-    if not isinstance(towers, Towers):
-        raise InputError("retrieval needs a checkpoint with an encoder of captions (method=clip or siglip)")
+    _check_sizes(ks, block=1)  # before features are computed
+    images = data.test
     if images.text is None:
-        raise InputError("retrieval needs captions, and this data set has none: data=captions, digits_words")
+        device = "cpu" if data.device.type == "mps" else data.device  # float64 is needed
+        return recall_by_label(data.test_features.to(device), images.labels, ks)
+    if not isinstance(data.encoder, Towers):
+        raise InputError("retrieval of captions needs a checkpoint with an encoder of captions (method=clip or siglip)")
     image_rows, image_of = distinct(image_keys(images))
     text_rows, text_of = distinct(images.text.numpy())
+    pictures, captions = in_common_space(data, images.select(image_rows), images.text[text_rows])
+    pairs = torch.stack([image_of, text_of], dim=1)  # [R, 2]
+    both = recall(pictures, captions, pairs, ks), recall(captions, pictures, pairs.flip(1), ks)
+    return {
+        f"{way}_recall{k}": share for way, shares in zip(DIRECTIONS, both, strict=True) for k, share in shares.items()
+    }
+
+
+def retrieval_names(captions: bool, ks: Sequence[int] = (1, 5, 10)) -> set[str]:
+    """Names of the metrics of `retrieval`, for test images with or without captions."""
+    if captions:
+        return {f"{way}_recall{k}" for way in DIRECTIONS for k in ks}
+    return {*(f"recall{k}" for k in ks), "map", "queries_left_out"}
+
+
+def in_common_space(data: EvaluationData, images: Images | ImageFiles, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of images [M, D] and of texts [N, L] -> [N, D] by the two encoders of `data`, float32 on the CPU."""
+    towers, device = data.encoder, data.device
+    assert isinstance(towers, Towers)
     towers.to(device)
     with evaluating(towers):
-        pictures = features(towers.image, images.select(image_rows), data.batch_size, device, "images", data.workers)
+        pictures = features(towers.image, images, data.batch_size, device, "images", data.workers)
         with torch.inference_mode():
-            tokens = images.text[text_rows].split(data.batch_size)
-            captions = torch.cat([towers.text(part.to(device)).float().cpu() for part in tokens])
-    pairs = torch.stack([image_of, text_of], dim=1)  # [R, 2]
-    to_text, to_image = recall(pictures, captions, pairs, ks), recall(captions, pictures, pairs.flip(1), ks)
-    metrics = {f"image_to_text_recall{k}": share for k, share in to_text.items()}
-    return metrics | {f"text_to_image_recall{k}": share for k, share in to_image.items()}
+            captions = torch.cat([towers.text(part.to(device)).float().cpu() for part in text.split(data.batch_size)])
+    return pictures, captions
 
 
 def image_keys(images: Images | ImageFiles) -> np.ndarray:
-    """A text [R] for each image, equal for equal images: the name of its file, or a digest of its pixels."""
+    """A value [R] for each image, equal for equal images: the first row of its file, or a digest of its pixels."""
     if isinstance(images, ImageFiles):
-        return images.names
+        return images.first_rows()
     return np.array([digest(image) for image in images.pixels.cpu()])
 
 

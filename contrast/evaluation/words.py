@@ -6,19 +6,17 @@ frequent stands for all (as gensim's `case_insensitive`).
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
-from contrast.data.store import named_errors
-from contrast.errors import InputError
+from contrast.encoders.subwords import Subwords
+from contrast.errors import InputError, named_errors
 from contrast.evaluation.features import check_finite
 from contrast.evaluation.retrieval import rounding
 
@@ -56,6 +54,8 @@ def similarity_score(vectors: Tensor, number: Mapping[str, int], file: str | Pat
 
     Raises InputError as `read_pairs`, and for vectors that are not [V, D] or not finite.
     """
+    from scipy.stats import spearmanr  # here, as it takes a second to import and a trained encoder never needs it
+
     _check(vectors, number, "similarity")
     pairs, known = read_pairs(file), _lowercase(number)
     used = [(known[a], known[b], score) for a, b, score in pairs if a in known and b in known]
@@ -121,10 +121,13 @@ def word_scores(
     questions: str | Path | None = None,
     restrict: int | None = None,
     undefined: bool = False,
+    subwords: Subwords | None = None,
 ) -> dict[str, float]:
     """Metrics of the vectors [V, D] of `words` [V], the most frequent first, on files of pairs and one of questions.
 
     FILE_spearman, FILE_coverage   of each file of pairs, FILE.tsv: `similarity_score`; the share of its pairs used
+    FILE_unknown                   with `subwords`: the share of its pairs that have a word which is none of `words`,
+                                   and whose vector is that of its n-grams
     analogies, analogies_coverage  `analogies` with `restrict`: accuracy over all questions used; the share used
     analogies_SECTION              accuracy of each section, and of "semantic" and "syntactic"
     mean                           of the Spearman correlations and the accuracy over all questions
@@ -139,10 +142,18 @@ def word_scores(
     names = [Path(file).name.split(".")[0] for file in pairs]
     if len(set(names)) < len(names):
         raise InputError(f"files of pairs need different names, and these are {', '.join(names)}")
-    scores = {name: similarity_score(vectors, number, file) for name, file in zip(names, pairs, strict=True)}
+    scores, unknown, known = {}, {}, {word.lower() for word in words}
+    for name, file in zip(names, pairs, strict=True):
+        scores[name] = similarity_score(vectors, number, file)
+        if subwords is not None:
+            wanted = [word for pair in read_pairs(file) for word in pair[:2] if word not in known]
+            more, of_all = subwords.extend(words, vectors, wanted)
+            with_unknown = similarity_score(of_all, {word: row for row, word in enumerate(more)}, file)
+            unknown[f"{name}_unknown"] = (with_unknown.used - scores[name].used) / with_unknown.all
+            scores[name] = with_unknown
     metrics = {f"{name}_spearman": score.spearman for name, score in scores.items()}
     main = list(metrics.values())
-    metrics |= {f"{name}_coverage": score.used / score.all for name, score in scores.items()}
+    metrics |= {f"{name}_coverage": score.used / score.all for name, score in scores.items()} | unknown
     if questions is not None:
         sections = analogies(vectors, number, questions, restrict)
         total = sections.pop("total")
@@ -165,23 +176,53 @@ def score_names(pairs: Sequence[str | Path] = (), questions: str | Path | None =
 
 
 @torch.no_grad()
-def nearest_words(vectors: Tensor, words: Sequence[str], word: str, k: int = 10) -> list[tuple[str, float]]:
-    """The k words other than `word` whose vectors have the largest cosine with its own, and these; of [V, D].
+def nearest_words(
+    vectors: Tensor,
+    words: Sequence[str],
+    positive: str | Sequence[str],
+    k: int = 10,
+    negative: str | Sequence[str] = (),
+) -> list[tuple[str, float]]:
+    """The k words whose vectors have the largest cosine with a target, and these; of vectors [V, D] of `words` [V].
 
-    k above V - 1 is cut. Raises InputError for a word that is not in `words`, and k below 1.
+    The target is the sum of the vectors of `positive` less those of `negative`, all of length 1; these words are no
+    answers (3CosAdd, as in `analogies`). k above the number of answers is cut.
+
+    Raises InputError for a word that is not in `words`, no words, and k below 1.
     """
+    added, taken = as_list(positive), as_list(negative)
     if len(words) != len(vectors) or vectors.ndim != 2:
         raise InputError(f"nearest words: {len(words)} words have vectors {list(vectors.shape)}, not [V, D]")
     if k < 1:
         raise InputError(f"nearest words: k must be 1 or more, not {k}")
-    if word not in words:
-        raise InputError(f"'{word}' is none of the {len(words):,} words")
-    row = words.index(word)
+    if not added and not taken:
+        raise InputError("nearest words: neither a positive nor a negative word")
+    for word in (*added, *taken):
+        if word not in words:
+            raise InputError(f"'{word}' is none of the {len(words):,} words")
+    rows = [words.index(word) for word in (*added, *taken)]
+    sign = torch.tensor([1.0] * len(added) + [-1.0] * len(taken), dtype=torch.float64, device=vectors.device)
+    target = sign @ F.normalize(vectors[rows].double(), dim=1)  # [n] x [n, D] -> [D]
     unit = F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
-    cosine = unit @ unit[row]  # [V, D] x [D] -> [V]
-    cosine[row] = -math.inf
-    best, rows = cosine.topk(min(k, len(words) - 1))
-    return [(words[row], value) for row, value in zip(rows.tolist(), best.tolist(), strict=True)]
+    cosine = unit @ F.normalize(target, dim=0).to(unit)  # [V, D] x [D] -> [V]
+    cosine[rows] = -math.inf
+    best, rows_of_best = cosine.topk(min(k, len(words) - len(set(rows))))
+    return [(words[row], value) for row, value in zip(rows_of_best.tolist(), best.tolist(), strict=True)]
+
+
+def neighbour_lines(
+    vectors: Tensor, words: Sequence[str], wanted: Sequence[str], k: int, subwords: Subwords | None = None
+) -> list[str]:
+    """For each of the `wanted` words a line of its k nearest; an unknown word has a line that says so."""
+    known = set(words)
+    lines = []
+    for word in wanted:
+        more, of_all = (words, vectors) if subwords is None else subwords.extend(words, vectors, [word])
+        is_known = word in known or len(more) > len(words)
+        near = nearest_words(of_all, more, word, k) if is_known else ()
+        listed = ", ".join(f"{other} {cosine:.2f}" for other, cosine in near)
+        lines.append(f"{word}: {listed}" if is_known else f"{word}: none of the {len(words):,} words")
+    return lines
 
 
 class WordData(NamedTuple):
@@ -191,17 +232,29 @@ class WordData(NamedTuple):
     vectors: Tensor
     pairs: str | Sequence[str] | None = None
     analogies: str | None = None
+    subwords: Subwords | None = None
+
+
+def as_list(files: str | Sequence[str] | None) -> list[str]:
+    """The names of files that a configuration gives as one name, as a list of names or not at all."""
+    return [files] if isinstance(files, str) else list(files or ())
 
 
 def words(data: WordData, restrict: int | None = None, neighbours: Sequence[str] = (), k: int = 10) -> dict[str, float]:
-    """The protocol: `word_scores` of `data`; prints the k nearest words of each of `neighbours`."""
-    pairs = [data.pairs] if isinstance(data.pairs, str | os.PathLike) else list(data.pairs or ())
-    nearest = {word: nearest_words(data.vectors, data.words, word, k) for word in neighbours}
-    metrics = word_scores(data.words, data.vectors, pairs, data.analogies, restrict)
-    if "mean" not in metrics:
-        raise InputError(f"too few of the words to measure are among these {len(data.words):,}: nothing is defined")
-    for word, near in nearest.items():
-        print(f"nearest to {word}: {', '.join(f'{other} {cosine:.2f}' for other, cosine in near)}")
+    """The protocol: `word_scores` of `data`; prints the k nearest words of each of `neighbours`.
+
+    k  nearest words that are printed
+    """
+    pairs = as_list(data.pairs)
+    if restrict is not None and restrict < 1:
+        raise InputError(f"analogies: restrict ({restrict}) must be 1 or more")
+    near = neighbour_lines(data.vectors, data.words, neighbours, k, data.subwords)
+    metrics: dict[str, float] = {}
+    if pairs or data.analogies is not None or not near:
+        metrics = word_scores(data.words, data.vectors, pairs, data.analogies, restrict, subwords=data.subwords)
+        if "mean" not in metrics:
+            raise InputError(f"too few of the words to measure are among these {len(data.words):,}: nothing is defined")
+    print("\n".join(near))
     return metrics
 
 

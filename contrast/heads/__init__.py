@@ -15,6 +15,7 @@ from contrast.heads.scalars import (
     LearnedBias,
     Temperature,
 )
+from contrast.heads.without_negatives import Alignment, Covariance, CrossCorrelation
 from contrast.losses.logistic import logistic_loss
 from contrast.losses.scores import Scores
 from contrast.losses.softmax import softmax_loss
@@ -22,10 +23,13 @@ from contrast.losses.softmax import softmax_loss
 __all__ = [
     "NCE",
     "AdaptiveSoftmax",
+    "Alignment",
     "ArcFace",
     "Bias",
     "CosFace",
     "Cosine",
+    "Covariance",
+    "CrossCorrelation",
     "Estimated",
     "Fixed",
     "FixedBias",

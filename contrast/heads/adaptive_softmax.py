@@ -20,6 +20,7 @@ class AdaptiveSoftmax(ScalarOwner):
     dim      D, of the queries
     num_ids  N, number of classes
     cutoffs  where the head ends and each tail cluster begins; None: `usual_cutoffs`
+    div_value  by which the dimension falls from each cluster to the next
     Takes `Candidates` without vectors (`negatives.Targets`): only the class of each query is read.
     """
 

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from contrast.candidates import Candidates
 from contrast.heads.scalars import ScalarOwner, Temperature, as_temperature
+from contrast.losses.band import Output
 from contrast.losses.plan import Scoring, plan
 from contrast.losses.scores import Scores, gathered, in_blocks, score_matrix
+from contrast.losses.similarity import LOWEST_LOG_Q
 
 MAX_DESCRIBED_QUERIES = 1024
-MAX_DESCRIBED_SCORES = 2**17  # so few that a step that is logged costs little more than another
+MAX_DESCRIBED_SCORES = 2**17
 
 
 class Head(ScalarOwner):
@@ -43,19 +45,19 @@ class Head(ScalarOwner):
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Losses [B] of `query` [B, D], and which queries count [B] bool: those that have a positive.
 
-        For a subclass that has `losses` alone. Few scores are one matrix. Many are computed in blocks of queries, each
-        of them again in the backward pass, so that memory is linear in queries and candidates.
+        For a subclass that has `losses` or `row_losses`. Few scores are one matrix. Many are computed in blocks of
+        queries, each of them again in the backward pass, so that memory is linear in queries and candidates.
         """
         how = plan(query, candidates, self.scoring(), lists=False, masks=False, triton=False)
-
-        def of_rows(query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
-            scores = self.scores(query, candidates)
-            return self.losses(scores), scores.positive.any(dim=1)
-
         if how.method == "matrix":
-            return of_rows(query, gathered(candidates))
-        losses, counted = in_blocks(of_rows, query, gathered(candidates), list(self.parameters()), self.cosine)
+            return self.row_losses(query, gathered(candidates))
+        losses, counted = in_blocks(self.row_losses, query, gathered(candidates), list(self.parameters()), self.cosine)
         return losses, counted
+
+    def row_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """As `forward`, for the queries of one block."""
+        scores = self.scores(query, candidates)
+        return self.losses(scores), scores.positive.any(dim=1)
 
     def losses(self, scores: Scores) -> Tensor:
         """One loss per query [B], of that query's scores alone; 0, with a zero gradient, without a positive."""
@@ -64,6 +66,33 @@ class Head(ScalarOwner):
     def scores(self, query: Tensor, candidates: Candidates) -> Scores:
         """Scores of `query` [B, D] as one matrix, float32 or float64."""
         return score_matrix(query, candidates, self.scoring())
+
+    def has_slopes(self) -> bool:
+        """Whether `slopes` and `total_loss` are defined, for the bands of pairs in which word vectors are trained."""
+        return False
+
+    def band_scores(self, output: Output, near: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of dot products with the near and the shared columns, as `scores` has them."""
+        temperature, correction, scores = self.temperature(), self.scoring().correction, []
+        scaled = temperature.requires_grad or float(temperature) != 1
+        for dots, columns in ((near, output.near), (shared, output.shared)):
+            dots = dots / temperature if scaled else dots
+            if columns.log_q is not None and correction:
+                dots = dots - columns.log_q.clamp(min=LOWEST_LOG_Q).to(dots.dtype)
+            scores.append(dots)
+        return scores[0], scores[1]
+
+    def noise_weight(self, draws: int) -> float:
+        """For how many pairs each of so many draws counts, in the limit on the pairs of a row: all of them for one."""
+        return 1 / draws
+
+    def slopes(self, output: Output, near: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes of the sum of the pairs' losses in their `band_scores` near and shared, which are overwritten."""
+        raise NotImplementedError
+
+    def total_loss(self, output: Output, near: Tensor, shared: Tensor) -> Tensor:
+        """The sum of the pairs' losses, a scalar, from the same scores."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
@@ -77,11 +106,9 @@ class Head(ScalarOwner):
         top1                share of queries of which a positive scores higher than every negative
         positive_score      mean score (margin(similarity) / temperature) of the positives; negative_score likewise
         """
-        few = max(64, MAX_DESCRIBED_SCORES // max(1, len(candidates)))
-        rows = slice(0, min(len(query), MAX_DESCRIBED_QUERIES, few))
-        part = candidates.tile(rows, slice(None))
+        query, part = described(query, candidates)
         scoring = self.scoring()._replace(correction=False)
-        scores = score_matrix(query[rows], part, scoring)
+        scores = score_matrix(query, part, scoring)
         values, positive, valid = scores
         negative = valid & ~positive
         some = positive.any(dim=1) & negative.any(dim=1)  # [B]
@@ -95,7 +122,7 @@ class Head(ScalarOwner):
         }
         if part.log_q is not None or part.positives_log_q is not None:
             del values, scores
-            scores = self.scores(query[rows], part)
+            scores = self.scores(query, part)
         metrics |= self.describe_rows(scores)
         means = {name: torch.where(some, row, 0).sum() / some.sum() for name, row in metrics.items()}  # 0 / 0 is NaN
         return means | {"temperature": self.temperature(), "uncounted": (~positive.any(dim=1)).sum()}
@@ -103,6 +130,13 @@ class Head(ScalarOwner):
     def describe_rows(self, scores: Scores) -> dict[str, Tensor]:
         """More metrics of each query, [B], by name."""
         return {}
+
+
+def described(query: Tensor, candidates: Candidates) -> tuple[Tensor, Candidates]:
+    """The first queries, so few that a step that is logged costs little more than another, and their candidates."""
+    few = max(64, MAX_DESCRIBED_SCORES // max(1, len(candidates)))
+    rows = slice(0, min(len(query), MAX_DESCRIBED_QUERIES, few))
+    return query[rows], candidates.tile(rows, slice(None))
 
 
 def _row_mean(scores: Tensor, mask: Tensor) -> Tensor:

@@ -3,14 +3,18 @@
 B queries, C candidates.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
 from contrast.errors import InputError
-from contrast.heads.head import Head
+from contrast.heads.head import Head, described
 from contrast.heads.scalars import Temperature
+from contrast.losses.band import Output
 from contrast.losses.plan import Scoring
 from contrast.losses.scores import Scores
+from contrast.losses.soft_targets import soft_target_rows, teacher_targets
 from contrast.losses.softmax import debiased, loss_of, positive_weighting, softmax_loss, statistics
 
 
@@ -29,7 +33,8 @@ class InfoNCE(Head):
     label_smoothing  share of the target that is spread over all candidates that count
     tiled            as in `Head`
 
-    Candidates that carry `log_q` are scored `similarity / temperature - log_q`.
+    Candidates that carry `log_q` are scored `similarity / temperature - log_q`. Where candidates carry a `teacher`, its
+    distribution is the target in place of the positives (`contrast.losses.soft_targets`).
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class InfoNCE(Head):
         self.class_prior, self.hardness, self.label_smoothing = class_prior, hardness, label_smoothing
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        if candidates.teacher is not None:
+            return super().forward(query, candidates)  # by `row_losses`
         if candidates.log_q is not None and (self.class_prior or self.hardness):
             raise InputError("class_prior and hardness reweight a batch's negatives, not draws that carry log_q")
         temperature, weighted = self.temperature(), self.positive_sigma is not None
@@ -69,6 +76,57 @@ class InfoNCE(Head):
         if self.positive_sigma is not None:
             loss = loss + positive_weighting(stats, self.positive_sigma)
         return loss, stats.num_positives > 0
+
+    def row_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """With a teacher's distribution as the target; every query that has a candidate counts."""
+        if self.decoupled or self.class_prior or self.hardness or self.label_smoothing or self.margin is not None:
+            raise InputError(
+                "a teacher's targets go with plain scores: no margin, decoupled, class_prior, hardness, label_smoothing"
+            )
+        return soft_target_rows(query, candidates, self.scores(query, candidates))
+
+    @torch.no_grad()
+    def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        """As `Head.describe`; with a teacher two metrics over the first queries in place of those of positives.
+
+        agreement       share of queries that give the highest score to the same candidate as the teacher
+        target_entropy  mean entropy of the targets, in nats: 0 one-hot, log of the number of candidates uniform
+        """
+        if candidates.teacher is None:
+            return super().describe(query, candidates)
+        query, part = described(query, candidates)
+        values, _, valid = self.scores(query, part)
+        target = teacher_targets(part, valid)
+        best = values.masked_fill(~valid, torch.finfo(values.dtype).min).argmax(dim=1)
+        some = valid.any(dim=1)
+        rows = {
+            "agreement": (best == target.argmax(dim=1)).double(),
+            "target_entropy": torch.special.entr(target).sum(1),
+        }
+        means = {name: torch.where(some, row, 0).sum() / some.sum() for name, row in rows.items()}  # 0 / 0 is NaN
+        return means | {"temperature": self.temperature(), "uncounted": (~some).sum()}
+
+    def has_slopes(self) -> bool:
+        """For the plain softmax of dot products."""
+        options = self.decoupled or self.class_prior or self.hardness or self.label_smoothing
+        return type(self).forward is InfoNCE.forward and not (self.cosine or self.margin or options)
+
+    def slopes(self, output: Output, near: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """One log-sum-exp of the shared columns for each query: -(1 - p) of a pair, whose 1 - p they divide."""
+        highest = shared.amax(dim=2, keepdim=True)
+        share = shared.sub_(highest).exp_()  # [N, L, M]
+        total = share.sum(dim=2, keepdim=True)
+        rest = output.near.total  # [n, G, R], 1 - p of the pairs
+        if not output.holds_targets:
+            log_total = output.band.windows((highest + total.log()).view(-1, 1)).mT  # [n, 1, R]
+            rest = (log_total - near).sigmoid_().mul_(rest)
+        mass = output.band.collect(rest.sum(dim=1)[:, :, None])  # [S, 1]
+        return -rest, share.mul_(mass.view(total.shape) / total)
+
+    def total_loss(self, output: Output, near: Tensor, shared: Tensor) -> Tensor:
+        log_total = output.band.windows(shared.logsumexp(dim=2).view(-1, 1)).mT  # [n, 1, R]
+        loss = log_total - near if output.holds_targets else F.softplus(log_total - near)
+        return (loss * output.near.total).sum()
 
     def describe_rows(self, scores: Scores) -> dict[str, Tensor]:
         """bound: log(number of valid candidates) - InfoNCE loss.

@@ -11,7 +11,10 @@ _EDGE = 1e-7  # of 1 - cos^2: the slope of its root is infinite at 0
 
 
 class CosFace(nn.Module):
-    """cos - m (Wang et al. 2018, eq. 4; the additive margin of Wang et al. 2018b). m between 0 and 2."""
+    """cos - m (Wang et al. 2018, eq. 4; the additive margin of Wang et al. 2018b).
+
+    m  between 0 and 2
+    """
 
     def __init__(self, m: float = 0.35) -> None:
         super().__init__()
@@ -22,8 +25,9 @@ class CosFace(nn.Module):
 
 
 class ArcFace(nn.Module):
-    """cos(theta + m) (Deng et al. 2019, eq. 3), m in radians between 0 and pi.
+    """cos(theta + m) (Deng et al. 2019, eq. 3).
 
+    m  in radians, between 0 and pi
     Beyond theta = pi - m, where it would rise again, it goes on as cos(theta) - m sin(m), as in the authors' code.
     """
 
@@ -42,8 +46,9 @@ class ArcFace(nn.Module):
 class LSoftmax(nn.Module):
     """psi(theta) = (-1)^k cos(m theta) - 2k for theta in [k pi / m, (k + 1) pi / m] (Liu et al. 2016, eq. 5).
 
-    m is a whole number, at least 1. With dot products it is L-Softmax, with unit class vectors A-Softmax (Liu et al.
-    2017). The authors anneal it: (annealing cos + psi) / (1 + annealing), annealing falling to a small number.
+    m          a whole number, at least 1
+    annealing  the share of the plain cosine: (annealing cos + psi) / (1 + annealing). The authors let it fall
+    With dot products it is L-Softmax, with unit class vectors A-Softmax (Liu et al. 2017).
     """
 
     def __init__(self, m: int = 4, annealing: float = 0.0) -> None:

@@ -3,13 +3,17 @@
 B queries, C candidates.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.heads.head import Head
 from contrast.heads.scalars import Bias, Temperature, as_bias
+from contrast.losses.band import Output
 from contrast.losses.logistic import log_partition, logistic_losses
 from contrast.losses.plan import Scoring
 from contrast.losses.scores import Scores
@@ -63,6 +67,41 @@ class NCE(Head):
         """Scores with the bias, as one matrix; log_q is of all draws, whatever `num_noise` is."""
         scores = super().scores(query, candidates)
         return scores._replace(values=scores.values + self.bias())
+
+    def has_slopes(self) -> bool:
+        """For dot products without a margin."""
+        return type(self).forward is NCE.forward and not (self.cosine or self.margin)
+
+    def noise_weight(self, draws: int) -> float:
+        """The weight k / C of each of C draws; 1 without draws."""
+        return self.num_noise / draws if draws and self.num_noise else 1.0
+
+    def band_scores(self, output: Output, near: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        near, shared = super().band_scores(output, near, shared)
+        if self.bias.needs_log_z and self.training:
+            number = output.shared.total.log()  # [N, L, 1], of pairs
+            log_z = (shared.logsumexp(dim=2, keepdim=True) + number).logsumexp((0, 1, 2)) - number.logsumexp((0, 1, 2))
+            self.bias.observe_log_z(log_z)
+        bias = self.bias()
+        if self.correction and self.num_noise is not None:
+            bias = bias - math.log(self.noise_weight(output.draws))
+        return (near + bias, shared + bias) if bias.requires_grad or float(bias) else (near, shared)
+
+    def slopes(self, output: Output, near: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """total (sigmoid(s) - positive) of each column. A pair's own target is no noise of it."""
+        weight = self.noise_weight(output.draws)
+        near.sigmoid_()
+        near = near.mul_(1 - weight) if output.holds_targets else near
+        shared.sigmoid_().sub_(output.shared.positive).mul_(output.shared.total * weight)
+        return near.sub_(output.near.positive).mul_(output.near.total), shared
+
+    def total_loss(self, output: Output, near: Tensor, shared: Tensor) -> Tensor:
+        """From softplus(-s) = softplus(s) - s."""
+        weight = self.noise_weight(output.draws)
+        own = 1 - weight if output.holds_targets else 1.0
+        of_near = (own * F.softplus(near) - output.near.positive * near) * output.near.total
+        of_shared = (F.softplus(shared) - output.shared.positive * shared) * output.shared.total
+        return of_near.sum() + weight * of_shared.sum()
 
     @torch.no_grad()
     def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:

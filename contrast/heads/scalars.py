@@ -64,6 +64,9 @@ class Learnable(Temperature):
     The parameter itself is clamped: a clamp inside `forward` would have no gradient beyond the bounds, and the
     temperature would stick there. As a scalar it has no weight decay (contrast.optim.groups). CLIP (Radford et al.
     2021, section 2.5) clips at 0.01.
+
+    initial           the temperature at the start
+    minimum, maximum  its bounds
     """
 
     def __init__(self, initial: float = 0.07, minimum: float = 0.01, maximum: float = 1.0) -> None:
@@ -86,8 +89,9 @@ class Learnable(Temperature):
 class Cosine(Temperature):
     """From `start` to `end` along half a cosine over `steps` optimiser steps, `end` from there on.
 
-    `steps=None` takes the length of the training, which `plan` tells it. After t steps the temperature is
-    end + (start - end) (1 + cos(pi min(t, steps) / steps)) / 2.
+    start, end  the temperature before the first step, and after the last
+    steps       the length of the schedule; None: that of the training, which `plan` passes
+    After t steps the temperature is end + (start - end) (1 + cos(pi min(t, steps) / steps)) / 2.
     """
 
     step: Tensor
@@ -107,7 +111,7 @@ class Cosine(Temperature):
         return self.end + (self.start - self.end) * (1 + torch.cos(math.pi * progress)) / 2
 
     def advance(self) -> None:
-        """Raises InputError for a schedule that was never told its length: it would jump to its end."""
+        """Raises InputError for a schedule whose length was never set: it would jump to its end."""
         if not self.steps:
             raise InputError(
                 "a temperature schedule needs its length: Cosine(..., steps=N), or plan(N) before training"
@@ -144,7 +148,10 @@ class FixedBias(Bias):
 
 
 class LearnedBias(Bias):
-    """A parameter: SigLIP starts at -10 (Zhai et al. 2023, section 3.2), NCE at -log Z (Mnih and Teh 2012)."""
+    """A parameter: SigLIP starts at -10 (Zhai et al. 2023, section 3.2), NCE at -log Z (Mnih and Teh 2012).
+
+    initial  the bias at the start
+    """
 
     def __init__(self, initial: float = -10.0) -> None:
         super().__init__()
@@ -161,6 +168,9 @@ class Estimated(Bias):
     magnitude. So over the first `warmup` steps Z is the mean of all estimates so far, and from there an exponential
     mean: Z <- momentum Z + (1 - momentum) estimate. Its logarithm and the number of steps are in the state dict, the
     same on every rank. Before the first step Z is the batch's own estimate. A batch without noise changes nothing.
+
+    momentum  of the exponential mean
+    warmup    steps over which Z is the plain mean
     """
 
     needs_log_z = True

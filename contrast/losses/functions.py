@@ -35,7 +35,7 @@ from contrast.errors import InputError
 from contrast.ids import as_ids
 from contrast.losses.logistic import logistic_losses
 from contrast.losses.plan import PairLists, Scoring, pair_lists
-from contrast.losses.sampled import Reduction, reduced
+from contrast.losses.sampled import Reduction, checked, reduced
 from contrast.losses.similarity import at_least_float32
 from contrast.losses.softmax import loss_of, pair_losses, statistics
 
@@ -55,7 +55,7 @@ def nt_xent(
         loss_i = -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ).
     """
     z, candidates, lists = _views(z1, z2, None, gather)
-    return reduced(_info_nce(z, candidates, _scoring(temperature, normalize), lists), None, reduction, gather)
+    return _info_nce(z, candidates, _scoring(temperature, normalize), lists, reduction, gather)
 
 
 def dcl(
@@ -132,7 +132,7 @@ def info_nce(
             )
         shared = gather_rows(negatives) if gather else negatives
         candidates, lists = Candidates(shared, torch.arange(b, device=query.device), positives=key[:, None]), None
-    return reduced(_info_nce(query, candidates, _scoring(temperature, normalize), lists), None, reduction, gather)
+    return _info_nce(query, candidates, _scoring(temperature, normalize), lists, reduction, gather)
 
 
 def clip_loss(
@@ -153,12 +153,12 @@ def clip_loss(
     scoring = _scoring(temperature, normalize)
     candidates, lists = _paired(image, text, gather)
     if lists is not None:
-        to_text, to_image = pair_losses(image, candidates, scoring, lists, two_way=True)
+        to_text, to_image = pair_losses(image, candidates, scoring, lists, checked(reduction), two_way=True)
         assert to_image is not None
     else:
-        to_text = _info_nce(image, candidates, scoring, None)
-        to_image = _info_nce(text, _paired(text, image, gather)[0], scoring, None)
-    return reduced((to_text + to_image) / 2, None, reduction, gather)
+        to_text = _info_nce(image, candidates, scoring, None, reduction, gather)
+        to_image = _info_nce(text, _paired(text, image, gather)[0], scoring, None, reduction, gather)
+    return (to_text + to_image) / 2
 
 
 def siglip_loss(
@@ -186,10 +186,17 @@ def siglip_loss(
     return reduced(losses, None, reduction, gather)
 
 
-def _info_nce(query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists | None) -> Tensor:
-    if lists is not None:  # one positive each, without margin or log_q
-        return pair_losses(query, candidates, scoring, lists)[0]
-    return loss_of(statistics(query, candidates, scoring))
+def _info_nce(
+    query: Tensor,
+    candidates: Candidates,
+    scoring: Scoring,
+    lists: PairLists | None,
+    reduction: Reduction,
+    gather: bool,
+) -> Tensor:
+    if lists is None:
+        return reduced(loss_of(statistics(query, candidates, scoring)), None, reduction, gather)
+    return pair_losses(query, candidates, scoring, lists, checked(reduction))[0]  # the candidates of one rank
 
 
 def _scoring(temperature: float | Tensor, normalize: bool) -> Scoring:

@@ -15,6 +15,9 @@ from contrast.candidates import ABSENT, Candidates
 from contrast.losses.tiled.triton import can_run
 
 MIN_SCORES_CPU = 64 * 64  # from this many scores on, lists and tiles are no slower than the matrix with its masks
+MAX_SCORES_CROSS_ENTROPY = (
+    160 * 160
+)  # up to so many, a masked cross entropy is faster still, where it is the whole loss
 MIN_SCORES_MASKED = 256 * 256  # the same for tiles that make their masks
 MIN_SCORES_BLOCKS = 2**22  # the same for blocks of rows: 16 MiB in float32
 MIN_SCORES_TRITON = 1024 * 1024  # a guess: no GPU has been measured yet
@@ -51,10 +54,13 @@ class Pairs(NamedTuple):
 
 
 class Tiles:
-    """Tiles of [rows, columns] over [B, C], and the pairs in each that are left out.
+    """Tiles of [rows, columns] over [B, C], row after row of tiles.
 
     excluded       pairs that are left out, or None
     rows, columns  of a tile; None: TILE_ROWS, TILE_COLUMNS
+    parts          of every tile its slices of rows and columns, and the positions in the flattened tile of the pairs
+                   that are left out, or None
+    single         one tile is all
     """
 
     def __init__(
@@ -68,36 +74,20 @@ class Tiles:
         self.queries, self.candidates = queries, candidates
         self.rows = max(1, min(rows or TILE_ROWS, queries))
         self.columns = max(1, min(columns or TILE_COLUMNS, candidates))
-        self.across = -(-candidates // self.columns)  # tiles side by side
         self.single = self.rows == queries and self.columns == candidates
-        self.index = torch.empty(0, dtype=torch.long)
-        self.start = [0]
+        down = [slice(i, min(i + self.rows, queries)) for i in range(0, queries, self.rows)]
+        across = [slice(j, min(j + self.columns, candidates)) for j in range(0, candidates, self.columns)]
+        left_out: list[Tensor | None] = [None] * (len(down) * len(across))
         if excluded is not None and len(excluded.row):
             row, column = excluded
-            tile = (row // self.rows) * self.across + column // self.columns
+            tile = (row // self.rows) * len(across) + column // self.columns
             width = (candidates - column // self.columns * self.columns).clamp(max=self.columns)  # of its tile
-            order = tile.argsort()
-            self.index = (row % self.rows * width + column % self.columns)[order]
-            down = -(-queries // self.rows)
-            self.start += torch.bincount(tile, minlength=down * self.across).cumsum(0).tolist()
-
-    def parts(self, upper: bool = False) -> list[tuple[slice, slice, Tensor | None]]:
-        """(rows, columns, excluded) of every tile.
-
-        excluded  positions in the flattened tile of the pairs that are left out, or None
-        upper     only the tiles on and above the diagonal
-        """
-        parts = []
-        for i in range(0, self.queries, self.rows):
-            rows = slice(i, min(i + self.rows, self.queries))
-            for j in range(i if upper else 0, self.candidates, self.columns):
-                excluded = None
-                if len(self.start) > 1:
-                    tile = i // self.rows * self.across + j // self.columns
-                    excluded = self.index[self.start[tile] : self.start[tile + 1]]
-                columns = slice(j, min(j + self.columns, self.candidates))
-                parts.append((rows, columns, excluded if excluded is not None and len(excluded) else None))
-        return parts
+            position = (row % self.rows * width + column % self.columns)[tile.argsort()]
+            left_out = [
+                part if len(part) else None for part in position.split(tile.bincount(minlength=len(left_out)).tolist())
+            ]
+        grid = ((i, j) for i in down for j in across)
+        self.parts = [(i, j, part) for (i, j), part in zip(grid, left_out, strict=True)]
 
 
 class Ring(Protocol):

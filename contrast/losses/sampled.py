@@ -76,13 +76,18 @@ def sampled_softmax(
 
 def reduced(losses: Tensor, counted: Tensor | None, reduction: Reduction, gather: bool = False) -> Tensor:
     """counted [B]: which queries count; None: all do."""
-    if reduction == "none":
+    if checked(reduction) == "none":
         return losses
-    if reduction != "mean":
-        raise InputError(f"reduction is mean or none, not {reduction!r}")
     if gather:
         return mean_counted(losses, torch.ones_like(losses, dtype=torch.bool) if counted is None else counted)
     return losses.mean() if counted is None else losses.sum() / counted.sum().clamp(min=1)
+
+
+def checked(reduction: Reduction) -> Reduction:
+    """`reduction` itself. InputError for another word than mean or none."""
+    if reduction not in ("mean", "none"):
+        raise InputError(f"reduction is mean or none, not {reduction!r}")
+    return reduction
 
 
 def _data_and_noise(data: Tensor, noise: Tensor, data_log_q: float | Tensor, noise_log_q: float | Tensor) -> Scores:

@@ -7,7 +7,7 @@ scores in whichever way is fastest, and `loss_of` is the loss as a function of t
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from contrast.candidates import Candidates
 from contrast.distributed import log_mean_exp_over_ranks, mean_over_ranks
-from contrast.losses.plan import PairLists, Plan, Scoring, plan
+from contrast.losses.plan import MAX_SCORES_CROSS_ENTROPY, PairLists, Plan, Scoring, plan
 from contrast.losses.scores import gathered, in_blocks, own_positive_scores, positive_similarity, score_matrix
+from contrast.losses.similarity import similarity as score_similarity
 from contrast.losses.tiled.cpu import list_sums
 from contrast.losses.tiled.fused import fused_statistics
 from contrast.losses.tiled.masked import masked_statistics
@@ -221,15 +222,29 @@ def _of_lists(
 
 
 def pair_losses(
-    query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists, two_way: bool = False
+    query: Tensor,
+    candidates: Candidates,
+    scoring: Scoring,
+    lists: PairLists,
+    reduction: Literal["mean", "none"] = "none",
+    two_way: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """InfoNCE of queries with one positive each among plain candidates, [B], without statistics that nothing reads.
+    """InfoNCE of queries with one positive each among plain candidates, [B] or the mean, without further statistics.
 
     two_way  the losses of candidates against queries, too, from one pass over the scores: CLIP, where candidate i is
              the positive of query i
     """
+    if lists.tiles.queries * lists.tiles.candidates <= MAX_SCORES_CROSS_ENTROPY:
+        scores = score_similarity(query, candidates.vectors, scoring.cosine) / scoring.temperature
+        if candidates.symmetric:  # the queries are the candidates, and none is its own negative
+            scores.fill_diagonal_(-torch.inf)
+        target = lists.positive.column
+        to_candidates = F.cross_entropy(scores, target, reduction=reduction)  # the mean at once is one node less
+        return to_candidates, F.cross_entropy(scores.T, target, reduction=reduction) if two_way else None
     sums = list_sums(query, candidates, scoring, lists, columns=two_way, loss=True)
-    return sums.negatives, sums.columns
+    if reduction == "none":
+        return sums.negatives, sums.columns
+    return sums.negatives.mean(), None if sums.columns is None else sums.columns.mean()
 
 
 def of_positives(listed: Tensor, own: Tensor | None, lists: PairLists) -> tuple[Tensor, Tensor]:

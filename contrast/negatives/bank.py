@@ -26,6 +26,7 @@ class Bank(Source):
     proximity  draws from softmax(cosine / proximity) over the rows instead, K rows for every query: hard negatives with
                their exact log_q. This scores the whole bank, without gradient
     momentum   row <- unit(momentum row + (1 - momentum) embedding), the embedding the unit mean of the image's views
+    of_keys    the embedding is that of the keys, such as a teacher's features in CRD (Tian et al. 2020), not of queries
 
     Every rank holds all N rows and writes all rows of a step, so that the ranks agree. The rows start as random unit
     vectors.
@@ -43,6 +44,7 @@ class Bank(Source):
         draws: int = 4096,
         proximity: float | None = None,
         momentum: float = 0.5,
+        of_keys: bool = False,
     ) -> None:
         super().__init__()
         if num_ids < 2 or dim < 1 or draws < 1 or not 0 <= momentum < 1:
@@ -55,6 +57,7 @@ class Bank(Source):
         if proximity is not None and not (proximity > 0 and sampler is None):
             raise InputError(f"proximity={proximity} must be positive, and takes the place of a sampler")
         self.sampler, self.draws, self.proximity, self.momentum = sampler, draws, proximity, momentum
+        self.of_keys = of_keys
         self.register_buffer("vectors", unit(torch.randn(num_ids, dim)))
 
     def forward(
@@ -65,7 +68,9 @@ class Bank(Source):
         groups: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Queries:
-        """One direction for all P views. `key` and `groups` are not used. InputError for ids that are no rows."""
+        """One direction for all P views. `groups` are not used. InputError for ids that are no rows."""
+        if self.of_keys and key is None:
+            raise InputError("a bank of keys needs keys: key=teacher, or a second view")
         flat, ids = query.flatten(0, 1), as_rows(ids, len(self.vectors)).repeat(len(query))  # [P B, D], [P B]
         if self.sampler is None and self.proximity is None:
             everything = torch.arange(len(self.vectors), device=ids.device)
@@ -102,7 +107,8 @@ class Bank(Source):
 
     @torch.no_grad()
     def update(self, query: Tensor, key: Tensor | None, ids: Tensor, groups: Tensor | None = None) -> None:
-        embedding = gather(unit(unit(query.to(self.vectors.dtype)).mean(dim=0)))  # [P, B, D] -> [W B, D]
+        rows = query if key is None or not self.of_keys else key
+        embedding = gather(unit(unit(rows.to(self.vectors.dtype)).mean(dim=0)))  # [P, B, D] -> [W B, D]
         ids = gather(as_rows(ids, len(self.vectors)))
         # if an image is in the batch twice, every rank writes the same embedding, the first one
         order = ids.argsort(stable=True)

@@ -6,7 +6,7 @@ P pairs of views, B images of this rank, W ranks, D dimensions, K rows of the qu
 import torch
 from torch import Tensor, nn
 
-from contrast.candidates import ABSENT, Candidates
+from contrast.candidates import ABSENT, Candidates, Teacher
 from contrast.distributed import gather
 from contrast.errors import InputError
 from contrast.ids import as_ids
@@ -62,15 +62,34 @@ class Queue(Source):
     positives  rows with the query's id are positives (with labels as ids: MoCo with SupCon). False: they are older
                views of the query's image, or of its group, and are left out
 
+    teacher_temperature  the key gives the target: softmax(cos(key, candidate) / T) over the candidates, in place of one
+                         positive (ReSSL, Zheng et al. 2021; SEED, Fang et al. 2021). None: the own key is the positive
+    own_key              with a teacher: the query's own key is a candidate, too, as in SEED. False: ReSSL
+
     The queue starts empty, and rows that are not filled yet do not count. Until the first keys arrive, only `in_batch`
     provides negatives, and a query without negatives has the loss 0. Keys enter the queue after the optimiser's step,
     in the order of the whole batch.
     """
 
-    def __init__(self, size: int, dim: int, in_batch: bool = False, positives: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        in_batch: bool = False,
+        positives: bool = False,
+        teacher_temperature: float | None = None,
+        own_key: bool = True,
+    ) -> None:
         super().__init__()
+        if teacher_temperature is None and not own_key:
+            raise InputError("own_key=false needs a teacher_temperature: without it the own key is the positive")
+        if teacher_temperature is not None and (in_batch or positives or teacher_temperature <= 0):
+            raise InputError(
+                f"teacher_temperature={teacher_temperature} must be positive, without in_batch and without positives"
+            )
         self.rows = Rows(size, dim)
         self.in_batch, self.positives = in_batch, positives
+        self.teacher_temperature, self.own_key = teacher_temperature, own_key
 
     def reset(self) -> None:
         """Empty the queue."""
@@ -91,11 +110,10 @@ class Queue(Source):
             raise InputError("a queue needs keys: a key encoder (key=momentum) or a second view")
         if self.positives and groups is not None:
             raise InputError("positives=True does not go with same_label=ignored: rows hold groups then, no ids")
-        ids, groups = as_ids("ids", ids), None if groups is None else as_ids("groups", groups)
         query_groups = ids if groups is None else groups
         # `update` writes into these buffers, but only after the backward pass
         vectors, row_groups = self.rows.vectors, self.rows.ids
-        directions = []
+        temperature, directions = self.teacher_temperature, []
         for q, k in zip(query, key, strict=True):
             if self.in_batch:
                 shared = torch.cat([gather(k).to(vectors.dtype), vectors])  # [W B + K, D]
@@ -115,7 +133,8 @@ class Queue(Source):
                     ids=row_groups if self.positives else None,
                     excluded_groups=row_groups,
                     query_groups=query_groups,
-                    positives=k[:, None],  # [B, 1, D]
+                    positives=k[:, None] if self.own_key else None,  # [B, 1, D]
+                    teacher=None if temperature is None else Teacher(k.detach(), temperature),
                 )
             directions.append((q, candidates))
         return directions

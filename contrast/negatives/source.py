@@ -46,6 +46,9 @@ class Source(nn.Module):
     def update(self, query: Tensor, key: Tensor | None, ids: Tensor, groups: Tensor | None = None) -> None:
         """Store what this source remembers of the batch. Called after the optimiser's step, without gradient."""
 
+    def advance(self) -> None:
+        """Called once after every optimiser step, after `update` with each of its batches."""
+
 
 def as_rows(ids: Tensor, size: int) -> Tensor:
     """Ids that index a table of `size` rows, as int64. InputError if one is out of range: -1 would mean the last row.

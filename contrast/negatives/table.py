@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from contrast.candidates import Candidates
 from contrast.errors import InputError
+from contrast.losses.band import Band, Columns, Output
 from contrast.negatives.source import Queries, Source, as_rows
 from contrast.samplers import Poisson, Sampler
 
@@ -94,6 +95,34 @@ class Table(Source):
                 classes=drawn,
             )
         return [(flat, candidates)]
+
+    def has_output(self) -> bool:
+        """Whether `output` is defined: Poisson draws leave out each query's own class, so that they are not shared."""
+        return not isinstance(self.sampler, Poisson)
+
+    def draw(self, blocks: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Draws for so many blocks of queries, [blocks, K]; None if all classes are candidates."""
+        return self.sampler.draw((blocks, self.draws), generator) if isinstance(self.sampler, Sampler) else None
+
+    def output(self, band: Band, ids: Tensor, drawn: Tensor | None, corrected: bool = True) -> Output:
+        """What `forward` compares the pairs of a band with.
+
+        ids        [n, G], the classes that are its targets
+        drawn      [N, K], of `draw`, each shared by a block of consecutive queries
+        corrected  whether log_q is needed
+        """
+        sampler = self.sampler
+        if not isinstance(sampler, Sampler) or drawn is None:
+            everything = torch.arange(len(self.vectors), device=ids.device)[None]
+            near, shared = Columns(ids, band.pairs, 1.0), Columns(everything, band.number[None], 0.0)
+            return Output(band, near, shared, len(self.vectors) - 1, holds_targets=True)
+
+        def log_q(ids: Tensor) -> Tensor | None:
+            return sampler.log_prob(ids) + math.log(self.draws) if corrected else None
+
+        near_q, shared_q = log_q(ids[:, :, None]), log_q(drawn[:, None])
+        shared = Columns(drawn, band.number.view(len(drawn), -1, 1), 0.0, shared_q)
+        return Output(band, Columns(ids, band.pairs, 1.0, near_q), shared, self.draws)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Vectors of the classes `ids` [K], [K, D]."""

@@ -1,6 +1,6 @@
 """Weight decay for matrices and convolution kernels, and none for the other parameters."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -8,9 +8,10 @@ from contrast.errors import InputError
 
 # The norms whose parameters can have several dimensions; those of all other norms have one and need no mention.
 NORMS = (nn.LayerNorm, nn.RMSNorm)
+Groups: TypeAlias = list[dict[str, Any]]  # of an optimiser
 
 
-def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> Groups:
     """Parameter groups for an optimiser, which hold every trainable parameter of `module` exactly once.
 
     The first group decays by `weight_decay`; None leaves the decay to the optimiser's own setting. The second has no
@@ -36,7 +37,7 @@ def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> li
             (no_decay if exempt else decay).append(parameter)
     if not seen:
         raise InputError(f"{type(module).__name__} has no trainable parameter")
-    groups: list[dict[str, Any]] = []
+    groups: Groups = []
     if decay:
         groups.append({"params": decay} | ({} if weight_decay is None else {"weight_decay": weight_decay}))
     if no_decay:

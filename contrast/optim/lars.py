@@ -19,6 +19,11 @@ class LARS(Optimizer):
         v <- momentum * v + lr * r * g
         w <- w - v
 
+    momentum      of the velocity v
+    weight_decay  of the weights, not of biases and norms
+    trust         the length of a step as a share of the length of the tensor, at lr = 1
+    adapt         False: plain SGD with momentum
+
     You et al. divide by |g| + weight_decay * |w| instead. `lr` is part of the velocity v, so that a change of the
     learning rate does not rescale the steps already taken. `parameter_groups` sets `adapt: False` and no decay for
     biases and norms. A step never makes the host wait for the GPU. Raises InputError for settings out of range.

@@ -1,6 +1,6 @@
-"""The learning rate: its schedule as a function of the optimiser step, and its scaling with the batch size.
+"""The schedules of the learning rate, as functions of the optimiser step.
 
-The schedules are closed formulas of the step, so that a resumed run continues them exactly. Each returns a `LambdaLR`
+They are closed formulas of the step, so that a resumed run continues them exactly. Each returns a `LambdaLR`
 that is stepped once after every optimiser step. Their `total_steps` is the length T of the training, and None or
 infinity if that is unknown, as in a training that ends after a given time: the rate is then constant after the warm-up.
 """
@@ -67,18 +67,3 @@ def constant(
 ) -> LambdaLR:
     """The base rate throughout, after a warm-up as in `warmup_cosine`."""
     return warmup_cosine(optimizer, total_steps, warmup_fraction, warmup_steps, final=1.0)
-
-
-def linear_scaled(base_lr: float, batch_size: int, reference: int = 256) -> float:
-    """base_lr * batch_size / reference (Goyal et al. 2017), for SGD and LARS. The batch is that of all ranks."""
-    if batch_size < 1 or reference < 1:
-        raise InputError(f"a learning rate scales with batches of 1 or more, not {batch_size} by {reference}")
-    return base_lr * (batch_size / reference)
-
-
-def sqrt_scaled(base_lr: float, batch_size: int, reference: int = 256) -> float:
-    """base_lr * sqrt(batch_size / reference), for Adam and small batches.
-
-    SimCLR's `0.075 * sqrt(batch)` (Chen et al. 2020, B.1) is `sqrt_scaled(0.075, batch, reference=1)`.
-    """
-    return base_lr * math.sqrt(linear_scaled(1.0, batch_size, reference))

@@ -1,5 +1,5 @@
 """The apparatus of a run: Hydra's application, run folders, resuming, sweeps, logging. No science in here."""
 
-from contrast.run.app import run
+from contrast.run.app import Command, run
 
-__all__ = ["run"]
+__all__ = ["Command", "run"]

@@ -2,34 +2,70 @@
 
 import argparse
 import functools
+import importlib.metadata
 import os
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple, TypedDict
 
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import contrast
 from contrast.errors import InputError
-from contrast.run import compose, folder, sweep
+from contrast.run import compose, folder, schema, sweep
 from contrast.run.compose import Task
-from contrast.run.errors import one_line, task_error
+from contrast.run.disk import failure
+from contrast.run.errors import one_line
+from contrast.run.help import help_text
+from contrast.run.lock import locked
 
 
-def run(task: Task, config_name: str, restored: Sequence[str] = ()) -> None:
-    """Runs `task` with the configuration `conf/<config_name>.yaml` and the command line in sys.argv.
+class NoSettings(TypedDict):
+    """Of a configuration without values beside those of classes."""
+
+
+class Command(NamedTuple):
+    """A console command: a task with the configuration `conf/<name>.yaml`.
 
     restored  parts of the configuration that the task's checkpoint restores; a resumed run cannot change them
+    settings  the TypedDict of the values of the configuration that belong to no class (contrast.run.schema)
+    finish    called with the folder of a sweep that has ended, if its configuration has report=true
+    check     called with the configuration, Hydra's part included, before anything is written or read: it raises
+              InputError for what cannot work. A sweep calls it for its jobs before the first one
+    """
+
+    task: Task
+    name: str
+    restored: Sequence[str] = ()
+    settings: type = NoSettings
+    check: Callable[[DictConfig], object] | None = None
+    finish: Callable[[Path], None] | None = None
+
+    def verify(self, cfg: DictConfig) -> None:
+        """Raises InputError for a configuration that cannot work, as far as it shows without the data."""
+        compose.check_groups(cfg)
+        schema.check(folder.run_config(cfg), self.settings)
+        if self.check is not None:
+            self.check(cfg)
+
+
+def run(command: Command) -> None:
+    """Runs `command` with the command line in sys.argv.
 
     An error that the user can correct ends as one line on stderr and exit status 2. A sweep in which a job failed ends
     with status 1, Ctrl-C with 130. Any other error keeps its traceback, and HYDRA_FULL_ERROR=1 shows all tracebacks.
     """
     try:
-        status = start(task, config_name, restored)
+        status = start(command, sys.argv[1:])
     except InputError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        rank = "" if folder.is_first_rank() else f"rank {folder.rank()}: "
+        print(f"error: {rank}{one_line(str(error))}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, SystemExit) as error:
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
@@ -40,12 +76,21 @@ def run(task: Task, config_name: str, restored: Sequence[str] = ()) -> None:
         sys.exit(status)
 
 
-def start(task: Task, config_name: str, restored: Sequence[str]) -> int:
-    """Does what `run` promises, with errors as exceptions; returns the exit status."""
-    args, only_shows = parse_arguments(sys.argv[1:])
+def start(command: Command, words: list[str]) -> int:
+    """Does what `run` promises with the command line `words`, with errors as exceptions; returns the exit status."""
+    task, verify = command.task, command.verify
+    words = [folder.readable(word) for word in words]
+    args, only_shows = parse_arguments(words)
     conf = Path(args.config_path).absolute() if args.config_path else folder.conf_folder()
-    name, overrides = args.config_name or config_name, list(args.overrides)
-    flags = [word for word in sys.argv[1:] if word not in overrides]
+    name = args.config_name or command.name
+    overrides = [compose.files_of_pattern(compose.quoted_range(word)) for word in args.overrides]
+    if args.help or args.version:
+        try:
+            print(help_text(conf, name) if args.help else versions(), flush=True)
+        except BrokenPipeError:  # whatever reads it, such as `head`, has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    flags = [word for word in words if word not in args.overrides]
     arguments = [*flags, "--config-path", str(conf), "--config-name"]
     if only_shows and not args.cfg:
         compose.call_hydra(task, [*arguments, name, *overrides])
@@ -54,7 +99,7 @@ def start(task: Task, config_name: str, restored: Sequence[str]) -> int:
         parsed = compose.parse_overrides(overrides, loader)
         resumed = compose.requested_run(parsed, loader)
         if resumed is not None:
-            name = compose.store_config(resumed)
+            name = compose.store_config(resumed, parsed, [each for each in (args.config_path, args.config_dir) if each])
             overrides.append(f"hydra.run.dir={folder.quoted(resumed)}")
         cfg = compose.load_config(loader, name, [*overrides, *compose.search_path(args.config_dir)], args.multirun)
         is_sweep = args.multirun or cfg.hydra.mode == RunMode.MULTIRUN  # as a file in conf/sweep/ may set
@@ -64,19 +109,25 @@ def start(task: Task, config_name: str, restored: Sequence[str]) -> int:
         if is_sweep and resumed is not None:
             raise InputError("resume= continues a single run; to continue a sweep, repeat its command")
         if not only_shows:
-            compose.check_values(cfg, run_dir, sweep.keys_of_sweep(parsed, cfg, is_sweep))
-        expected = sweep.expected_jobs(loader, cfg) if is_sweep and not only_shows else None
-    arguments += [name, *overrides]
+            compose.check_values(cfg, run_dir, verify, sweep.keys_of_sweep(parsed, cfg, is_sweep))
+        expected = sweep.expected_jobs(loader, cfg, verify) if is_sweep and not only_shows else None
+    arguments += [name, f"hydra.job.name={command.name}", *overrides]  # the name of the log file
     if only_shows:
         compose.call_hydra(task, arguments)
         return 0
     if is_sweep:
-        return sweep.run_sweep(task, arguments, run_dir, cfg.get("metric"), expected)
+        metrics = [each for each in (cfg.get("metric"), *(cfg.get("columns") or ())) if each is not None]
+        status = sweep.run_sweep(task, arguments, run_dir, metrics, expected)
+        if command.finish is not None and cfg.get("report"):
+            command.finish(run_dir)
+        return status
+    is_new = False
     if resumed is not None:
-        compose.check_differences(resumed, cfg, restored)
+        if not compose.check_differences(resumed, cfg, command.restored):
+            return 0
     elif folder.is_first_rank():
-        run_dir = folder.claim(run_dir)
-    run_single(task, arguments, run_dir)
+        run_dir, is_new = folder.claim(run_dir)
+    run_single(task, arguments, run_dir, is_new)
     return 0
 
 
@@ -90,33 +141,45 @@ def parse_arguments(words: list[str]) -> tuple[argparse.Namespace, bool]:
     parser.add_argument("--info", "-i", nargs="?", const="all")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--run", "-r", action="store_true")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="store_true")
     parser.add_argument("overrides", nargs="*")
     args, others = parser.parse_known_intermixed_args(words)
+    if any(word.startswith("--experimental-rerun") for word in others):
+        raise InputError("--experimental-rerun would run a pickle: resume=RUN continues a run from plain files")
     return args, bool(others or args.cfg or args.info)
 
 
-def run_single(task: Task, arguments: list[str], run_dir: Path) -> None:
-    """One run, in `run_dir`."""
+def versions() -> str:
+    """This package's version and those of the packages that a result depends on most."""
+    others = ("torch", "torchvision", "pytorch-lightning", "hydra-core")
+    named = [f"{name} {importlib.metadata.version(name)}" for name in others]
+    return f"contrast {contrast.__version__} (Python {platform.python_version()}, {', '.join(named)})"
+
+
+def run_single(task: Task, arguments: list[str], run_dir: Path, is_new: bool) -> None:
+    """One run, in `run_dir`, which goes if it is new and the run takes no step.
+
+    The task of a resumed run itself calls `compose.begin`: until it trains, the folder stays as it was.
+    """
     errors: list[Exception] = []
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> None:
-        overrides = compose.resolve(cfg)
-        if folder.is_first_rank():
-            if cfg.get("resume") is not None:
-                kept = folder.read_overrides(run_dir)
-                overrides = kept + [item for item in overrides if not item.startswith("resume=") and item not in kept]
-            folder.write_config(run_dir, folder.run_config(cfg), overrides)
+        compose.resolve(cfg)
         try:
+            if folder.is_first_rank() and cfg.get("resume") is None:
+                compose.begin(cfg, run_dir)
             task(cfg)
         except Exception as error:  # Hydra would print a part of the traceback and exit
             errors.append(error)
-            if (line := task_error(error, cfg)) is not None:
+            if (line := failure(error, run_dir)) is not None:
                 errors.append(InputError(line))
                 errors[-1].__cause__ = error
-                if folder.is_first_rank():
+                if is_new:
                     folder.discard(run_dir)
 
-    compose.call_hydra(job, [*arguments, f"hydra.run.dir={folder.quoted(run_dir)}", "hydra.mode=RUN"])
+    with locked(run_dir) if folder.is_first_rank() else nullcontext():
+        compose.call_hydra(job, [*arguments, f"hydra.run.dir={folder.quoted(run_dir)}", "hydra.mode=RUN"])
     if errors:
         raise errors[-1]

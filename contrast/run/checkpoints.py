@@ -1,8 +1,6 @@
-"""Checkpoints that a crash cannot harm, and when they are written: by epochs, by steps, and at SIGTERM."""
+"""Checkpoints that a crash cannot harm, and when they are written: by epochs, by steps, and at a signal."""
 
 import os
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from contrast.atomic import WRITING, replacing
 from contrast.errors import InputError
+from contrast.run.disk import warn_of_little_room
+from contrast.run.folder import resume_command
+from contrast.run.loggers import WandbLog
 from contrast.run.metrics import MetricsLog
+from contrast.run.whole import check_whole, newest
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,6 +25,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Local folders only, one writing process per folder. What a killed process left behind is removed by the next save.
     Reading is torch's default, which runs no code from the file.
     """
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """What `save_checkpoint` wrote; InputError for a damaged file, which names the newest one that is whole."""
+        try:
+            check_whole(Path(path))
+            return super().load_checkpoint(path, map_location, weights_only)
+        except Exception as error:  # damaged bytes can raise nearly any exception of pickle, zipfile or torch
+            whole = newest(Path(path).parents[1], but=Path(path))
+            instead = f"{resume_command(whole[0])} goes on from step {whole[1]}" if whole else "there is no other one"
+            raise InputError(f"{path} is damaged or no checkpoint ({type(error).__name__}): {instead}") from error
 
     def save_checkpoint(self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None) -> None:
         if storage_options is not None:
@@ -38,8 +52,8 @@ class Checkpoints(Checkpoint):
     """Keeps `last.ckpt` and, every `every_n_epochs` epochs (0: never), `epoch_00010.ckpt` (after 10 epochs).
 
     `last.ckpt` is refreshed after every `last_every_n_epochs` epochs and at the end of the run, each `every_n_steps`
-    optimiser steps (0: never) and, in a run of one process, at the step at which SIGTERM arrived; with several, SIGTERM
-    ends them at once. Lightning's ModelCheckpoint saves on any exception or on none: it would put the weights of a NaN
+    optimiser steps (0: never) and, in a run of one process, at the step at which SIGTERM, Ctrl-C or SIGHUP arrived (see
+    `Signals`). Lightning's ModelCheckpoint saves on any exception or on none: it would put the weights of a NaN
     step, or of a step that Ctrl-C cut in half, in the place of the last good ones.
 
     The file also holds the state of torch's global generators on every rank. It is restored when training starts, so
@@ -69,11 +83,12 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            # Lightning's handler broadcasts from within the signal and deadlocks if a collective is running.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if trainer.is_global_zero:
+            tensors = [*pl_module.state_dict().values(), *pl_module.parameters(), *pl_module.parameters()]
+            # with two running averages, as Adam has them
+            warn_of_little_room(self.folder, sum(each.numel() * each.element_size() for each in tensors))
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsLog):
+            if isinstance(logger, MetricsLog | WandbLog):
                 logger.resume_at(trainer.global_step)
         if trainer.global_rank < len(self._generators):
             state = self._generators[trainer.global_rank]

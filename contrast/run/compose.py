@@ -1,16 +1,16 @@
 """Hydra: composing the configuration of a new or a resumed run to check it, and then calling Hydra to run a job.
 
-A configuration may compute values: `${linear_lr:0.3,${batch_size}}`, `${sqrt_lr:...}`, `${sweep_digest:}`. The
-resolvers are registered on import, so that a worker process of any launcher knows them as soon as it unpickles its job.
+`contrast.run.resolvers` has the values that a configuration may compute. They are registered on import, so that a
+worker process of any launcher knows them as soon as it unpickles its job.
 """
 
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import glob, has_magic
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.config_loader import ConfigLoader
@@ -23,9 +23,27 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from contrast.errors import InputError
-from contrast.optim.schedule import linear_scaled, sqrt_scaled
+from contrast.run import resolvers  # noqa: F401  # registers them
+from contrast.run.console import logged_warnings
 from contrast.run.errors import configuration_error
-from contrast.run.folder import CONFIG, has_checkpoint, is_first_rank, quoted, read_config, run_config, without_hydra
+from contrast.run.folder import (
+    CONFIG,
+    absolute,
+    conf_folder,
+    has_checkpoint,
+    is_complete,
+    is_first_rank,
+    make_absolute,
+    quoted,
+    read_config,
+    read_overrides,
+    run_config,
+    without_hydra,
+    write_config,
+)
+from contrast.trust import Trust, from_file
+
+sys.path.append(str(Path(__file__).parent / "plugins"))  # Hydra takes sweepers from packages named hydra_plugins alone
 
 Task = Callable[[DictConfig], float | None]
 RESUMED = "resumed"  # Hydra's name for the configuration of a resumed run
@@ -64,6 +82,23 @@ def search_path(config_dir: str | None) -> list[str]:
     return [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).absolute()}')}]"]
 
 
+def quoted_range(word: str) -> str:
+    """A word such as KEY=shards/{000..099}.tar with quotes around its value: Hydra takes braces for a mapping."""
+    key, _, value = word.partition("=")
+    return f"{key}={quoted(value)}" if re.match(r"[^'\"\[{]*\{\d+\.\.\d+\}", value) else word
+
+
+def files_of_pattern(word: str) -> str:
+    """A word such as checkpoint=RUN/checkpoints/*.ckpt with the files in place of the pattern, by name."""
+    key, _, pattern = word.partition("=")
+    if key != "checkpoint" or not has_magic(pattern) or Path(pattern).exists():
+        return word
+    files = sorted(glob(str(Path(pattern).expanduser())))
+    if not files:
+        raise InputError(f"{word}: there is no such file")
+    return f"{key}={','.join(map(quoted, files))}"
+
+
 def parse_overrides(overrides: list[str], loader: ConfigLoader) -> list[Override]:
     return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
 
@@ -74,8 +109,13 @@ def config_groups(loader: ConfigLoader, parent: str = "") -> list[str]:
     return groups + [below for group in groups for below in config_groups(loader, group)]
 
 
-def check_values(cfg: DictConfig, folder: Path, swept: Collection[str] = ()) -> None:
-    """Raises InputError for a value that is `???` or cannot be computed; swept keys get their values in each job."""
+def check_values(
+    cfg: DictConfig, folder: Path, verify: Callable[[DictConfig], None], swept: Collection[str] = ()
+) -> None:
+    """Raises InputError for a value that is `???` or cannot be computed, and as `verify` does.
+
+    Swept keys get their values in each job.
+    """
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.runtime.output_dir = str(folder)
     choices = OmegaConf.create(OmegaConf.to_container(cfg.hydra.runtime.choices))
@@ -84,7 +124,18 @@ def check_values(cfg: DictConfig, folder: Path, swept: Collection[str] = ()) -> 
     if needed:
         raise InputError(f"{' and '.join(needed)} must be given: {needed[0]}=...")
     if not missing:
-        run_config(cfg)
+        run_config(cfg) if swept else verify(cfg)
+
+
+def check_groups(cfg: DictConfig) -> None:
+    """Raises InputError if an output layer and a group that it brings are both chosen."""
+    choices = cfg.hydra.runtime.choices
+    for group in ("head", "negatives"):
+        if choices.get("output") is not None and choices.get(group) is not None:
+            raise InputError(
+                f"{group}={choices[group]} and output={choices['output']} both set {group}: an output layer brings its "
+                "own, and output=null leaves negatives and head to you"
+            )
 
 
 def call_hydra(job: Task, arguments: list[str]) -> None:
@@ -92,7 +143,8 @@ def call_hydra(job: Task, arguments: list[str]) -> None:
     argv = sys.argv
     sys.argv = [argv[0], *arguments]
     try:
-        hydra.main(config_path=None, version_base="1.3")(job)()
+        with logged_warnings():
+            hydra.main(config_path=None, version_base="1.3")(job)()
     finally:
         sys.argv = argv
 
@@ -100,6 +152,7 @@ def call_hydra(job: Task, arguments: list[str]) -> None:
 def resolve(cfg: DictConfig) -> list[str]:
     """Resolves a job's configuration, so that its task gets the values of config.yaml; returns the job's overrides."""
     OmegaConf.resolve(cfg)
+    make_absolute(cfg)
     return [str(item) for item in HydraConfig.get().overrides.task]
 
 
@@ -125,13 +178,21 @@ def requested_run(overrides: Sequence[Override], loader: ConfigLoader) -> Path |
     return run_of(str(target.value()))
 
 
+def resumed_run(words: Sequence[str]) -> Path:
+    """The folder of the run that the last of the `resume=` among the words of a command line names."""
+    with config_loader(conf_folder()) as loader:
+        run = requested_run(parse_overrides(list(words), loader), loader)
+    assert run is not None
+    return run
+
+
 def run_of(target: str | Path) -> Path:
     """The run folder that `target` is, or that holds the checkpoint `target`.
 
     Raises:
         InputError: no such file or folder, no run around it, or no checkpoint in it to continue from.
     """
-    path = Path(target).expanduser().absolute()
+    path = absolute(Path(target).expanduser())
     if not path.exists():
         raise InputError(f"resume={target}: no such run folder or checkpoint")
     run = path if path.is_dir() else next((up for up in path.parents if (up / CONFIG).is_file()), path)
@@ -139,30 +200,92 @@ def run_of(target: str | Path) -> Path:
         raise InputError(f"resume={target}: no run folder, for it has no {CONFIG}")
     if run == path and not has_checkpoint(run):
         raise InputError(f"resume={target}: nothing to continue from, for it has no checkpoints/last.ckpt")
+    from contrast.encoders.archive import check_archive  # with torch, which only a resumed run needs here
+
+    check_archive(run / "checkpoints" / "last.ckpt" if run == path else path)
     return run
 
 
-def store_config(run: Path) -> str:
-    """Makes the run's configuration a primary one of Hydra's, under the returned name."""
+def store_config(run: Path, overrides: Sequence[Override] = (), folders: Sequence[str] = ()) -> str:
+    """Makes the run's configuration a primary one of Hydra's, under the returned name.
+
+    The run may be a stranger's, so what it may call is limited, unless `trust` is among the overrides.
+
+    overrides  of the command line: what they set is the user's own
+    folders    of configurations, from the command line: the targets that they name are the user's own, too
+
+    Raises InputError for a configuration that calls more, and for a link in the folder through which the run would
+    write to another place.
+    """
     saved = read_config(run)
     if "resume" not in saved:
         raise InputError(f"{run} holds no run that this command can continue: see its {CONFIG}")
-    ConfigStore.instance().store(name=RESUMED, node={"defaults": ["_self_", "runs"], **saved})
+    given = [override for override in overrides if override.key_or_group == "trust"]
+    if given and given[-1].is_sweep_override():
+        raise InputError(f"{given[-1].input_line}: a list is written trust=[a,b]")
+    trust = cast(Trust, given[-1].value() if given else False)
+    links = [path for path in sorted(run.iterdir()) if path.is_symlink()]
+    if links and trust is not True:
+        raise InputError(f"{links[0]} is a link, through which the run would write: if you trust it, give trust=true")
+    if trust is not True:
+        files = [path.read_text(encoding="utf-8") for each in folders for path in sorted(Path(each).rglob("*.yaml"))]
+        own = {name for text in files for name in re.findall(r"_target_: *([\w.]+)", text)}
+        trust = own | ({trust} if isinstance(trust, str) else set(trust or ()))
+    typed = [key for each in overrides for key in set_keys(each.key_or_group, each.value())]
+    saved = from_file(saved, str(run / CONFIG), trust, typed)
+    node = {**saved, "trust": False, "defaults": ["_self_", "runs"]}
+    ConfigStore.instance().store(name=RESUMED, node=node)
     return RESUMED
 
 
-def check_differences(run: Path, cfg: DictConfig, restored: Sequence[str]) -> None:
-    """Prints what differs from the configuration that the run began with.
+def set_keys(key: str, value: object) -> Iterator[str]:
+    """The keys that an override sets: those inside it if its value is a mapping, whose other keys stay as they are."""
+    if not isinstance(value, Mapping):
+        yield key
+    for name, item in value.items() if isinstance(value, Mapping) else ():
+        yield from set_keys(f"{key}.{name}", item)
+
+
+def check_differences(run: Path, cfg: DictConfig, restored: Sequence[str]) -> bool:
+    """Prints what differs from the configuration that the run began with; returns whether anything is left to do.
+
+    Nothing is left of a complete run if nothing differs, unless `cfg.resume` names one of its earlier checkpoints.
 
     Raises:
-        InputError: a difference below one of the keys `restored`, which the checkpoint brings back.
+        InputError: a difference below one of the keys `restored`, which the checkpoint brings back; or other data for
+            a run that is complete and does not train longer.
     """
-    lines = differences(read_config(run), run_config(cfg)) if is_first_rank() else []
+    if not is_first_rank():
+        return True
+    before = read_config(run)
+    make_absolute(before)  # that of an older version may not be
+    ended = is_complete(run, before) and absolute(Path(cfg.resume).expanduser()) in (
+        run,
+        run / "checkpoints" / "last.ckpt",
+    )
+    lines = differences(before, run_config(cfg))
+    longer = any(line.startswith(("trainer.max_", "trainer.limit_train")) for line in lines)
     for line in lines:
-        if re.split(r"[.:]", line)[0] in restored:
+        key = re.split(r"[.:]", line)[0]
+        if key in restored:
             raise InputError(f"{line}: a run keeps the value that it began with; start a new one")
+        if key == "data" and ended and not longer:
+            raise InputError(
+                f"{line}: {run} is complete, and its metrics are those of its own data; "
+                f"contrast-evaluate checkpoint={run} data=... measures it on other data"
+            )
     for line in lines:
         print(f"other than when the run began: {line}")
+    if ended and not lines:
+        print(f"{run} is complete: nothing is left to do (trainer.max_epochs=... trains longer)")
+    return bool(lines) or not ended
+
+
+def begin(cfg: DictConfig, run_dir: Path) -> None:
+    """Writes the configuration of this job, which a run calls as soon as it is under way; a resumed run adds to it."""
+    kept = [] if cfg.get("resume") is None else read_overrides(run_dir)
+    new = [str(item) for item in HydraConfig.get().overrides.task if not str(item).startswith("resume=")]
+    write_config(run_dir, run_config(cfg), kept + [item for item in new if item not in kept])
 
 
 def differences(before: Mapping[str, object], after: Mapping[str, object], prefix: str = "") -> list[str]:
@@ -175,22 +298,3 @@ def differences(before: Mapping[str, object], after: Mapping[str, object], prefi
         elif old != new:
             lines.append(f"{prefix}{key}: {old} -> {new}")
     return lines
-
-
-def sweep_digest(*, _root_: DictConfig) -> str:
-    """Ten hexadecimal digits that are the same for the same overrides of the same configuration.
-
-    What belongs to Hydra does not count, so that a sweep begun with one launcher is continued with another.
-    """
-    sweep = {
-        "config": OmegaConf.to_container(without_hydra(_root_), resolve=False),
-        "name": _root_.hydra.job.config_name,
-        "overrides": [item for item in _root_.hydra.overrides.task if not item.startswith("launcher=")],
-        "params": OmegaConf.to_container(OmegaConf.create({"params": _root_.hydra.sweeper.get("params")})),
-    }
-    return hashlib.sha256(json.dumps(sweep, sort_keys=True, default=str).encode()).hexdigest()[:10]
-
-
-OmegaConf.register_new_resolver("linear_lr", linear_scaled, replace=True)
-OmegaConf.register_new_resolver("sqrt_lr", sqrt_scaled, replace=True)
-OmegaConf.register_new_resolver("sweep_digest", sweep_digest, replace=True)

@@ -1,6 +1,5 @@
 """`curves.png`: the course of a run at a glance, drawn from its `metrics.jsonl`."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from contrast.atomic import replacing
+from contrast.run.folder import read_metrics, title_of
 from contrast.run.metrics import FILE, read_rows
 
 
@@ -18,29 +18,37 @@ class Panel:
     """One plot: `lines` are logged metrics with their labels.
 
     `final` names the metric of metrics.json that belongs to a line: a star for the trained encoder's, a dashed line
-    for the untrained one's.
+    for the untrained one's. `better` is HIGHER or LOWER where one of them is.
     """
 
     title: str
     unit: str
     lines: dict[str, str]
+    better: str = ""
     final: dict[str, str] = field(default_factory=dict)
     is_log: bool = False
 
 
+HIGHER, LOWER = "higher is better", "lower is better"
 PROBES = {"online/knn_top1": "knn_top1", "online/linear_top1": "linear_top1"}
 PANELS = (
-    Panel("Loss", "nats", {"train/loss": "loss", "train/bound": "log candidates - loss"}),
-    Panel("Contrastive top-1", "fraction of queries", {"train/top1": "positive ranked first"}),
-    Panel("Frozen features", "top-1 accuracy", dict(zip(PROBES, ("kNN", "linear probe"), strict=True)), PROBES),
+    Panel("Loss", "nats", {"train/loss": "loss"}, LOWER),
+    Panel("Bound on the information", "nats", {"train/bound": "log candidates - loss"}, HIGHER),
+    Panel("Contrastive top-1", "fraction of queries", {"train/top1": "positive ranked first"}, HIGHER),
+    Panel("Frozen features", "top-1 accuracy", dict(zip(PROBES, ("kNN", "linear probe"), strict=True)), HIGHER, PROBES),
     Panel("Scores", "mean score", {"train/positive_score": "positives", "train/negative_score": "negatives"}),
-    Panel("Alignment", "alignment", {"train/alignment": "alignment"}),
-    Panel("Uniformity", "uniformity", {"train/uniformity": "uniformity"}),
-    Panel("Effective rank", "dimensions", {"train/rank_embedding": "embedding", "train/rank_projection": "projection"}),
+    Panel("Alignment", "alignment", {"train/alignment": "alignment"}, LOWER),
+    Panel("Uniformity", "uniformity", {"train/uniformity": "uniformity"}, LOWER),
+    Panel(
+        "Effective rank",
+        "dimensions",
+        {"train/rank_embedding": "embedding", "train/rank_projection": "projection"},
+        HIGHER,
+    ),
     Panel("Temperature", "temperature", {"train/temperature": "temperature"}),
     Panel("Learning rate", "learning rate", {"train/lr": "learning rate"}),
     Panel("Gradient norm", "L2 norm", {"train/grad_norm": "gradient norm"}, is_log=True),
-    Panel("Speed", "images / second", {"train/images_per_second": "speed"}),
+    Panel("Speed", "images / second", {"train/images_per_second": "speed"}, HIGHER),
 )
 
 _COLOURS = ("#2f6db3", "#d9722e")
@@ -49,28 +57,34 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
 def save_curves(run_dir: str | os.PathLike[str]) -> Path | None:
-    """Draws `<run_dir>/curves.png` and returns its path; None, and no file, while there is nothing to draw.
+    """Draws `<run_dir>/curves.png` and returns its path; None, and no file, while there is nothing to draw."""
+    figure, path = figure_of(Path(run_dir)), Path(run_dir) / "curves.png"
+    if figure is None:
+        return None
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    return path
 
-    Only panels whose metrics were logged appear. `metrics.json`, if it exists, gives the results on the test set.
-    """
-    run_dir = Path(run_dir)
-    curves = read_curves(run_dir / FILE)
-    file = run_dir / "metrics.json"
-    final: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    shown = [panel for panel in PANELS if any(name in curves for name in panel.lines)]
+
+def figure_of(run_dir: Path) -> Figure | None:
+    """The figure with a panel for each that has a logged metric. `metrics.json`, if it exists, gives the results."""
+    shown, curves, final = drawn(run_dir)
     if not shown:
         return None
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     # without pyplot, which would keep the figure, and choose a window system, for the whole process
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.3), layout="constrained")
-    figure.suptitle(run_dir.absolute().name, fontsize=11, color=_GREY)
+    figure = Figure(figsize=(4.6 * columns, 3.3 * rows + 0.5), layout="constrained")
+    figure.suptitle(f"{title_of(run_dir)}\n{run_dir.absolute().name}".strip(), fontsize=11)
     for place, panel in enumerate(shown, start=1):
         _draw(figure.add_subplot(rows, columns, place), panel, curves, final)
-    path = run_dir / "curves.png"
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    return path
+    return figure
+
+
+def drawn(run_dir: Path) -> tuple[list[Panel], dict[str, Curve], dict[str, float]]:
+    """The panels of which the run has logged metrics, its curves, and the results on the test set."""
+    curves = read_curves(run_dir / FILE) if (run_dir / FILE).is_file() else {}
+    return [panel for panel in PANELS if curves.keys() & panel.lines], curves, read_metrics(run_dir)
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
@@ -85,25 +99,32 @@ def read_curves(path: Path) -> dict[str, Curve]:
     return curves
 
 
+def levels(panel: Panel, name: str, final: dict[str, float]) -> tuple[float | None, float | None]:
+    """The results on the test set that belong to a line: of the trained and of the untrained encoder."""
+    metric = panel.final.get(name, "")
+    return final.get(metric), final.get(f"untrained_{metric}")
+
+
 def _draw(axes: Axes, panel: Panel, curves: dict[str, Curve], final: dict[str, float]) -> None:
     axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_title(panel.better, fontsize=8, loc="right", color=_GREY)
     axes.set(xlabel="optimiser step", ylabel=panel.unit)
     axes.grid(alpha=0.25, linewidth=0.6)
-    axes.margins(x=0.01)
+    axes.margins(x=0.02)
     axes.tick_params(which="both", labelsize=7, colors=_GREY)
     axes.spines[["top", "right"]].set_visible(False)
     lines = {name: label for name, label in panel.lines.items() if name in curves}
     for colour, (name, label) in zip(_COLOURS, lines.items(), strict=False):
         _line(axes, curves[name], colour, label)
-        metric = panel.final.get(name, "")
-        if (level := final.get(f"untrained_{metric}")) is not None:
-            axes.axhline(level, color=colour, linewidth=1, linestyle="--", label=f"{label}, untrained, test set")
-        if (value := final.get(metric)) is not None:
-            axes.plot(curves[name][0][-1:], [value], "*", color=colour, label=f"{label}, test set")
+        trained, untrained = levels(panel, name, final)
+        if untrained is not None:
+            axes.axhline(untrained, color=colour, linewidth=1, linestyle="--", label=f"{label}, untrained, test set")
+        if trained is not None:
+            axes.plot(curves[name][0][-1:], [trained], "*", color=colour, label=f"{label}, test set")
     if panel.is_log and all((curves[name][1] > 0).all() for name in lines):
         axes.set_yscale("log")
-    if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(fontsize=7, frameon=False)
+    if len(axes.get_legend_handles_labels()[0]) > 1:  # below the axes, where it covers nothing
+        axes.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def _line(axes: Axes, curve: Curve, colour: str, label: str) -> None:

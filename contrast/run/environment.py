@@ -14,7 +14,16 @@ from pytorch_lightning.utilities import rank_zero_only
 import contrast
 from contrast.atomic import replacing
 
-PACKAGES = {"contrast", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "wandb", "numpy", "scikit-learn"}
+PACKAGES = {
+    "contrast-learning",
+    "torchvision",
+    "pytorch-lightning",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "numpy",
+    "scikit-learn",
+}
 
 
 def environment() -> dict[str, object]:

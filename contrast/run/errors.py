@@ -1,38 +1,45 @@
 """Errors that a user can correct, each as one line; for all others the traceback is the message."""
 
 import difflib
-import inspect
-import pydoc
+import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import yaml
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from contrast.errors import InputError
+from contrast.errors import one_line as said
 
-PLUGIN = re.compile(r"hydra/\w+/(joblib|submitit|ray|optuna)")  # brought by the extra of this package of that name
+NO_MEMORY = re.compile("out of memory|allocate memory|[Uu]nable to allocate")  # torch on a GPU and on a CPU, numpy
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+PLUGIN = re.compile(r"hydra/\w+/(joblib|submitit|ray)")  # brought by the extra of this package of that name
 
 
-def task_error(error: BaseException, cfg: DictConfig | None = None) -> str | None:
-    """The line for an error of a task: an InputError at any depth, or a `_target_` of `cfg` that cannot be called."""
+def task_error(error: BaseException) -> str | None:
+    """The line for an error of a task: an InputError at any depth, or what a library refused to make.
+
+    A part of the configuration that cannot be made is a mistake in it, whatever is raised. Files and folders that may
+    not be used, and too little memory, are no errors of the program either.
+    """
     for cause in causes(error):
         if isinstance(cause, InputError):
             return one_line(str(cause))
     for cause in causes(error):
-        if isinstance(cause, TypeError) and cfg is not None and (line := wrong_call(cause, cfg)):
-            return line
         if isinstance(cause, InstantiationException):
-            text, _, node = str(cause).partition("\nfull_key: ")
+            text, _, key = str(cause).partition("\nfull_key: ")
             origin = cause.__cause__
-            if origin is None or text.startswith("Error locating target"):
-                text = text.partition(", set env var")[0]
-                return one_line(f"{node}: {text}" + (f": {origin}" if origin else ""))
+            return f"{key}: {one_line(text) if origin is None else said(origin)}"
         if isinstance(cause, MissingMandatoryValue):
             return f"{cause.full_key} must be given: {cause.full_key}=..."
+        if type(cause).__name__ == "MisconfigurationException":  # of Lightning, which need not be imported here
+            return f"trainer: {said(cause)}"
+        if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename:
+            return f"{cause.filename}: {cause.strerror}"
+        if isinstance(cause, MemoryError | RuntimeError) and NO_MEMORY.search(said(cause)):
+            return f"{said(cause)}; a smaller batch_size or micro_batch takes less memory"
     return None
 
 
@@ -58,28 +65,6 @@ def configuration_error(error: BaseException, groups: Callable[[], Iterable[str]
     return one_line(str(error).partition("\nConfig search path:")[0]) if isinstance(error, HydraException) else None
 
 
-def wrong_call(error: TypeError, cfg: DictConfig) -> str | None:
-    """The line for a TypeError of calling the `_target_` of a node with the wrong arguments; None for any other.
-
-    The message names the function. If several nodes have it as their target, that node is meant which holds an
-    unexpected keyword or lacks a missing one.
-    """
-    function, _, reason = str(error).partition("() ")
-    named, unexpected = re.findall(r"'(\w+)'", reason), "unexpected keyword" in reason
-    lines = []
-    for key, node in _target_nodes(OmegaConf.to_container(cfg)):
-        try:
-            target: Any = pydoc.locate(str(node["_target_"]))
-        except pydoc.ErrorDuringImport:
-            continue
-        called = target.__init__ if inspect.isclass(target) else target
-        if getattr(called, "__qualname__", "") == function:
-            hint = nearest(named[0], inspect.signature(target).parameters) if unexpected else ""
-            is_meant = all((name in node) == unexpected for name in named)
-            lines.append((is_meant, f"{key}: {one_line(str(error))}{hint}"))
-    return max(lines, key=lambda line: line[0])[1] if lines else None
-
-
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what it came from. OmegaConf wraps a resolver's error without naming it as the cause."""
     cause: BaseException | None = error
@@ -101,7 +86,7 @@ def nearest(word: str, options: Iterable[str]) -> str:
 def _unknown_option(file: str, options: list[str]) -> str:
     group, _, option = file.rpartition("/")
     if plugin := PLUGIN.match(file):
-        return f"{file} is not installed: pip install 'contrast[{plugin[1]}]'"
+        return f"{file} is not installed: pip install 'contrast-learning[{plugin[1]}]'"
     return f"{group} has no option '{option}'{nearest(option, options)}; options: {', '.join(options) or 'none'}"
 
 
@@ -113,11 +98,3 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, groups: Iterable[
         return f"{node} has no key '{error.key}'{nearest(str(error.key), keys)}{known}"
     names = sorted(name for name in {*keys, *groups} if not name.startswith("hydra"))
     return f"there is no key or group '{error.key}'{nearest(str(error.key), names)}; known are {', '.join(names)}"
-
-
-def _target_nodes(tree: object, key: str = "") -> Iterator[tuple[str, dict[str, object]]]:
-    """Each node of a plain configuration that has a `_target_`, with its key: "head.temperature", ..."""
-    if isinstance(tree, dict) and isinstance(tree.get("_target_"), str):
-        yield key, tree
-    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
-        yield from _target_nodes(value, f"{key}.{name}".lstrip("."))

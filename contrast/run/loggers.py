@@ -1,73 +1,129 @@
-"""Loggers besides `metrics.jsonl`: a W&B run that never waits for an input, and TensorBoard."""
+"""Loggers besides `metrics.jsonl`: a W&B run that never waits for an input, TensorBoard and MLflow."""
 
+import functools
 import netrc
 import os
 import secrets
 import shlex
 import time
-from collections.abc import Mapping
-from http.client import HTTPException
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
-from urllib.error import HTTPError
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
-from urllib.request import build_opener
 
-import wandb
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from contrast.atomic import replacing
 from contrast.errors import InputError
+from contrast.network import is_reachable
 from contrast.run.folder import is_first_rank
+from contrast.run.metrics import FILE, read_rows
+
+if TYPE_CHECKING:
+    import wandb
 
 Mode = Literal["online", "offline", "disabled", "shared"]
 
-TIMEOUT = 4.0  # seconds within which W&B's server has to respond
+STEP = "trainer/global_step"  # the horizontal axis of W&B's plots
+
+
+class WandbLog(Logger):
+    """Logs to an open W&B run. Lightning's own logger imports names of wandb that its coming versions leave out."""
+
+    name, version = "wandb", ""
+
+    def __init__(self, run: "wandb.Run", run_dir: Path) -> None:
+        super().__init__()
+        self.run, self.version, self.run_dir = run, run.id, run_dir
+
+    @rank_zero_only
+    def resume_at(self, step: int) -> None:
+        """Logs the rows before `step` again where W&B does not continue a run, so that its new part is the whole run.
+
+        Offline each start is a part of its own. Uploaded after the first one, it takes the place of its rows.
+        """
+        file = self.run_dir / FILE
+        for row in read_rows(file) if file.exists() and not self.run.resumed else ():
+            if row["step"] < step:
+                self.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
+        """Nothing to do: the run has its configuration from the start."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.run.log({**metrics, STEP: step})
+
+    @rank_zero_only
+    def log_image(self, key: str, images: Sequence[str]) -> None:
+        """Uploads image files under the name `key`."""
+        from wandb import Image
+
+        self.run.log({key: [Image(image) for image in images]})
 
 
 def wandb_logger(
     run_dir: str | os.PathLike[str], name: str, config: Mapping[str, object] | None = None, **settings: Any
-) -> WandbLogger:
-    """Starts the W&B run of this job on rank 0, prints its mode in one line and returns Lightning's logger for it.
+) -> WandbLog | None:
+    """Starts the W&B run of this job on rank 0, prints its mode in one line and returns the logger for it.
 
-    The run is offline if there is no login or no network; `WANDB_MODE`, if it is set, decides. `<run_dir>/wandb_id`
-    holds the run's id, so that a resumed job continues its run. A W&B run that an earlier job of this process left
-    open is finished first, or two jobs would share it. `config` is uploaded as it is: plain values. `settings` go to
-    wandb.init: project, group, entity, tags and the rest.
+    The run is offline if there is no login or no network; `WANDB_MODE`, if it is set, decides. It is None for
+    `WANDB_MODE=disabled` and `WANDB_DISABLED=true`, and on other ranks. `<run_dir>/wandb_id` holds the run's id, so
+    that a resumed job continues its run, or begins another one if that was deleted. A W&B run that an earlier job of
+    this process left open is finished first, or two jobs would share it. `config` is uploaded as it is: plain values.
+    `settings` go to wandb.init: project, group, entity, tags and the rest; the tags are by default the words of the
+    name.
 
     Raises:
         InputError: W&B refuses to start the run.
     """
     run_dir = Path(run_dir).absolute()
+    disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
+    if disabled or os.environ.get("WANDB_MODE") == "disabled":
+        if is_first_rank():
+            print(f"W&B: disabled ({'WANDB_DISABLED' if disabled else 'WANDB_MODE'})")
+        return None
     if not is_first_rank():
-        return WandbLogger(save_dir=run_dir)
+        return None
+    import wandb
+
     wandb.finish()
     run_dir.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("WANDB_CACHE_DIR", str(run_dir / "wandb" / "cache"))  # in place of the home folder
     try:
         mode, reason = wandb_mode(wandb.setup().settings)
-        run = wandb.init(
+        start = functools.partial(
+            wandb.init,
             name=name,
             dir=run_dir,
-            id=run_id(run_dir),
             resume="allow",
             mode=mode,
             config=dict(config or {}),
+            tags=settings.pop("tags", None) or [tag[:64] for tag in name.partition(" ")[0].split("-")],
             # The run folder has the console output and the commit; W&B need not capture them again.
             settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
-            **settings,
         )
+        try:
+            run = start(**settings | run_path(run_dir))
+        except wandb.Error as error:
+            if "deleted" not in str(error):
+                raise
+            print(f"W&B: the run of {run_dir} was deleted, and another one begins")
+            (run_dir / "wandb_id").unlink()
+            run = start(**settings | run_path(run_dir))
     except wandb.Error as error:
         raise InputError(f"W&B cannot start a run: {error} (WANDB_MODE=offline or logger=csv do without)") from error
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    upload = f"; to upload: wandb sync {shlex.quote(str(run_dir))}/wandb/offline-run-*" if mode == "offline" else ""
+    run.define_metric(STEP)
+    run.define_metric("*", step_metric=STEP, step_sync=True)
+    upload = f"; to upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}" if mode == "offline" else ""
     print(f"W&B: {mode} ({reason}){upload}{f': {run.url}' if not upload and run.url else ''}")
-    return WandbLogger(save_dir=run_dir, experiment=run)
+    return WandbLog(run, run_dir)
 
 
-def wandb_mode(settings: wandb.Settings) -> tuple[Mode, str]:
+def wandb_mode(settings: "wandb.Settings") -> tuple[Mode, str]:
     """The mode of the run, and the reason for it."""
     is_set = bool(os.environ.get("WANDB_MODE"))
     if settings.mode in ("offline", "dryrun", "disabled"):
@@ -79,7 +135,7 @@ def wandb_mode(settings: wandb.Settings) -> tuple[Mode, str]:
     return "shared" if settings.mode == "shared" else "online", "WANDB_MODE" if is_set else "logged in"
 
 
-def has_login(settings: wandb.Settings) -> bool:
+def has_login(settings: "wandb.Settings") -> bool:
     """Whether W&B will find credentials by itself: in the environment, its settings or the netrc file."""
     if settings.api_key or getattr(settings, "identity_token_file", None):
         return True
@@ -89,35 +145,28 @@ def has_login(settings: wandb.Settings) -> bool:
     except (OSError, netrc.NetrcParseError):  # absent or unreadable: W&B finds nothing in it either
         return False
     hosts = [urlsplit(settings.base_url).netloc]
-    if settings.base_url == wandb.Settings().base_url:
+    if settings.base_url == "https://api.wandb.ai":
         hosts.append("api.wandb.ai")  # the usual name of the public server
     return any(host in machines for host in hosts)
 
 
-def is_reachable(url: str) -> bool:
-    """Whether a server, or the proxy on the way to it, sends any response within `TIMEOUT` seconds."""
-    try:
-        build_opener().open(url, timeout=TIMEOUT).close()
-    except HTTPError:  # a response, too
-        return True
-    except (OSError, HTTPException):
-        return False
-    return True
-
-
-def run_id(run_dir: Path) -> str:
+def run_path(run_dir: Path) -> dict[str, str]:
     """The id of the folder's W&B run, in a second in which none of its earlier starts falls.
 
+    Below `wandb agent` it is the run that the agent has set, whatever the folder's run was, for W&B takes no other.
+    `wandb_id` then holds ENTITY/PROJECT/ID, so that the run is found again without the agent.
     W&B names a start's folder by its second: another start within it would overwrite what the folder holds.
     """
-    path = run_dir / "wandb_id"
-    if not path.exists():
+    path, agent = run_dir / "wandb_id", "WANDB_SWEEP_ID" in os.environ
+    if agent or not path.exists():
+        place = [os.environ.get(f"WANDB_{name}", "") for name in ("ENTITY", "PROJECT")] if agent else []
         with replacing(path) as temporary:
-            temporary.write_text(secrets.token_hex(6) + "\n", encoding="utf-8")
-    saved = path.read_text(encoding="utf-8").strip()
+            text = "/".join([*place, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(6)])
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+    *place, saved = path.read_text(encoding="utf-8").strip().split("/")
     while list(run_dir.glob(f"wandb/*run-{time.strftime('%Y%m%d_%H%M%S')}-{saved}")):
         time.sleep(0.05)
-    return saved
+    return {"id": saved} | {key: value for key, value in zip(("entity", "project"), place, strict=False) if value}
 
 
 def tensorboard_logger(run_dir: str | os.PathLike[str], **unused: object) -> TensorBoardLogger:
@@ -127,5 +176,47 @@ def tensorboard_logger(run_dir: str | os.PathLike[str], **unused: object) -> Ten
         InputError: the package is not installed.
     """
     if find_spec("tensorboard") is None:
-        raise InputError("logger=tensorboard needs the package tensorboard: pip install 'contrast[tensorboard]'")
+        raise InputError(
+            "logger=tensorboard needs the package tensorboard: pip install 'contrast-learning[tensorboard]'"
+        )
     return TensorBoardLogger(save_dir=str(Path(run_dir).absolute()), name="tensorboard", version="")
+
+
+def mlflow_logger(
+    run_dir: str | os.PathLike[str],
+    name: str,
+    group: str | None = None,
+    config: Mapping[str, object] | None = None,
+    **unused: object,
+) -> Logger:
+    """Lightning's logger to the MLflow store `runs/mlflow.db`, or to the one that MLFLOW_TRACKING_URI names.
+
+    The jobs of a sweep are one experiment. `<run_dir>/mlflow_id` holds the run's id and its store, so that a resumed
+    job continues its run from any folder, if the store still has it. The parameters of a new run are `config`.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    if find_spec("mlflow") is None:
+        raise InputError("logger=mlflow needs the package mlflow: pip install 'contrast-learning[mlflow]'")
+    from mlflow.exceptions import MlflowException
+
+    path, store = Path(run_dir).absolute() / "mlflow_id", Path("runs", "mlflow.db").absolute()
+    run, kept = [*path.read_text(encoding="utf-8").split("\n"), ""][:2] if path.exists() else (None, "")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or kept or f"sqlite:///{store}"
+    if uri.endswith(str(store)):
+        store.parent.mkdir(exist_ok=True)
+    start = functools.partial(MLFlowLogger, group or "contrast", run_name=name, tracking_uri=uri)
+    if not is_first_rank():
+        return start()
+    logger = start(run_id=run)
+    try:
+        saved = logger.run_id
+    except MlflowException:  # the run was deleted, or the store is another one
+        logger = start()
+        saved = logger.run_id
+    with replacing(path) as temporary:
+        temporary.write_text(f"{saved}\n{uri}\n", encoding="utf-8")
+    if saved != run:
+        logger.log_hyperparams(dict(config or {}))
+    return logger

@@ -1,4 +1,4 @@
-"""Lightning's notes on itself, which would bury what a run has to say."""
+"""Notes of libraries on themselves, which would bury what a run prints."""
 
 import logging
 import warnings
@@ -6,11 +6,24 @@ import warnings
 import lightning_fabric
 import pytorch_lightning
 
+from contrast.run.folder import is_first_rank
+
 
 def quiet() -> None:
-    """Leaves Lightning's warnings, and drops its notes and the deprecations inside it."""
+    """Leaves the warnings of Lightning and others, and drops their notes; our own notes are those of one rank.
+
+    A log that cannot be written, because the disk is full, prints no traceback.
+    """
+    logging.raiseExceptions = False
+    if not is_first_rank():
+        logging.getLogger("contrast").setLevel(logging.WARNING)
     for module in (pytorch_lightning, lightning_fabric):  # imported first: they set the levels of their own loggers
         logging.getLogger(module.__name__).setLevel(logging.WARNING)
+    for name in ("faiss", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # written to by nothing
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # no other option stops it
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message="predict returned None.*")  # vectors are written, not returned

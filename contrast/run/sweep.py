@@ -6,33 +6,43 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
-from torch import distributed
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from contrast.errors import InputError
 from contrast.run import compose, folder
 from contrast.run.compose import Task
-from contrast.run.errors import one_line, task_error
-from contrast.run.sweep_report import COMPLETE, report
+from contrast.run.disk import failure
+from contrast.run.errors import one_line
+from contrast.run.gpus import take_one, visible_gpus
+from contrast.run.lock import InUse, locked
 
 
 def run_sweep(
-    task: Task, arguments: list[str], sweep_dir: Path, metric: str | None, expected: list[list[str]] | None
+    task: Task, arguments: list[str], sweep_dir: Path, metrics: Sequence[str], expected: list[list[str]] | None
 ) -> int:
     """The jobs that are not complete yet, and the table of all of them, however the sweep ends."""
+    from contrast.run.sweep_report import COMPLETE, ENDED_EARLY, report
+
     job = functools.update_wrapper(functools.partial(run_sweep_job, task), task)
     # The folder is fixed here, so that it is the same for the jobs of every launcher. Lightning starts the other ranks
     # of a job in its `hydra.run.dir`.
     fixed = [f"hydra.sweep.dir={folder.quoted(sweep_dir)}", "hydra.run.dir=${hydra.runtime.output_dir}"]
     broke_off = False
+    try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=sweep_dir).close()
+    except OSError as error:
+        raise InputError(f"{sweep_dir} cannot be the folder of a sweep: {error.strerror}") from error
     try:
         compose.call_hydra(job, [*arguments, *fixed, "hydra.mode=MULTIRUN"])
     except SystemExit as error:
@@ -44,8 +54,10 @@ def run_sweep(
         broke_off = True
         print(f"error: the sweep broke off: {type(reason).__name__}: {one_line(str(reason))}", file=sys.stderr)
     finally:
-        jobs = report(sweep_dir, metric, expected)
-    return 1 if broke_off or any(each.status != COMPLETE for each in jobs) else 0
+        # of two processes with the same sweep, the later one reads what both have reached
+        with locked(sweep_dir, waits=True) if sweep_dir.is_dir() else nullcontext():
+            jobs = report(sweep_dir, metrics, expected)
+    return 1 if broke_off or any(each.status not in (COMPLETE, ENDED_EARLY) for each in jobs) else 0
 
 
 def keys_of_sweep(overrides: Sequence[Override], cfg: DictConfig, is_sweep: bool) -> set[str]:
@@ -56,12 +68,18 @@ def keys_of_sweep(overrides: Sequence[Override], cfg: DictConfig, is_sweep: bool
     return {*(cfg.hydra.sweeper.get("params") or {}), *(each.key_or_group for each in swept)}
 
 
-def expected_jobs(loader: ConfigLoader, cfg: DictConfig) -> list[list[str]] | None:
+def expected_jobs(
+    loader: ConfigLoader, cfg: DictConfig, verify: Callable[[DictConfig], None]
+) -> list[list[str]] | None:
     """The overrides of each job to come; None for a sweeper that decides as it goes.
 
-    A job is composed, for its errors, if it has an override that no job before it had.
+    A job is composed, for its errors and those of `verify`, if it has an override that no job before it had. All are
+    composed before the first is verified, which takes the time of importing torch.
     """
-    if cfg.hydra.runtime.choices["hydra/sweeper"] != "basic":
+    sweeper = cfg.hydra.runtime.choices["hydra/sweeper"]
+    if sweeper == "search" and find_spec("optuna") is None:
+        raise InputError("sweep=optuna needs the package optuna: pip install 'contrast-learning[optuna]'")
+    if sweeper != "basic":
         return None
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
     choices = {}
@@ -75,10 +93,14 @@ def expected_jobs(loader: ConfigLoader, cfg: DictConfig) -> list[list[str]] | No
             raise InputError(f"{override.input_line}: hydra/sweeper=basic takes lists of values, choice() and range()")
     jobs = [list(job) for job in itertools.product(*choices.values())]
     checked: set[str] = set()
+    composed = []
     for job in jobs:
         if not checked.issuperset(job):
-            loader.load_configuration(cfg.hydra.job.config_name, [*cfg.hydra.overrides.hydra, *job], RunMode.RUN)
+            overrides = [*cfg.hydra.overrides.hydra, *job]
+            composed.append(loader.load_configuration(cfg.hydra.job.config_name, overrides, RunMode.RUN))
             checked.update(job)
+    for each in composed:
+        compose.check_values(each, Path(cfg.hydra.sweep.dir), verify)
     return jobs
 
 
@@ -90,28 +112,39 @@ def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
     overrides = compose.resolve(cfg)
     job_dir = Path(HydraConfig.get().runtime.output_dir)
     name = f"job {HydraConfig.get().job.num}"
-    try:
-        config = folder.run_config(cfg)
-        if folder.is_complete(job_dir, config):
-            print(f"{name} is complete already: {job_dir}", flush=True)
-            folder.write_config(job_dir, config, overrides)  # the same values may be written in another way
-            return finite(folder.read_metrics(job_dir).get(cfg.metric))  # absent from a run without an evaluation
-        writes = folder.is_first_rank()
-        continues = folder.prepare_folder(job_dir, config) if writes else folder.has_checkpoint(job_dir)
-        if continues and "resume" in cfg:
-            print(f"{name} continues: {job_dir}", flush=True)
-            with open_dict(cfg):
-                cfg.resume = str(job_dir)
-        if writes:
-            folder.write_config(job_dir, config, overrides)
-        with isolated([f"resume={folder.quoted(job_dir)}"] if cfg.get("resume") is not None else overrides):
-            return finite(task(cfg))
-    except Exception as error:
-        reason = task_error(error, cfg) or one_line(f"{type(error).__name__}: {error}")
-        job_dir.mkdir(parents=True, exist_ok=True)
-        (job_dir / folder.ERROR).write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
-        print(f"{name} failed: {reason} ({job_dir / folder.ERROR})", file=sys.stderr, flush=True)
-        return None
+    writes = folder.is_first_rank()
+    with ExitStack() as lock:
+        try:
+            if writes:
+                lock.enter_context(locked(job_dir))
+            config = folder.run_config(cfg)
+            if folder.is_complete(job_dir, config):
+                print(f"{name} is complete already: {job_dir}", flush=True)
+                folder.write_config(job_dir, config, overrides)  # the same values may be written in another way
+                return finite(folder.value_of(folder.read_metrics(job_dir), cfg.metric))  # absent without an evaluation
+            continues = folder.prepare_folder(job_dir, config) if writes else folder.has_checkpoint(job_dir)
+            if continues and "resume" in cfg:
+                print(f"{name} continues: {job_dir}", flush=True)
+                with open_dict(cfg):
+                    cfg.resume = str(job_dir)
+            # the configuration in the folder is this job's own, which the other ranks of the job need not suspect
+            resumes = cfg.get("resume") is not None
+            with isolated([f"resume={folder.quoted(job_dir)}", "trust=true"] if resumes else overrides):
+                devices = OmegaConf.select(cfg, "trainer.devices", default=1)
+                if HydraConfig.get().runtime.choices["hydra/launcher"] == "joblib" and devices in (1, "auto"):
+                    take_one(visible_gpus())
+                if writes:
+                    folder.write_config(job_dir, config, overrides)
+                return finite(task(cfg))
+        except InUse as error:
+            print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
+        except Exception as error:
+            reason = failure(error, job_dir) or one_line(f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # the disk may be full
+                job_dir.mkdir(parents=True, exist_ok=True)
+                (job_dir / folder.ERROR).write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
+            print(f"{name} failed: {reason} ({job_dir / folder.ERROR})", file=sys.stderr, flush=True)
+    return None
 
 
 def finite(value: float | None) -> float | None:
@@ -132,6 +165,8 @@ def isolated(overrides: list[str]) -> Iterator[None]:
     try:
         yield
     finally:
+        from torch import distributed
+
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
         for name in set(os.environ) - set(environment):

@@ -12,17 +12,28 @@ from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
 from contrast.atomic import replacing
-from contrast.run.folder import ASIDE, ERROR, METRICS, OVERRIDES, read_metrics, read_overrides
+from contrast.run.folder import (
+    ASIDE,
+    ERROR,
+    INSTEAD,
+    METRICS,
+    OVERRIDES,
+    PRUNED,
+    read_metrics,
+    read_overrides,
+    title_of,
+)
 
-COMPLETE, FAILED, INTERRUPTED, NOT_RUN = "complete", "failed", "interrupted", "not run"
+COMPLETE, ENDED_EARLY, FAILED, INTERRUPTED, NOT_RUN = "complete", "pruned", "failed", "interrupted", "not run"
 SEED = "seed"
 MAX_TICKS = 8  # more numbers along x are not each named
+MARKS = "circle: mean over seeds; bar: 95 % interval of the mean; dot: one run"
 MAX_LINES = 10  # more lines get no legend
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a sweep. `swept` holds its overrides as text, `reason` why it failed."""
+    """A job of a sweep. `swept` holds its overrides as text, `reason` why it failed or when it was pruned."""
 
     name: str
     folder: Path | None
@@ -52,21 +63,32 @@ class Group:
     jobs: list[Job]
 
     def measured(self, metric: str) -> list[float]:
-        """The metric of each complete job that has it."""
-        return [job.metrics[metric] for job in self.jobs if job.status == COMPLETE and metric in job.metrics]
+        """The metric of each complete job that has it, and in which it is a number."""
+        return [job.metrics[metric] for job in self.complete(metric)]
+
+    def by_seed(self, metric: str) -> dict[str, float]:
+        return {job.swept[SEED]: job.metrics[metric] for job in self.complete(metric) if SEED in job.swept}
+
+    def complete(self, metric: str) -> list[Job]:
+        complete = (job for job in self.jobs if job.status == COMPLETE and metric in job.metrics)
+        return [job for job in complete if math.isfinite(job.metrics[metric])]
 
 
-def report(sweep_dir: Path, metric: str | None, expected: Sequence[Sequence[str]] | None = None) -> list[Job]:
+def report(sweep_dir: Path, metrics: Sequence[str], expected: Sequence[Sequence[str]] | None = None) -> list[Job]:
     """Prints and writes the results of the jobs below `sweep_dir`; returns the jobs.
 
-    metric    of metrics.json, for the plot and the first column
+    metrics   of metrics.json: the first columns; the first of them is plotted and compared seed by seed
     expected  overrides of each job, if they are known beforehand (see `read_jobs`)
     """
     jobs = read_jobs(sweep_dir, expected)
+    measured = {key for job in jobs for key in job.metrics}
+    metrics = [key if key in measured else INSTEAD.get(key, key) for key in metrics]
     if any(job.folder is not None for job in jobs):
         write_csv(sweep_dir / "sweep.csv", jobs)
-        drawn = metric is not None and save_plot(sweep_dir / "sweep.png", jobs, metric)
-        print(f"\n{table(jobs, metric)}\n{sweep_dir / 'sweep.csv'}{', sweep.png' if drawn else ''}", flush=True)
+        drawn = bool(metrics) and save_plot(sweep_dir / "sweep.png", jobs, metrics[0])
+        lines = [table(jobs, metrics), *(paired(jobs, metrics[0]) if metrics else ())]
+        print("\n" + "\n".join(lines))
+        print(f"{sweep_dir / 'sweep.csv'}{', sweep.png' if drawn else ''}", flush=True)
     return jobs
 
 
@@ -90,21 +112,61 @@ def grouped(jobs: Sequence[Job], keys: Sequence[str]) -> list[Group]:
     return [Group(values, members) for values, members in groups.items()]
 
 
-def table(jobs: Sequence[Job], metric: str | None) -> str:
-    """The sweep as text: a line for each group, then the jobs that failed or did not end, each by name."""
-    keys, measured = swept_keys(jobs), {key for job in jobs for key in job.metrics}
-    metrics = [key for key in dict.fromkeys((metric, "linear_top1", "knn_top1")) if key is not None and key in measured]
-    rows = [[*(key for key in keys if key != SEED), *metrics, "n"]]
+def paired(jobs: Sequence[Job], metric: str) -> list[str]:
+    """A line for each group with two or more seeds in common with the first one: the mean of the differences by seed.
+
+    Their interval is narrower than those of the two means, where the seeds move both in the same way.
+    """
+    keys, lines = swept_keys(jobs), []
+    names = [key for key in keys if key != SEED]
+    first, *others = [(group.by_seed(metric), " ".join(group.values)) for group in grouped(jobs, keys)]
+    for values, name in others if SEED in keys and names else ():
+        differences = [values[seed] - first[0][seed] for seed in values if seed in first[0]]
+        if len(differences) > 1:
+            mean = estimate(differences)
+            higher = "higher" if mean.mean > 0 else "lower"
+            by = Estimate(abs(mean.mean), mean.half, mean.n)
+            lines.append(f"{name}: {metric} is {higher} than with {first[1]} by {by}, over {mean.n} seeds")
+    return lines
+
+
+def table_metrics(jobs: Sequence[Job], chosen: Sequence[str]) -> list[str]:
+    """The metrics of the table: those that were chosen, the first of them if it was measured, and the usual ones."""
+    measured = {key for job in jobs for key in job.metrics}
+    others = [key for key in ("linear_top1", "knn_top1") if key in measured]
+    return list(dict.fromkeys([*(key for key in chosen if key in measured or key != chosen[0]), *others]))
+
+
+def label(job: Job, keys: Sequence[str]) -> str:
+    """What distinguishes a job from the others: "head.temperature=0.1 seed=0"."""
+    return " ".join(f"{key}={job.swept.get(key, '')}" for key in keys)
+
+
+def group_rows(jobs: Sequence[Job], keys: Sequence[str], metrics: Sequence[str]) -> list[list[str]]:
+    """For each group its values, the estimate of each metric, and the number of complete jobs."""
+    rows = []
     for group in grouped(jobs, keys):
         cells = [str(estimate(values)) if (values := group.measured(name)) else "-" for name in metrics]
         rows.append([*group.values, *cells, str(sum(job.status == COMPLETE for job in group.jobs))])
+    return rows
+
+
+def table(jobs: Sequence[Job], chosen: Sequence[str]) -> str:
+    """The sweep as text: a line for each group, then each job that is not complete, by name."""
+    keys, metrics = swept_keys(jobs), table_metrics(jobs, chosen)
+    rows = [[*(key for key in keys if key != SEED), *metrics, "n"], *group_rows(jobs, keys, metrics)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     for job in jobs:
         if job.status != COMPLETE:
-            swept = " ".join(f"{key}={job.swept.get(key, '')}" for key in keys)
-            lines.append(f"{job.status}: job {job.name} {swept}{f': {job.reason}' if job.reason else ''}".rstrip())
+            reason = f": {job.reason}" if job.reason else ""
+            lines.append(f"{job.status}: job {job.name} {label(job, keys)}{reason}".rstrip())
     return "\n".join(lines)
+
+
+def run_title(jobs: Sequence[Job]) -> str:
+    """What the jobs have in common, in a line."""
+    return next((title for job in jobs if (title := title_of(job.folder))), "")
 
 
 def write_csv(path: Path, jobs: Sequence[Job]) -> None:
@@ -142,8 +204,10 @@ def _read_job(name: str, folder: Path) -> Job:
     if (folder / ERROR).exists():
         reason = (folder / ERROR).read_text(encoding="utf-8").partition("\n")[0]
         return Job(name, folder, swept, FAILED, reason=reason)
-    status = COMPLETE if (folder / METRICS).is_file() else INTERRUPTED
-    return Job(name, folder, swept, status, read_metrics(folder))
+    status, metrics = COMPLETE if (folder / METRICS).is_file() else INTERRUPTED, read_metrics(folder)
+    if PRUNED in metrics:
+        return Job(name, folder, swept, ENDED_EARLY, metrics, f"after {metrics[PRUNED]:g} epochs")
+    return Job(name, folder, swept, status, metrics)
 
 
 def _values(overrides: Sequence[str]) -> dict[str, str]:
@@ -172,7 +236,8 @@ def draw(jobs: Sequence[Job], metric: str) -> Figure | None:
     if not groups:
         return None
     # without pyplot, which would choose a window system for the whole process
-    figure = Figure(figsize=(6.4 * max(1, len(keys)), 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4 * max(1, len(keys)), 4.6), layout="constrained")
+    figure.suptitle(f"{metric}: {run_title(jobs)}\n{MARKS}", fontsize=10)
     for place, key in enumerate(keys or [SEED]):
         axes = figure.add_subplot(1, max(1, len(keys)), place + 1, xlabel=key, ylabel=metric)
         axes.grid(alpha=0.3)
@@ -182,7 +247,8 @@ def draw(jobs: Sequence[Job], metric: str) -> Figure | None:
             lines.setdefault(others, []).append((group.values[place] if keys else "", group.measured(metric)))
         _draw_lines(axes, lines)
         if 1 < len(lines) <= MAX_LINES:
-            axes.legend(title=", ".join(other for other in keys if other != key))
+            other = ", ".join(other for other in keys if other != key)
+            axes.legend(title=other, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, title_fontsize=8)
     return figure
 
 

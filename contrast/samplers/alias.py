@@ -46,21 +46,22 @@ class Unigram(Alias):
 
     counts  [N], finite, none negative, not all 0; q of a 0 is 0 whatever the power
     power   0.75 is word2vec's (Mikolov et al. 2013, section 2.2), 0.5 fastText's, 1 the unigram distribution of NCE
-            language models (Mnih & Teh 2012)
+            language models (Mnih & Teh 2012); below 0 rare classes are drawn more often, which can suit recommendation
+            (Caselles-Dupre et al. 2018)
 
-    Raises InputError for other counts, and for a power that is negative or not finite.
+    Raises InputError for other counts, and for a power that is not finite.
     """
 
     log_q: Tensor  # [N] float32
     size: int
 
     def __init__(self, counts: Values, power: float = 0.75) -> None:
-        if not 0 <= power < math.inf:
-            raise InputError(f"the power of a unigram distribution must be finite and not negative, got {power}")
+        if not math.isfinite(power):
+            raise InputError(f"the power of a unigram distribution must be finite, got {power}")
         frequency = check_weights(counts, "counts")  # [N]
         frequency = frequency / frequency.max()  # so that no sum overflows
         counted = frequency > 0
-        weights = np.where(counted, frequency**power, 0)
+        weights = np.power(frequency, power, out=np.zeros_like(frequency), where=counted)
         super().__init__(weights)
         self.size = len(weights)
         log_weights = power * np.log(frequency, out=np.zeros_like(frequency), where=counted)

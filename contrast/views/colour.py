@@ -1,6 +1,7 @@
 """Colour: jitter (brightness, contrast, saturation, hue), greyscale and solarisation, with parameters per image.
 
-N images [N, C, H, W] of 1 or 3 channels, floats in 0..1. Each operation equals torchvision's functional one.
+N images [N, C, H, W], floats in 0..1. Of 1 or 3 channels, each operation equals torchvision's functional one; of
+another number, grey is the mean of the channels and there is no hue.
 Brightness, contrast and saturation are one operation with different numbers (`mix`). So the jitter, whose four
 operations come in one of 24 orders, is three mixes and a change of hue; images differ only in how many of the mixes
 come before the hue.
@@ -39,14 +40,14 @@ def jitter_steps(factors: Tensor, order: Tensor, channels: int) -> Steps:
     step = torch.arange(3, device=order.device)
     change = order.gather(1, step + (step >= place))  # [N, 3]: the operations other than the hue, in order
     factor = factors.gather(1, change)
-    luma = GREY if channels == 3 else (1.0,)
+    luma = GREY if channels == 3 else (1 / channels,) * channels
     rest = [(1 - factor) * (change == kind) for kind in (SATURATION, CONTRAST)]
     grey, mean = (torch.stack([weight * share for share in luma], dim=-1) for weight in rest)  # [N, 3, C]
     identity = torch.eye(channels, dtype=factor.dtype, device=factor.device)
     matrix = factor[..., None, None] * identity + grey[..., None, :]
     changes = (factor != 1).any(dim=1)
-    if channels == 1:
-        place = torch.zeros_like(place)  # grey images have no hue, so every mix comes after it
+    if channels != 3:
+        place = torch.zeros_like(place)  # these images have no hue, so every mix comes after it
     return Steps(matrix, mean, factors[:, HUE], place[:, 0] * changes, torch.where(changes, place[:, 0], 3))
 
 

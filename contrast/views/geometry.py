@@ -12,6 +12,7 @@ from torch import Tensor
 
 ATTEMPTS = 10
 BOX_UNIFORMS = 2 * ATTEMPTS + 2
+BLOCK = 56  # output pixels of a product with a band of weights
 
 
 def affine(images: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
@@ -116,14 +117,45 @@ def _weights(target: Tensor, source: Tensor) -> Tensor:
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
-def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def resample_each(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+    """As `resample`, image by image: faster on a CPU for large images, of whose weights nearly all are zero.
+
+    boxes [N, 4] in whole pixels, flip [N] bool.
+    """
+    views = images.new_empty(len(images), images.shape[1], size, size)
+    for view, image, box, flipped in zip(views, images, boxes.int().tolist(), flip.tolist(), strict=True):
+        top, left, rows, columns = box
+        crop = image[None, :, top : top + rows, left : left + columns]
+        made = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
+        view.copy_(made.flip(2) if flipped else made)
+    return views
+
+
+def separable(images: Tensor, rows: Tensor, columns: Tensor, reach: int | None = None) -> Tensor:
     """`rows @ image @ columns.T` for every channel of every image.
 
     images [N, C, H, W], rows [N, Y, H], columns [N, X, W]  ->  [N, C, Y, X].
+    reach  of square weights: they are zero farther than this from the diagonal; None: not known
 
     Resampling and blurring both have this form. Small batched matrix products run near the peak speed of a CPU or a
     GPU; gathering pixels one by one does not.
     """
     count, channels, height, width = images.shape
-    across = torch.bmm(images.reshape(count, channels * height, width), columns.mT)  # [N, C H, W] @ [N, W, X]
-    return rows[:, None] @ across.view(count, channels, height, columns.shape[1])  # [N, 1, Y, H] @ [N, C, H, X]
+    flat = images.reshape(count, channels * height, width)
+    across = [torch.bmm(flat[..., near], columns[:, at, near].mT) for at, near in _blocks(columns, reach)]
+    wide = _joined(across, 2).view(count, channels, height, columns.shape[1])
+    return _joined([rows[:, None, at, near] @ wide[:, :, near] for at, near in _blocks(rows, reach)], 2)
+
+
+def _blocks(weights: Tensor, reach: int | None) -> list[tuple[slice, slice]]:
+    """Blocks of output pixels on a CPU, each with the input pixels on which it depends."""
+    size = weights.shape[1]
+    if reach is None or weights.device.type != "cpu" or size < 2 * BLOCK:
+        return [(slice(None), slice(None))]
+    starts = range(0, size, BLOCK)
+    return [(slice(at, at + BLOCK), slice(max(0, at - reach), at + BLOCK + reach)) for at in starts]
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """The parts behind each other; a single one as it is, without a copy."""
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]

@@ -14,17 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from contrast.errors import InputError
-from contrast.views.blur import blur_radius, gaussian_blur
+from contrast.views.blur import REACH, blur_radius, gaussian_blur
 from contrast.views.colour import HUE, Steps, apply_where_, greyscale, jitter_, jitter_steps, solarise
-from contrast.views.geometry import BOX_UNIFORMS, Points, affine, crop_points, random_boxes, resample
+from contrast.views.geometry import BOX_UNIFORMS, Points, affine, crop_points, random_boxes, resample, resample_each
 
 # How many random numbers each decision takes, in the order of `Recipe.parameters`. A recipe leaves those that it does
 # not need unread, so that switching one operation on or off does not change the random numbers of the others.
-COLUMNS = (BOX_UNIFORMS, 1, 1, 2, 1, 4, 4, 1, 1, 1, 1)
+COLUMNS = (BOX_UNIFORMS, 1, 1, 2, 1, 4, 4, 1, 1, 1, 1, 1, 1)
 UNIFORMS = sum(COLUMNS)
+TURNS = 2  # columns of the last two decisions, drawn after all others, so that older runs draw what they drew
 
 LIMITS = {
-    **dict.fromkeys(("flip", "jitter", "greyscale", "blur", "solarise", "translation"), 1),
+    **dict.fromkeys(("flip", "vertical_flip", "quarter_turns"), 1),
+    **dict.fromkeys(("jitter", "greyscale", "blur", "solarise", "translation"), 1),
     **dict.fromkeys(("brightness", "contrast", "saturation", "strength"), math.inf),
     **{"hue": 0.5, "rotation": 180},
 }
@@ -43,6 +45,8 @@ class Parameters(NamedTuple):
     blur: Tensor  # [N] bool
     sigma: Tensor  # [N] pixels
     solarise: Tensor  # [N] bool
+    vertical_flip: Tensor  # [N] bool
+    quarters: Tensor  # [N] int64: quarter turns to the left, 0..3
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Recipe:
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop, as a fraction of the image's
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the random crop
     flip: float = 0.5  # probability of a horizontal flip
+    vertical_flip: float = 0.0  # probability; with a flip and quarter turns, of 0.75, all 8 orientations are alike
+    quarter_turns: float = 0.0  # probability of a turn by 90, 180 or 270 degrees, each a third; 0.75: all alike
     rotation: float = 0.0  # largest angle in degrees, in both directions, before the crop
     translation: float = 0.0  # largest shift as a fraction of the side, in all directions, before the crop
     jitter: float = 0.8  # probability of colour jitter: the next four operations in a random order
@@ -88,7 +94,7 @@ class Recipe:
         Each is the inverse distribution function of its uniform. Probabilities and ranges are those of torchvision's
         transforms of the same names.
         """
-        box, flip, angle, shift, jitter, order, factors, greyscale, blur, sigma, solarise = (
+        box, flip, angle, shift, jitter, order, factors, greyscale, blur, sigma, solarise, vertical, quarter = (
             part.squeeze(1) for part in uniforms.split(COLUMNS, dim=1)
         )
         x, y = (2 * shift - 1).unbind(dim=1)
@@ -98,7 +104,7 @@ class Recipe:
             spread = self.strength * spread
             factor = _between(max(0.0, 1 - spread), 1 + spread, factors[:, column])
             changes.append(torch.where(jittered, factor, 1.0))
-        turn = self.strength * self.hue
+        turn, turned = self.strength * self.hue, quarter < self.quarter_turns
         changes.append(torch.where(jittered, _between(-turn, turn, factors[:, HUE]), 0.0))
         return Parameters(
             boxes=random_boxes(box, height, width, self.crop_scale, self.crop_ratio),
@@ -111,6 +117,8 @@ class Recipe:
             blur=blur < self.blur,
             sigma=_between(*self.sigma, sigma),
             solarise=solarise < self.solarise,
+            vertical_flip=vertical < self.vertical_flip,
+            quarters=torch.where(turned, 1 + 3 * quarter / max(self.quarter_turns, 1e-9), 0.0).long(),
         )
 
 
@@ -118,6 +126,8 @@ def _between(low: float, high: float, uniform: Tensor) -> Tensor:
     return low + (high - low) * uniform
 
 
+LARGE = 112  # pixels a side, from which on a CPU resamples image by image
+SMALL = 64  # pixels; larger images have SimCLR's views of ImageNet
 CACHE_FLOATS = 200_000  # per chunk on a CPU: with its temporaries a chunk stays in a 2 MB second-level cache
 
 
@@ -164,8 +174,12 @@ class SimCLRViews(nn.Module):
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         """Uniforms [V, B, P] for a batch of B images, on the device of the generator."""
-        shape = (len(self.recipes), batch, UNIFORMS)
-        return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
+        shape = (len(self.recipes), batch)
+        parts = [
+            torch.rand(*shape, columns, generator=generator, device=generator.device, dtype=torch.float32)
+            for columns in (UNIFORMS - TURNS, TURNS)
+        ]
+        return torch.cat(parts, dim=2)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, uniforms: Tensor) -> list[Tensor]:
@@ -174,8 +188,8 @@ class SimCLRViews(nn.Module):
         The views are float32 on the device of `pixels`. An image's views depend on its own pixels and uniforms only.
         Raises InputError for other shapes and types.
         """
-        if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
-            raise InputError(f"views are made of images [B, 1 or 3, H, W], not of a tensor {list(pixels.shape)}")
+        if pixels.ndim != 4 or 0 in pixels.shape:
+            raise InputError(f"views are made of images [B, C, H, W], not of a tensor {list(pixels.shape)}")
         if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
             raise InputError(f"pixels are uint8 or floats in 0..1, not {pixels.dtype}")
         expected = (len(self.recipes), len(pixels), UNIFORMS)
@@ -192,6 +206,15 @@ class SimCLRViews(nn.Module):
 
     def extra_repr(self) -> str:
         return "\n".join(str(recipe) for recipe in self.recipes)
+
+
+def natural(size: int, views: int | Sequence[Mapping[str, Any]] = 2, **settings: Any) -> SimCLRViews:
+    """SimCLR's views of natural images, by their size: for at most 64 pixels half the colour and no blur.
+
+    Chen et al. 2020: appendix A for ImageNet, B.9 for CIFAR-10. `settings` come before either.
+    """
+    recipe: dict[str, Any] = {"strength": 0.5, "blur": 0.0} if size <= SMALL else {}
+    return SimCLRViews(size, views, **{**recipe, **settings})
 
 
 def augment(pixels: Tensor, uniforms: Tensor, recipe: Recipe) -> Tensor:
@@ -221,13 +244,23 @@ def _augment(pixels: Tensor, p: Parameters, points: Points, steps: Steps, recipe
         images.mul_(1 / 255)
     if recipe.rotation or recipe.translation:
         images = affine(images, p.angle, p.shift)
-    images = resample(images, points)
+    if images.device.type == "cpu" and max(*images.shape[2:], recipe.size) >= LARGE:
+        images = resample_each(images, p.boxes, recipe.size, p.flip)
+    else:
+        images = resample(images, points)
+    if recipe.vertical_flip:
+        images = apply_where_(images, p.vertical_flip, lambda rows: rows.flip(2))
+    if recipe.quarter_turns:
+        for quarters in (1, 2, 3):
+            images = apply_where_(
+                images, p.quarters == quarters, lambda rows, k=quarters: rows.rot90(k, (2, 3)).contiguous()
+            )
     if recipe.jitter:
         images = jitter_(images, steps)
     if recipe.greyscale and images.shape[1] == 3:
         images = apply_where_(images, p.greyscale, greyscale)
     if recipe.blur:
-        radius = blur_radius(recipe.size)
+        radius = min(blur_radius(recipe.size), math.ceil(REACH * recipe.sigma[1]))
         images = apply_where_(images, p.blur, lambda blurred, sigma: gaussian_blur(blurred, sigma, radius), p.sigma)
     if recipe.solarise:
         images = apply_where_(images, p.solarise, solarise)

@@ -17,7 +17,7 @@ from contrast.rng import generator
 
 
 class TextModel(pl.LightningModule):
-    """A model with one row of an output layer for each word, trained in one process.
+    """A model with one row of an output layer for each word.
 
     words    the vocabulary, in the order of the rows; None: unknown, and not checked on resuming
     seed     of all random numbers, together with the number of the batch

@@ -1,8 +1,7 @@
-"""A chunk of text as blocks of centre words with the words around them, some of which are a centre word's context.
+"""A chunk of text as passages of centre words with the words around, some of which are a centre word's context.
 
-T positions of a chunk, N blocks, L centre words of a block, W the window, C = L + 2 W words around, V words of the
-vocabulary. The L x C scores of a block are one matrix product, in which the pairs form a band, so that every row of a
-table is read and written once a block.
+S centre words of a passage, W the window, G words of a group, n groups, R = G + 2 W, V words of the vocabulary. A group
+of words and the centre words near it are one product.
 """
 
 from functools import lru_cache
@@ -13,41 +12,81 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contrast.errors import InputError
+from contrast.losses.band import Band
 
 
-class Blocks(NamedTuple):
-    """The words of a chunk that are kept, in order.
+class Passage(NamedTuple):
+    """Consecutive words that an update trains on.
 
-    centre        [N, L] int64, the ids of the centre words
-    around        [N, C], the ids of the same words, with W words before the first and W after the last
-    reach         [N, L] int32, how many words to either side a centre word's context extends, 1..W; 0 for padding
-    line          [N, L] int32, the line of the corpus that a centre word is in; no pair crosses lines
-    lines_around  [N, C] int32, likewise for `around`
+    centre  [S] int64, the ids of the centre words
+    around  [n G], the ids of the same words, with W words before the first and after the last, and padding
+    band    the centre words are the queries, the words around the targets; pairs are float32
     """
 
     centre: Tensor
     around: Tensor
-    reach: Tensor
+    band: Band
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Places in `centre` and in `around` of all pairs, [P] each, in order of the centre words."""
+        group, target, query = self.band.pairs.nonzero(as_tuple=True)
+        size = self.band.pairs.shape[1]
+        centre, order = (group * size + query - self.band.lead).sort(stable=True)
+        return centre, (group * size + target)[order]
+
+
+class Passages(NamedTuple):
+    """The words of a chunk that are kept, in order, as U passages.
+
+    ids, line, reach  [2 W + U S + padding], also with 2 W places of padding before the first word. `line` is the line
+                      of the corpus, which no pair crosses; `reach`, 1..W, is how many words to either side the context
+                      of a centre word extends; int32. Padding has reach 0, id 0 and line -1
+    number            likewise, float32: how many words are in that context
+    window, size      W and S
+    passages          U
+    """
+
+    ids: Tensor
     line: Tensor
-    lines_around: Tensor
+    reach: Tensor
+    number: Tensor
+    window: int
+    size: int
+    passages: int
 
-    def __len__(self) -> int:
-        return len(self.centre)
+    def extended(self, passages: int) -> "Passages":
+        """With passages without pairs at the end, if there are fewer than so many."""
+        if passages <= self.passages:
+            return self
+        more = (0, (passages - max(1, self.passages)) * self.size)
+        ids, line, reach, number = (
+            F.pad(each, more, value=fill)
+            for each, fill in ((self.ids, 0), (self.line, -1), (self.reach, 0), (self.number, 0))
+        )
+        return Passages(ids, line, reach, number, self.window, self.size, passages)
 
-    def part(self, start: int, stop: int) -> "Blocks":
-        return Blocks(*(each[start:stop] for each in self))
+    def passage(self, number: int) -> Passage:
+        window, size, group, places = self.window, self.size, *padded(self.size, self.window)
+        first, lead = number * size, 2 * window
+        reach = self.reach[first + lead : first + lead + size]
+        reach = F.pad(reach, (lead, places - size)).unfold(0, group + lead, group)[:, None]  # [n, 1, R], 0 for others
+        line = self.line[first : first + lead + places].unfold(0, group + lead, group)[:, None]
+        of_targets = self.line[first + window : first + window + places].view(-1, group, 1)
+        pairs = (distances(window, group).to(reach.device) <= reach) & (of_targets == line)  # [n, G, R]
+        centre, around = slice(first + lead, first + lead + size), self.ids[first + window : first + window + places]
+        return Passage(self.ids[centre], around, Band(pairs.float(), self.number[centre, None], lead))
 
-    def pairs(self) -> Tensor:
-        """Whether a word around is in a centre word's context, [N, L, C] bool; a centre word itself never is."""
-        length, around = self.centre.shape[1], self.around.shape[1]
-        distance = distances(length, (around - length) // 2).to(self.reach.device)  # [L, C]
-        return (distance <= self.reach[:, :, None]) & (self.line[:, :, None] == self.lines_around[:, None, :])
+
+def padded(size: int, window: int) -> tuple[int, int]:
+    """G and n G. R is a multiple of 16, which products are fastest with; G is 6 at least."""
+    group = -(-(2 * window + 6) // 16) * 16 - 2 * window
+    return group, -(-(size + 2 * window) // group) * group
 
 
 @lru_cache(maxsize=8)
-def distances(length: int, window: int) -> Tensor:
-    """Distances between centre words and words around, [L, C] int32; infinite for a centre word itself."""
-    distance = (torch.arange(length)[:, None] + window - torch.arange(length + 2 * window)).abs()
+def distances(window: int, group: int) -> Tensor:
+    """Distances between the targets and the queries of a group, [G, R] int32; infinite for a word itself."""
+    distance = (torch.arange(group)[:, None] + window - torch.arange(group + 2 * window)).abs()
     return distance.masked_fill_(distance == 0, torch.iinfo(torch.int32).max).int()
 
 
@@ -65,27 +104,30 @@ def keep_probability(counts: Tensor, threshold: float) -> Tensor:
     return (ratio.sqrt() + ratio).clamp(max=1).float()
 
 
-def cut_blocks(ids: Tensor, keep: Tensor, window: int, length: int, generator: torch.Generator) -> Blocks:
-    """The blocks of a chunk. N is 0 if no word is kept.
+def cut(ids: Tensor, keep: Tensor, window: int, size: int, generator: torch.Generator, shrink: bool = True) -> Passages:
+    """The passages of a chunk, none if no word is kept.
 
     ids        [T] int64, -1 between lines
     keep       [V] float32, `keep_probability`; as in word2vec, words that are dropped bring their neighbours closer
-    window     W; the reach of a centre word is uniform in 1..W, which weights near words more (Mikolov et al. 2013)
-    length     L
+    window     W; the reach of a centre word is uniform in 1..W, which weights near words more (Mikolov et al. 2013), or
+               always W unless it is to `shrink`
+    size       S
     generator  on the CPU
     """
     line = (ids < 0).cumsum(0).int()  # [T]
     uniform = torch.rand(len(ids), generator=generator).to(ids.device)
     kept = ((ids >= 0) & (uniform < keep[ids.clamp(min=0)])).nonzero().squeeze(1)
-    reach = torch.randint(1, window + 1, (len(kept),), generator=generator, dtype=torch.int32).to(ids.device)
-    padding = -len(kept) % length
-
-    def centre_and_around(values: Tensor, fill: int) -> tuple[Tensor, Tensor]:
-        padded = F.pad(values, (window, window + padding), value=fill)
-        width = length + 2 * window
-        around = padded.unfold(0, width, length) if len(kept) else padded.new_empty(0, width)
-        return padded[window : len(padded) - window].view(-1, length), around
-
-    centre, around = centre_and_around(ids[kept], 0)
-    lines, lines_around = centre_and_around(line[kept], -1)
-    return Blocks(centre, around, centre_and_around(reach, 0)[0], lines, lines_around)
+    reach = torch.randint(1 if shrink else window, window + 1, (len(kept),), generator=generator, dtype=torch.int32).to(
+        ids.device
+    )
+    count = -(-len(kept) // size)
+    line, place = line[kept], torch.arange(len(kept), device=ids.device)
+    words = line.unique_consecutive(return_counts=True)[1]  # of each line
+    ends = words.cumsum(0)
+    before, after = (each.repeat_interleave(words) for each in (ends - words, ends))
+    number = torch.minimum(reach, place - before) + torch.minimum(reach, after - 1 - place)
+    padding = 2 * window, max(0, count - 1) * size + padded(size, window)[1] - len(kept)
+    ids, line, reach, number = (
+        F.pad(each, padding, value=fill) for each, fill in ((ids[kept], 0), (line, -1), (reach, 0), (number.float(), 0))
+    )
+    return Passages(ids, line, reach, number, window, size, count)

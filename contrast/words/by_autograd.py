@@ -10,11 +10,10 @@ from torch import Tensor
 
 from contrast.candidates import Candidates
 from contrast.encoders import WordTable
-from contrast.heads import NCE
 from contrast.heads.head import Head
 from contrast.negatives import Table, Tree
-from contrast.words.blocks import Blocks
-from contrast.words.descent import Descent, Rows
+from contrast.words.blocks import Passage
+from contrast.words.descent import Descent
 
 
 class Scored(NamedTuple):
@@ -22,38 +21,51 @@ class Scored(NamedTuple):
 
     losses      [P]
     targets     [P] int64, the word that each pair predicts
+    queries     [P, D]
     candidates  with which the head compared the queries
     inputs      [Q] int64, the words whose input vectors make up the queries
+    pairs       [Q] int64, the query that each is part of
     weights     [Q], the weight of each in its query
     """
 
     losses: Tensor
     targets: Tensor
+    queries: Tensor
     candidates: Candidates
     inputs: Tensor
+    pairs: Tensor
     weights: Tensor
 
 
 def score(
-    encoder: WordTable, negatives: Table | Tree, head: Head, blocks: Blocks, method: str, generator: torch.Generator
+    encoder: WordTable,
+    negatives: Table | Tree,
+    head: Head,
+    passage: Passage,
+    method: str,
+    block: int,
+    generator: torch.Generator,
 ) -> list[Scored]:
-    """The blocks that have pairs, one after another."""
+    """The blocks of a passage that have pairs, one after another. A block has so many centre words."""
     scored = []
-    for n in range(len(blocks)):
-        centre, place = blocks.part(n, n + 1).pairs()[0].nonzero(as_tuple=True)  # [Q] each
+    centres, places = passage.pairs()
+    for start in range(0, len(passage.centre), block):
+        of_block = (centres >= start) & (centres < start + block)
+        centre, place = centres[of_block], places[of_block]  # [Q] each
         if not len(centre):
             continue
-        inputs, targets = blocks.centre[n, centre], blocks.around[n, place]
-        weights = torch.ones_like(inputs, dtype=torch.float32)
+        inputs, targets = passage.centre[centre], passage.around[place]
+        pair, weights = torch.arange(len(inputs), device=inputs.device), encoder.weight.new_ones(len(inputs))
         if method == "skipgram":
             query = encoder(inputs)  # [P, D]
         else:
             present, pair, number = centre.unique(return_inverse=True, return_counts=True)
-            inputs, targets, weights = targets, blocks.centre[n, present], 1 / number[pair]
+            inputs, targets, weights = targets, passage.centre[present], 1 / number[pair].to(weights.dtype)
             context = encoder(inputs)  # [Q, D]
             query = context.new_zeros(len(present), context.shape[1]).index_add(0, pair, context) / number[:, None]
         ((query, candidates),) = negatives(query[None], None, targets, None, generator)
-        scored.append(Scored(head(query, candidates)[0], targets, candidates, inputs, weights))
+        losses, _ = head(query, candidates)
+        scored.append(Scored(losses, targets, query, candidates, inputs, pair, weights))
     return scored
 
 
@@ -65,34 +77,50 @@ def step(encoder: WordTable, negatives: Table | Tree, head: Head, scored: list[S
     parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
     total = torch.cat([each.losses for each in scored]).sum()
     grads = torch.autograd.grad(total, parameters, allow_unused=True)
-    pairs = {
-        encoder.weight: [(each.inputs, each.weights) for each in scored],
-        negatives.vectors: [output_pairs(head, each) for each in scored],
-    }
-    first = torch.zeros(1, dtype=torch.int64, device=total.device)
-    all_pairs = [(first, torch.ones_like(each.losses).sum()) for each in scored]
+    of_outputs, of_inputs = zip(*(row_pairs(head, each) for each in scored), strict=True)
+    with torch.no_grad():
+        load = torch.cat([each.queries.square().sum(dim=1) for each in scored]).mean()
+        query_load = torch.cat([compared(head, each) for each in scored]).mean()
+    pairs = {encoder.weight: (of_inputs, query_load), negatives.vectors: (of_outputs, load)}
+    number = total.new_tensor([sum(len(each.losses) for each in scored)])
     with torch.no_grad():
         for parameter, grad in zip(parameters, grads, strict=True):
             if grad is None:
                 continue
             if parameter not in pairs:
-                descent.update(parameter.view(1, -1), [(first, -grad)], all_pairs)
-            elif grad.is_sparse:
-                grad = grad.coalesce()
-                descent.update(parameter, [(grad.indices()[0], grad.values().neg_())], pairs[parameter])
-            else:
-                ids = torch.arange(len(parameter), device=parameter.device)
-                descent.update(parameter, [(ids, -grad)], pairs[parameter])
+                descent.update(parameter.view(1, -1), number.long().zero_(), grad.view(1, -1), number)
+                continue
+            of_rows, load = pairs[parameter]
+            updated, number_of_pairs = map(torch.cat, zip(*of_rows, strict=True))
+            ids, at = updated.unique(return_inverse=True)
+            grad = grad.coalesce() if grad.is_sparse else grad
+            rows = grad.values()[torch.searchsorted(grad.indices()[0], ids)] if grad.is_sparse else grad[ids]
+            descent.update(parameter, ids, rows, load * torch.bincount(at, number_of_pairs))
 
 
-def output_pairs(head: Head, scored: Scored) -> Rows:
-    """Rows of the table or tree that the pairs of a block update, and how many pairs each time, [m] both."""
+def row_pairs(head: Head, scored: Scored) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Rows of the table or tree, and rows of the input vectors, each with how many pairs update it."""
     classes, pairs = scored.candidates.classes, len(scored.targets)
     assert classes is not None
     if classes.ndim == 2:  # [P, L], the nodes of each pair's path
-        nodes = classes[classes >= 0]
-        return nodes, torch.ones_like(nodes, dtype=torch.float32)
-    # the noise of a pair counts as k words in NCE, and as one in a softmax
-    number = (head.num_noise or len(classes)) if isinstance(head, NCE) else 1
-    noise = torch.full_like(classes, number * pairs / max(1, len(classes)), dtype=torch.float32)
-    return torch.cat([scored.targets, classes]), torch.cat([noise.new_ones(pairs), noise])
+        outputs = classes[classes >= 0]
+        number = scored.weights.new_ones(len(outputs))
+    else:
+        outputs = torch.cat([scored.targets, classes])
+        noise = scored.weights.new_full((len(classes),), noise_weight(head, scored) * pairs)
+        number = torch.cat([scored.weights.new_ones(pairs), noise])
+    return (outputs, number), (scored.inputs, scored.weights.square())
+
+
+def compared(head: Head, scored: Scored) -> Tensor:
+    """Sum of |v|^2 over what each pair is compared with, [P]."""
+    candidates, squares = scored.candidates, scored.candidates.vectors.square().sum(dim=-1)  # [C] or [P, L]
+    assert candidates.classes is not None
+    if candidates.positives is None:
+        return squares.masked_fill(candidates.classes < 0, 0).sum(dim=1)
+    return candidates.positives[:, 0].square().sum(dim=1) + noise_weight(head, scored) * squares.sum()
+
+
+def noise_weight(head: Head, scored: Scored) -> float:
+    candidates = scored.candidates
+    return head.noise_weight(max(1, len(candidates) - (candidates.excluded_groups is not None)))  # without the target

@@ -1,146 +1,123 @@
-"""Steps of skip-gram and CBOW on the logistic loss with shared noise words, their gradients in closed form.
+"""Steps of skip-gram and CBOW with the gradients in closed form, for every head and output layer that have them.
 
-N blocks, L centre words of a block, C words around, M noise words of a block, D dimensions, V words. The losses are
-those of `contrast.heads.NCE` on the same noise words, gradient for gradient. Only the rows that a step touches are read
-and written.
+S centre words of a passage, n groups of G words around that meet R centre words each, N blocks of L = S / N centre
+words, K near and M shared rows of the output layer, D dimensions.
 
-A pair of a query q and a target word y has the slope sigmoid(s) - 1 with s = q . y. Each of the M noise words weighs
-k / M, so that the expected loss is that of k noise words for each pair (Mikolov et al. 2013, eq. 4). Gradients are
-summed over the pairs, as word2vec's one after another, so the learning rate means the same.
+The scores of a group and those of a block are one product each, and the head turns them into the slopes of its losses
+(`Head.slopes`), so that no pair is ever a row. Gradients are summed over the pairs, as word2vec's one after another, so
+the learning rate means the same. Only the rows that a step touches are read and written.
 """
 
-import math
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from contrast.heads import NCE, FixedBias
-from contrast.heads.scalars import Fixed
-from contrast.losses.similarity import LOWEST_LOG_Q
-from contrast.negatives import Table
-from contrast.samplers import Sampler
-from contrast.words.blocks import Blocks
+from contrast.encoders import WordTable
+from contrast.heads.head import Head
+from contrast.losses.band import Band
+from contrast.negatives import Table, Tree
+from contrast.words.blocks import Passage
 from contrast.words.descent import Descent
 
-
-class Noise(NamedTuple):
-    """The noise words of a step.
-
-    sampled  [N, M] int64, which all pairs of a block share
-    weight   k / M, of each of them
-    offset   [V], added to the score of each word; None: 0
-    """
-
-    sampled: Tensor
-    weight: float
-    offset: Tensor | None = None
-
-    def part(self, start: int, stop: int) -> "Noise":
-        return self._replace(sampled=self.sampled[start:stop])
-
-
-def is_supported(head: nn.Module, negatives: nn.Module) -> bool:
-    """Whether the gradients of this head and source are known in closed form."""
-    return (
-        type(head) is NCE
-        and not head.cosine
-        and head.margin is None
-        and type(head.temperature) is Fixed
-        and float(head.temperature()) == 1
-        and type(head.bias) is FixedBias
-        and type(negatives) is Table
-        and isinstance(negatives.sampler, Sampler)
-    )
-
-
-def noise_words(head: nn.Module, table: nn.Module, blocks: int, generator: torch.Generator) -> Noise:
-    """Noise words for so many blocks. A score's offset is bias - log(k q) in NCE, the bias in negative sampling."""
-    assert isinstance(head, NCE)
-    assert isinstance(table, Table)
-    assert isinstance(table.sampler, Sampler)
-    sampled = table.sampler.draw((blocks, table.draws), generator)
-    weight = (head.num_noise or table.draws) / table.draws
-    if head.correction:
-        words = torch.arange(len(table.vectors), device=sampled.device)
-        log_q = (table.sampler.log_prob(words) + math.log(table.draws)).clamp(min=LOWEST_LOG_Q)  # as in the head
-        return Noise(sampled, weight, head.bias() - log_q - math.log(weight))
-    return Noise(sampled, weight, head.bias().expand(len(table.vectors)) if head.bias() != 0 else None)
+Loss = tuple[Tensor, Tensor]  # the sum of the losses of all pairs, and the number of the pairs
 
 
 @torch.no_grad()
-def step(method: str, inputs: Tensor, outputs: Tensor, blocks: Blocks, noise: Noise, descent: Descent) -> None:
-    """One step of `skip_gram` or `cbow`."""
-    (skip_gram if method == "skipgram" else cbow)(inputs, outputs, blocks, noise, descent)
+def step(
+    encoder: WordTable,
+    negatives: Table | Tree,
+    head: Head,
+    passage: Passage,
+    method: str,
+    drawn: Tensor | None,
+    descent: Descent,
+    with_loss: bool = False,
+) -> Loss | None:
+    """One step on the sum of the losses of a passage; if requested, that sum before it.
 
+    drawn  [N, M], noise of its blocks (`draw` of the negatives)
 
-def skip_gram(inputs: Tensor, outputs: Tensor, blocks: Blocks, noise: Noise, descent: Descent) -> None:
-    """One step on the pairs: a centre word's input vector is the query, a context word the target.
-
-    inputs, outputs  [V, D], the tables of input and output vectors, which are updated
+    A pair in CBOW is a centre word with all of its context.
     """
-    pairs = blocks.pairs().to(inputs.dtype)  # [N, L, C]
-    number = pairs.sum(dim=2, keepdim=True)  # [N, L, 1]
-    query, target = rows(inputs, blocks.centre), rows(outputs, blocks.around)  # [N, L, D], [N, C, D]
-    scores = torch.bmm(query, target.mT)  # [N, L, D] x [N, D, C] -> [N, L, C]
-    if noise.offset is not None:
-        scores += noise.offset[blocks.around][:, None]
-    slopes = scores.neg_().sigmoid_().mul_(pairs)  # minus the slopes of the loss
-    to_query = torch.bmm(slopes, target)  # [N, L, D]
-    to_noise, noise_pairs = against_noise(outputs, query, to_query, number, noise)
-    descent.update(
-        outputs,
-        [(blocks.around, torch.bmm(slopes.mT, query)), (noise.sampled, to_noise)],
-        [(blocks.around, pairs.sum(dim=1)), (noise.sampled, noise_pairs)],
-    )
-    descent.update(inputs, [(blocks.centre, to_query)], [(blocks.centre, number)])
+    centre, around, dtype = passage.centre, passage.around, encoder.weight.dtype
+    band = Band(passage.band.pairs.to(dtype), passage.band.number.to(dtype), passage.band.lead)
+    targets = around.view(band.pairs.shape[:2])  # [n, G]
+    if method == "skipgram":
+        rows = descent.words(encoder, centre)  # [S, D]
+        to_query, load, loss = output_step(rows.vectors, band, targets, negatives, head, drawn, descent, with_loss)
+        rows.update(to_query, band.number[:, 0] * load)
+        return loss
+    weights = band.pairs * band.windows(1 / band.number.clamp(min=1)).mT  # [n, G, R], of the words of a context
+    rows = descent.words(encoder, around)
+    context = rows.vectors.view(*targets.shape, -1)  # [n, G, D]
+    query = band.collect(torch.bmm(weights.mT, context))  # [n, R, G] x [n, G, D] -> [S, D]
+    to_query, load, loss = output_step(query, *alone(centre, band), negatives, head, drawn, descent, with_loss)
+    to_context = torch.bmm(weights, band.windows(to_query))  # [n, G, R] x [n, R, D] -> [n, G, D]
+    rows.update(to_context.view(len(around), -1), weights.square().sum(dim=2).view(-1) * load)
+    return loss
 
 
-def cbow(inputs: Tensor, outputs: Tensor, blocks: Blocks, noise: Noise, descent: Descent) -> None:
-    """One step on the centre words: the mean of the context's input vectors is the query, the centre word the target.
+def output_step(
+    query: Tensor,
+    band: Band,
+    targets: Tensor,
+    negatives: Table | Tree,
+    head: Head,
+    drawn: Tensor | None,
+    descent: Descent,
+    with_loss: bool,
+) -> tuple[Tensor, Tensor, Loss | None]:
+    """One step of the output layer and of the head on queries [S, D].
 
-    Arguments as in `skip_gram`.
+    Returns their gradient [S, D], their mean load for a pair (`Descent`), and the loss as `step`.
     """
-    weights = blocks.pairs().to(inputs.dtype)  # [N, L, C]
-    number = weights.sum(dim=2, keepdim=True)  # [N, L, 1], words of a context
-    counted = (number > 0).to(inputs.dtype)  # [N, L, 1]
-    weights /= number.clamp_(min=1)
-    query = torch.bmm(weights, rows(inputs, blocks.around))  # [N, L, C] x [N, C, D] -> [N, L, D]
-    target = rows(outputs, blocks.centre)  # [N, L, D]
-    scores = (query * target).sum(dim=2, keepdim=True)  # [N, L, 1]
-    if noise.offset is not None:
-        scores += noise.offset[blocks.centre][:, :, None]
-    slopes = scores.neg_().sigmoid_().mul_(counted)
-    to_query = slopes * target  # [N, L, D]
-    to_noise, noise_pairs = against_noise(outputs, query, to_query, counted, noise)
-    descent.update(
-        outputs,
-        [(blocks.centre, slopes * query), (noise.sampled, to_noise)],
-        [(blocks.centre, counted), (noise.sampled, noise_pairs)],
-    )
-    to_context = torch.bmm(weights.mT, to_query)  # [N, C, L] x [N, L, D] -> [N, C, D]
-    descent.update(inputs, [(blocks.around, to_context)], [(blocks.around, weights.sum(dim=1))])
+    output = negatives.output(band, targets, drawn, head.scoring().correction)
+    near_shape, shared_shape, at = output.near.ids.shape, output.shared.ids.shape, output.near.ids.numel()
+    ids = torch.cat([output.near.ids.view(-1), output.shared.ids.reshape(-1)])
+    rows = descent.rows(negatives.vectors, ids)
+    vectors = rows.vectors
+    gradients = torch.empty_like(vectors)
+    width = query.shape[1]
+    near_rows, near_gradients = (each[:at].view(*near_shape, width) for each in (vectors, gradients))  # [n, K, D]
+    shared_rows, shared_gradients = (each[at:].view(*shared_shape, width) for each in (vectors, gradients))  # [N, M, D]
+    windows, blocks = band.windows(query), query.view(len(shared_rows), -1, width)  # [n, R, D], [N, L, D]
+    dots = torch.bmm(near_rows, windows.mT), torch.bmm(blocks, shared_rows.mT)  # [n, K, R], [N, L, M]
+
+    temperature = float(head.temperature())
+    learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    with torch.set_grad_enabled(bool(learned)):
+        scores = head.band_scores(output, *dots)
+    near, shared = (each.detach() for each in scores)
+    loss = (head.total_loss(output, near, shared), band.number.sum()) if with_loss else None
+    near, shared = head.slopes(output, near, shared)
+    if learned:
+        number, first = band.number.sum().view(1), torch.zeros(1, dtype=torch.int64, device=query.device)
+        for parameter, grad in zip(learned, torch.autograd.grad(scores, learned, (near, shared)), strict=True):
+            descent.update(parameter.view(1, -1), first, grad.view(1, -1), number)
+    if temperature != 1:
+        near, shared = near / temperature, shared / temperature
+
+    to_query = band.collect(torch.bmm(near.mT, near_rows)).view(blocks.shape).baddbmm_(shared, shared_rows)
+    of_shared = (output.shared.total * head.noise_weight(output.draws)).sum(dim=1).expand(shared_shape)
+    row_pairs = torch.cat([output.near.total.sum(dim=2).view(-1), of_shared.reshape(-1)])  # [n K + N M]
+    pairs = band.number.sum().clamp(min=1)
+    load = (band.number[:, 0] @ squares(query)) / pairs  # of a row, for each of its pairs
+    query_load = (row_pairs @ squares(vectors)) / pairs
+    rates = rows.rates(row_pairs * load).neg_()
+    near, shared = near.mul_(rates[:at].view(*near_shape, 1)), shared.mul_(rates[at:].view(shared_shape)[:, None])
+    torch.bmm(near, windows, out=near_gradients)
+    torch.bmm(shared.mT, blocks, out=shared_gradients)
+    rows.add(gradients)
+    return to_query.view(query.shape), query_load, loss
 
 
-def against_noise(
-    outputs: Tensor, query: Tensor, to_query: Tensor, number: Tensor, noise: Noise
-) -> tuple[Tensor, Tensor]:
-    """Adds the noise's part to the queries' steps `to_query` [N, L, D].
-
-    number  [N, L, 1], the targets of each query [N, L, D]
-
-    Returns the noise words' steps [N, M, D] and how many pairs each of them belongs to, [N, M].
-    """
-    vectors = rows(outputs, noise.sampled)  # [N, M, D]
-    scores = torch.bmm(query, vectors.mT)  # [N, L, D] x [N, D, M] -> [N, L, M]
-    if noise.offset is not None:
-        scores += noise.offset[noise.sampled][:, None]
-    slopes = scores.sigmoid_().mul_(number * -noise.weight)
-    to_query.baddbmm_(slopes, vectors)
-    pairs = number.sum(dim=1).mul_(noise.weight).expand(noise.sampled.shape)  # [N, 1] -> [N, M]
-    return torch.bmm(slopes.mT, query), pairs
+def squares(vectors: Tensor) -> Tensor:
+    """|v|^2 of each row, [m, D] -> [m], without a tensor of all squares."""
+    return torch.linalg.vector_norm(vectors, dim=1).square_()
 
 
-def rows(table: Tensor, ids: Tensor) -> Tensor:
-    """[V, D] and [N, L] -> [N, L, D]"""
-    return table.index_select(0, ids.reshape(-1)).view(*ids.shape, -1)
+def alone(centre: Tensor, band: Band) -> tuple[Band, Tensor]:
+    """The band in which a centre word that has a context is its own only target, in groups of 8, and the targets."""
+    counted = (band.number > 0).to(band.number.dtype)  # [S, 1]
+    groups, targets = (F.pad(each, (0, -len(centre) % 8)).view(-1, 8) for each in (counted[:, 0], centre))
+    return Band(torch.diag_embed(groups), counted, 0), targets

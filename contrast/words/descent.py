@@ -1,43 +1,90 @@
 """Gradient descent on the rows of a table that a step touches: how both ways of computing gradients apply them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Rows = tuple[Tensor, Tensor]  # ids of rows, of any shape, and what belongs to each
+from contrast.encoders import SubwordTable, WordTable
 
 
-class Descent(NamedTuple):
+@dataclass
+class Descent:
     """One step of gradient descent.
 
-    lr                 learning rate of the sum over pairs
-    max_pairs_per_row  if more pairs than this update one row in a step, the row's summed gradient is scaled by
-                       max_pairs_per_row / pairs; None: never. One step cannot follow hundreds of pairs of a frequent
-                       word at once: it would overshoot
-    pair_counts        [V] zeros, one tensor for each worker, in which the pairs of each row are counted; `update`
-                       leaves zeros behind
+    lr        learning rate of the sum over pairs
+    max_load  if a row's load in a step is more, its summed gradient is scaled by max_load / load; None: never
+    loads     [V] zeros, one tensor for each worker, in which loads are summed; `rates` leaves zeros behind
+
+    The load of a row is the number of its pairs times the mean of |v|^2, over all pairs of the step, of the vectors v
+    that a pair compares it with: about four times the greatest curvature that the sum of their logistic losses can
+    have. A step of a frequent word, with hundreds of pairs at once, would overshoot where its curvature times lr is
+    more than 2. While vectors are short it does not, and a limit on the number of pairs instead would hold back the
+    words that the others learn from.
     """
 
     lr: float
-    max_pairs_per_row: float | None
-    pair_counts: Tensor
+    max_load: float | None
+    loads: Tensor
 
-    def update(self, table: Tensor, steps: Sequence[Rows], pairs: Sequence[Rows]) -> None:
-        """Adds lr * step to rows of `table` [V, D], scaled as above. A row that occurs twice gets both steps.
+    def rows(self, table: Tensor, ids: Tensor) -> "Rows":
+        """The rows `ids` [m] of `table` [V, D], to be read and changed."""
+        return Rows(self, table, ids)
 
-        steps  ids of rows and minus their gradients [..., D], which are overwritten
-        pairs  ids of rows and how many pairs update them
+    def words(self, encoder: WordTable, ids: Tensor) -> "Rows":
+        """The vectors of the words `ids` [m], to be read and changed."""
+        return Means(self, encoder, ids) if isinstance(encoder, SubwordTable) else self.rows(encoder.weight, ids)
+
+    def rates(self, ids: Tensor, load: Tensor) -> Tensor:
+        """Learning rates of the rows `ids` [m] of a table; the loads [m] of a row that occurs twice are summed."""
+        most, loads = self.max_load, self.loads
+        if most is None:
+            return torch.full_like(load, self.lr)
+        loads.index_add_(0, ids, load.to(loads.dtype))
+        rates = loads.index_select(0, ids).clamp_(min=most).reciprocal_().mul_(self.lr * most)
+        loads.index_fill_(0, ids, 0)
+        return rates.to(load.dtype)
+
+    def update(self, table: Tensor, ids: Tensor, gradient: Tensor, load: Tensor) -> None:
+        """Subtracts rate * gradient from rows of `table` [V, D]. A row that occurs twice gets both.
+
+        ids, gradient, load  [m], [m, D], which is overwritten, and [m]
         """
-        most, counts = self.max_pairs_per_row, self.pair_counts
-        if most is not None:
-            updated = torch.cat([ids.reshape(-1) for ids, _ in pairs])
-            counts.index_add_(0, updated, torch.cat([number.reshape(-1) for _, number in pairs]).to(counts.dtype))
-        for ids, step in steps:
-            ids, step = ids.reshape(-1), step.reshape(-1, table.shape[1])
-            if most is not None:
-                step.mul_((most / counts.index_select(0, ids).clamp_(min=most))[:, None])
-            table.index_add_(0, ids, step, alpha=self.lr)
-        if most is not None:
-            counts.index_fill_(0, updated, 0)
+        table.index_add_(0, ids, gradient.mul_(self.rates(ids, load).neg_()[:, None]))
+
+
+class Rows:
+    """The rows `ids` [m] of a table [V, D] in one step: `vectors` [m, D], as they are before it, and their change."""
+
+    def __init__(self, descent: Descent, table: Tensor, ids: Tensor) -> None:
+        self.descent, self.table, self.ids = descent, table, ids
+        self.vectors = self.read()
+
+    def read(self) -> Tensor:
+        return self.table.index_select(0, self.ids)
+
+    def rates(self, load: Tensor) -> Tensor:
+        """What their gradients are to be multiplied by for `add`, [m], given their loads [m]."""
+        return self.descent.rates(self.ids, load)
+
+    def add(self, change: Tensor) -> None:
+        """Adds `change` [m, D] to the rows, once `rates` was called. A row that occurs twice gets both."""
+        self.table.index_add_(0, self.ids, change)
+
+    def update(self, gradient: Tensor, load: Tensor) -> None:
+        """`rates` and `add` of a gradient [m, D], which is overwritten."""
+        self.add(gradient.mul_(self.rates(load).neg_()[:, None]))
+
+
+class Means(Rows):
+    """Vectors of words that are means over rows of a table: an update changes these rows."""
+
+    def __init__(self, descent: Descent, encoder: SubwordTable, ids: Tensor) -> None:
+        self.encoder = encoder
+        super().__init__(descent, encoder.weight, ids)
+
+    def read(self) -> Tensor:
+        return self.encoder(self.ids)
+
+    def update(self, gradient: Tensor, load: Tensor) -> None:
+        self.descent.update(self.table, *self.encoder.spread(self.ids, gradient, load))

@@ -15,17 +15,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
-from contrast.distributed import mean_counted
-from contrast.errors import InputError
-from contrast.evaluation.features import evaluating
-from contrast.evaluation.perplexity import PerWord, normalised, over_text, perplexity
+from contrast.distributed import average_gradients, mean_counted, mean_over_ranks, rank, world_size
+from contrast.errors import InputError, making
+from contrast.evaluation.language import NextWord
 from contrast.heads import NCE, AdaptiveSoftmax, FixedBias
 from contrast.heads.head import Head
-from contrast.losses.similarity import similarity
 from contrast.negatives import Table, Targets, Tree
 from contrast.optim import LARS
 from contrast.optim.groups import parameter_groups
-from contrast.samplers import Sampler
 from contrast.words.base import TextModel
 from contrast.words.frequencies import start_at_frequencies
 
@@ -48,6 +45,9 @@ class LanguageModel(TextModel):
     words, seed, config  as in every `TextModel`
 
     A step's loss is the mean over its predicted words. The first word of a window is not predicted.
+
+    Every rank is given the same spans, and trains on its part of the windows of each. The draws are the same on all
+    ranks, and gradients are averaged here (`average_gradients`), so that DDP must not do it.
     """
 
     negatives: Table | Tree | Targets
@@ -100,82 +100,47 @@ class LanguageModel(TextModel):
         return ids[: rows * width].view(rows, width)
 
     def count(self, batch: Span) -> int:
-        """Predicted words of a batch."""
+        """Predicted words of a batch, on all ranks."""
         return self.windows(batch.ids)[:, 1:].numel()
 
     def training_step(self, batch: Span, batch_idx: int) -> dict[str, Tensor]:
         text = self.windows(self.classes(batch.ids))  # [B, T + 1]
         if text.shape[1] == 1:  # a single word: nothing to predict
             return {"loss": 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()}
+        mine = text.tensor_split(world_size())[rank()]
+        is_counted = len(mine) > 0
+        text = mine if is_counted else text[:1]  # a rank without a window takes part with one that does not count
         features, _ = self.encoder(text[:, :-1])  # [B, T, D]
         query, ids = features.flatten(0, 1), text[:, 1:].flatten()  # [Q, D], [Q]
         ((query, candidates),) = self.negatives(query[None], None, ids, None, self.generator())
-        loss = mean_counted(*self.head(query, candidates))
+        losses, counted = self.head(query, candidates)
+        loss = mean_counted(losses, counted & is_counted)
         if self.logged:
-            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/loss", mean_over_ranks(loss.detach()), prog_bar=True)
             if isinstance(self.head, NCE) and not isinstance(self.head.bias, FixedBias):
                 self.log("train/log_z", -self.head.bias())
         return {"loss": loss}
+
+    def on_after_backward(self) -> None:
+        average_gradients(self.parameters())
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.head.advance()
 
-    def log_probs(self, query: Tensor, ids: Tensor) -> PerWord:
-        """Log probabilities of the classes `ids` [Q] after the contexts `query` [Q, D], by name, [Q] float64 each.
-
-        log_prob             normalised exactly over all classes
-        log_z                NCE: the log normaliser of the scores, 0 where the model is normalised already
-        log_prob_with_log_q  negative sampling: with log q added to the scores, whose optimum is log p - log(K q), so
-                             that this is log p, unlike log_prob; for Poisson samples log pi takes the place of log q
-
-        The probabilities of a tree and of an adaptive softmax sum to 1 by construction: their loss is -log p.
-        """
-        if not isinstance(self.negatives, Table):
-            ((query, candidates),) = self.negatives(query[None], None, ids)
-            return {"log_prob": -self.head(query, candidates)[0].double()}
-        offsets = [torch.zeros_like(self.log_p, dtype=torch.float64)]
-        sampler, is_nce = self.negatives.sampler, isinstance(self.head, NCE)
-        if isinstance(self.head, NCE) and not self.head.correction and sampler is not None:
-            log_q = sampler.log_prob if isinstance(sampler, Sampler) else sampler.log_inclusion
-            offsets.append(log_q(torch.arange(len(self.log_p), device=ids.device)).double())
-        log_prob, log_z = normalised(self.score, query, ids, self.negatives.vectors, torch.stack(offsets))
-        values = {"log_prob": log_prob[0]} | ({"log_z": log_z[0]} if is_nce else {})
-        return values | ({"log_prob_with_log_q": log_prob[1]} if len(offsets) > 1 else {})
-
-    def score(self, query: Tensor, vectors: Tensor) -> Tensor:
-        """Scores of rows of a table without the correction, [Q, D] x [C, D] -> [Q, C]."""
-        assert isinstance(self.head, Head)
-        values = similarity(query, vectors, self.head.cosine) / self.head.temperature()
-        return values + self.head.bias() if isinstance(self.head, NCE) else values
+    def next_word(self) -> NextWord:
+        """The same parts without their training."""
+        return NextWord(self.encoder, self.negatives, self.head, self.log_p)
 
     def held_out(self, ids: Tensor, max_words: int) -> dict[str, float]:
         """Metrics of held-out text `ids` [N], on at most `max_words` words of it: see `metrics`."""
-
-        def encode(words: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-            return self.encoder(words.to(self.device), state)
-
-        def log_probs(query: Tensor, ids: Tensor) -> PerWord:
-            return self.log_probs(query, ids) | {"unigram": self.log_p[ids].double()}
-
-        with evaluating(self):
-            values = over_text(encode, log_probs, self.classes(ids).to(self.device), 0, self.streams, max_words)
-        metrics = {"perplexity": perplexity(values["log_prob"])}
-        if "log_prob_with_log_q" in values:
-            metrics["perplexity_with_log_q"] = perplexity(values["log_prob_with_log_q"])
-        if "log_z" in values:
-            metrics |= {"log_z": float(values["log_z"].mean()), "log_z_std": float(values["log_z"].std(correction=0))}
-        metrics["unigram_perplexity"] = perplexity(values["unigram"])
-        return metrics | {"held_out_words": len(values["log_prob"])}
+        metrics = self.next_word().metrics(self.classes(ids), self.streams, max_words)
+        return {"held_out_words" if name == "words" else name: value for name, value in metrics.items()}
 
     def metrics(self, corpus: Corpus, device: torch.device) -> dict[str, float]:
         """Metrics of the model on the held-out text; nothing if none is held out.
 
-        perplexity             exp of the mean of -log p over words and ends of lines, normalised exactly
-        unigram_perplexity     that of the classes' frequencies
-        log_z, log_z_std       NCE, negative sampling: mean and standard deviation of the log normaliser of the scores
-        perplexity_with_log_q  negative sampling: with log q added to the scores
-        held_out_words         how many words were predicted
+        Those of `NextWord.metrics`; `held_out_words` is how many words were predicted.
         """
         return {} if corpus.held_out is None else self.to(device).held_out(corpus.held_out, self.max_held_out_words)
 
@@ -183,8 +148,7 @@ class LanguageModel(TextModel):
         """Names of the metrics that `metrics` may return on this corpus."""
         if corpus.held_out is None:
             return set()
-        of_nce = {"log_z", "log_z_std", "perplexity_with_log_q"} if isinstance(self.head, NCE) else set()
-        return {"perplexity", "unigram_perplexity", "held_out_words"} | of_nce
+        return self.next_word().metric_names() - {"words"} | {"held_out_words"}
 
     def table(self, metrics: dict[str, float]) -> str:
         """The metrics as lines of text."""
@@ -205,11 +169,13 @@ class LanguageModel(TextModel):
         return [name for name, part in parts.items() if any(getattr(m, "sparse", False) for m in part.modules())]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(parameter_groups(self))
+        with making("optimizer"):
+            optimizer = self.optimizer(parameter_groups(self))
         self.check_optimizer(optimizer)
         if self.scheduler is None:
             return optimizer
-        schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        with making("scheduler"):
+            schedule = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def check_optimizer(self, optimizer: Optimizer) -> None:

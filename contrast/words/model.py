@@ -4,26 +4,39 @@ T positions of a chunk of text, L centre words of a block, D dimensions, V words
 """
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
-from contrast.encoders import WordTable
+from contrast.distributed import rank, world_size
+from contrast.encoders import SubwordTable, WordTable
 from contrast.errors import InputError
+from contrast.evaluation.encoder import word_vectors
 from contrast.heads import AdaptiveSoftmax
 from contrast.heads.head import Head
 from contrast.negatives import Table, Tree
 from contrast.words import by_autograd, closed_form
 from contrast.words.base import TextModel
-from contrast.words.blocks import Blocks, cut_blocks, keep_probability
+from contrast.words.blocks import Passage, cut, keep_probability
 from contrast.words.descent import Descent
+from contrast.words.sharded import ShardedDescent, most_over_ranks, part, whole
 from contrast.words.workers import Workers
+
+MAX_WORKERS = 256
+NO_ADAPTIVE = (
+    "AdaptiveSoftmax has its own classes, and word vectors are compared with a Table or a Tree: "
+    "output=hierarchical_softmax, output=negative_sampling"
+)
+USUAL = 1e-4  # threshold of subsampling, of word2vec
+FEW = 0.2  # a share of the words that subsampling should not keep less than: English keeps half under 1e-4
+log = logging.getLogger(__name__)
 
 
 class Task(NamedTuple):
@@ -44,21 +57,29 @@ class WordVectors(TextModel):
     method     skipgram: a centre word's vector is the query, each word of its context a target; cbow: the mean of the
                context's vectors is the query, the centre word the target
     window     the most words to either side that a context extends
-    subsample  threshold of `keep_probability`
-    lr, lr_end learning rate of the sum over pairs, which falls linearly over the run, as in word2vec
+    shrink_windows  whether a context has a random size up to it, which weights near words more
+    subsample  threshold of `keep_probability`; None: 1e-4, or 0 where that would drop nearly all of a small vocabulary
+    lr, lr_end learning rate of the sum over pairs, which falls linearly over the run, as in word2vec; lr=None: 0.025,
+               in CBOW 0.1
     chunk      positions of the corpus in a training step, which is many updates; no pair crosses the ends of a chunk
-    block      L, centre words that share the noise words of `negatives`
+    block      L, centre words that share the noise words of `negatives`; None: 32, in CBOW, with one pair each, 128
     blocks     blocks in an update, each with noise words of its own
     max_pairs_per_row  if more pairs than this update one row in an update, the row's summed gradient is scaled by
-               max_pairs_per_row / pairs; None: never
+               max_pairs_per_row / pairs, where a pair with a vector v counts |v|^2 (`Descent`); None: never
     workers    processes that update the same tables without locks (contrast.words.workers), so that the result depends
-               on their timing. With one worker a run is a function of its seed
+               on their timing. With one worker a run is a function of its seed. Several ranks have one each, and a part
+               of the tables (contrast.words.sharded)
+
+    vectors    a run or a file of word vectors, from which the input vectors of the words in it start; `output_vectors`
+               likewise. To go on with a run on other text give both: evaluation.output saves the latter
 
     words, seed, config  as in every `TextModel`
 
-    With a logistic head, a fixed temperature of 1 and a bias that is not learned, over dot products with a sampled
-    `Table`, gradients are computed in closed form, and by autograd otherwise, with the same sums of the same losses.
-    Training is plain gradient descent on the rows that an update touches.
+    Gradients are computed in closed form where the head has `slopes` and the table or tree an `output`: for dot
+    products under InfoNCE without options and under NCE, whatever their temperature and bias, with a whole table,
+    independent draws or a tree. All else (cosines, Poisson draws, heads of your own) goes through autograd pair by
+    pair, which is slower, with the same sums of the same losses. Training is plain gradient descent on the rows that an
+    update touches.
 
     After every update the head advances: a bounded temperature returns to its bounds, a scheduled one takes a step, an
     estimate of Z is renewed. Every worker has its own schedule and its own estimate, because without locks shared ones
@@ -66,7 +87,7 @@ class WordVectors(TextModel):
     shared like the tables. A schedule over the whole training is planned for the expected number of updates, from which
     the real one differs by a few per cent, because frequent words are dropped at random.
 
-    The logged loss is that of the first two blocks of a chunk before any update on it; a run's metric `loss` is its
+    The logged loss is that of the first update of a chunk, before it; a run's metric `loss` is its
     mean over the last epoch. It compares runs with the same head and noise.
     """
 
@@ -83,37 +104,63 @@ class WordVectors(TextModel):
         counts: Tensor,
         method: Literal["skipgram", "cbow"] = "skipgram",
         window: int = 5,
-        subsample: float = 1e-4,
-        lr: float = 0.025,
+        shrink_windows: bool = True,
+        subsample: float | None = None,
+        lr: float | None = None,
         lr_end: float = 1e-4,
         chunk: int = 200_000,
-        block: int = 32,
-        blocks: int = 16,
-        max_pairs_per_row: float | None = 64,
+        block: int | None = None,
+        blocks: int = 32,
+        max_pairs_per_row: float | None = 512,
         workers: int = 1,
+        vectors: str | None = None,
+        output_vectors: str | None = None,
         words: Sequence[str] | None = None,
         seed: int = 0,
         config: dict[str, object] | None = None,
     ) -> None:
+        block = (32 if method == "skipgram" else 128) if block is None else block
+        lr = (0.025 if method == "skipgram" else 0.1) if lr is None else lr
         sizes = {"window": window, "chunk": chunk, "block": block, "blocks": blocks, "workers": workers}
         super().__init__(encoder, negatives, head, words, seed, config, **sizes)
+        if workers > MAX_WORKERS:
+            raise InputError(f"at most {MAX_WORKERS} workers share the tables, got {workers}")
         if method not in ("skipgram", "cbow"):
             raise InputError(f"the method is skipgram or cbow, not {method!r}")
         if not lr > 0 or not 0 <= lr_end <= lr:
             raise InputError(f"the learning rate falls from lr > 0 to lr_end in 0..lr, got {lr} and {lr_end}")
         if max_pairs_per_row is not None and not max_pairs_per_row > 0:
             raise InputError(f"max_pairs_per_row must be more than 0, or null for no limit, got {max_pairs_per_row}")
+        if not isinstance(encoder, WordTable):
+            raise InputError(f"word vectors are the rows of a WordTable, not a {type(encoder).__name__}: encoder=words")
         if isinstance(head, AdaptiveSoftmax):
-            raise InputError("AdaptiveSoftmax has its own classes: word vectors need a Table or a Tree")
+            raise InputError(NO_ADAPTIVE)
         self.automatic_optimization = False
-        self.method, self.window, self.lr, self.lr_end = method, window, lr, lr_end
+        if output_vectors is not None and not isinstance(negatives, Table):
+            raise InputError("output_vectors are those of words, and the output layer of a Tree has none")
+        if isinstance(encoder, SubwordTable) and vectors is not None:
+            raise InputError("model.vectors has no vectors of n-grams: encoder=words starts from them")
+        for table, source in ((encoder.weight, vectors), (negatives.vectors, output_vectors)):
+            if source is not None:
+                start_from(source, words or (), table)
+        if subsample is None:
+            subsample = USUAL if kept_share(counts, keep_probability(counts, USUAL)) >= FEW else 0.0
+        self.shrink_windows = shrink_windows
+        self.method, self.window, self.subsample, self.lr, self.lr_end = method, window, subsample, lr, lr_end
         self.chunk, self.block, self.blocks, self.workers = chunk, block, blocks, workers
         self.max_pairs_per_row = max_pairs_per_row
         self.register_buffer("keep", keep_probability(counts, subsample))
-        self.kept_share = float((counts * self.keep).sum() / counts.sum())  # of the text
-        self.has_closed_form = closed_form.is_supported(head, negatives)
+        self.kept_share = kept_share(counts, self.keep)
+        self.has_closed_form = head.has_slopes() and negatives.has_output()
+        if isinstance(encoder, SubwordTable) and not self.has_closed_form:
+            raise InputError(
+                f"n-grams are trained in closed form, and {type(head).__name__} with these options goes pair by pair "
+                "through autograd: output=negative_sampling, output=hierarchical_softmax"
+            )
         self.epoch_loss = (0, 0.0, 0)  # number of the epoch, sum and number of the losses in it
-        self.first_losses = torch.empty(0)  # [P], of the current chunk before any update on it
+        self.first_loss = (0.0, 0)  # sum and number of the losses of the chunk's first update, before it
+        self.rows: dict[str, int] = {}  # of each table that is in parts on several ranks, during training
+        self.sent = 0  # bytes of the chunk that went to other ranks
         self.pool: Workers[Task] | None = None  # during training
         self.heads: list[Head] = []  # of each worker, during training
         self.threads: int | None = None  # torch's number of threads, which is restored after training
@@ -124,18 +171,31 @@ class WordVectors(TextModel):
         return corpus.counts
 
     def count(self, batch: Span) -> int:
-        """Words in a batch."""
-        return int((batch.ids >= 0).sum())
+        """Words in a batch, on all ranks as if each had as many as this one."""
+        return int((batch.ids >= 0).sum()) * world_size()
 
     def on_fit_start(self) -> None:
+        if world_size() > 1:
+            self.rows = {name: len(table) for name, table in self.tables().items()}
+            for table in self.tables().values():
+                table.data = part(table.data)
         self.start_workers(int(self.trainer.estimated_stepping_batches))
+
+    def tables(self) -> dict[str, nn.Parameter]:
+        """By their names in a checkpoint."""
+        return {"encoder.weight": self.encoder.weight, "negatives.vectors": self.negatives.vectors}
+
+    def whole_tables(self) -> dict[str, Tensor]:
+        """The tables that are in parts as the first rank saves them; all ranks call this together."""
+        tables = self.tables()
+        return {name: whole(tables[name].data, rows) for name, rows in self.rows.items()}
 
     def start_workers(self, steps: int) -> None:
         """Starts the workers of a run of so many training steps."""
         self.threads = torch.get_num_threads()
         # matrix products of a block are too small to share, and a fork must not use OpenMP's threads of this process
         torch.set_num_threads(1)
-        blocks = math.ceil(self.kept_share * self.chunk / self.workers / self.block)
+        blocks = math.ceil(self.kept_share * self.chunk / world_size() / self.workers / self.block)
         self.head.plan(steps * math.ceil(blocks / self.blocks))
         shared = {id(each): each for each in self.head.parameters()}  # not copied, but used by all copies
         self.heads = [self.head, *(copy.deepcopy(self.head, dict(shared)) for _ in range(1, self.workers))]
@@ -151,11 +211,18 @@ class WordVectors(TextModel):
 
     def training_step(self, batch: Span, batch_idx: int) -> dict[str, Tensor]:
         steps = int(self.trainer.estimated_stepping_batches)
-        parts = np.array_split(batch.ids.int().cpu().numpy(), self.workers)
+        texts = np.array_split(batch.ids.int().cpu().numpy(), self.workers)
         assert self.pool is not None
-        self.pool.run([Task(part, self.batch_number, steps) for part in parts])
+        self.pool.run([Task(text, self.batch_number, steps) for text in texts])
         self.optimizers().step()  # type: ignore[union-attr]  # without gradients: it only counts the step
-        return {"loss": self.log_loss(self.first_losses, steps)}
+        if self.logged and self.rows:
+            self.log("train/bytes_per_word", self.sent / max(1, self.count(batch)))
+        return {"loss": self.log_loss(*self.first_loss, steps)}
+
+    def on_train_end(self) -> None:
+        for name, table in self.whole_tables().items():
+            self.tables()[name].data = table
+        self.rows = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)  # changes nothing: see `training_step`
@@ -163,45 +230,60 @@ class WordVectors(TextModel):
     def work(self, worker: int, task: Task) -> None:
         """Trains on a worker's part of a chunk."""
         self.batch_number = task.batch_number
-        ids = torch.from_numpy(task.ids).long().to(self.device)
-        text = cut_blocks(ids, self.keep, self.window, self.block, self.generator(worker, 0))
-        head, random = self.heads[worker], self.generator(worker, 1)
-        if worker == 0:
-            with torch.no_grad():
-                scored = self.score(text.part(0, 2), head, self.generator(0, 2))
-            self.first_losses = torch.cat([self.encoder.weight.new_empty(0), *(each.losses for each in scored)])
-        noise = None  # drawn for all steps at once, which is faster
+        ids, stream = torch.from_numpy(task.ids).long().to(self.device), rank() * self.workers + worker
+        text = cut(
+            ids, self.keep, self.window, self.block * self.blocks, self.generator(stream, 0), self.shrink_windows
+        )
+        if self.rows:  # all ranks exchange rows equally often
+            text = text.extended(most_over_ranks(text.passages, self.device))
+        head, random = self.heads[worker], self.generator(stream, 1)
+        drawn = None  # for all updates at once, which is faster
         if self.has_closed_form:
-            noise = closed_form.noise_words(head, self.negatives, len(text), random)
-        pair_counts = torch.zeros_like(self.encoder.weight[:, 0])
-        for start in range(0, len(text), self.blocks):
-            stop = start + self.blocks
-            lr = self.learning_rate((task.batch_number - 1 + start / len(text)) / task.steps)
-            descent = Descent(lr, self.max_pairs_per_row, pair_counts)
-            part = text.part(start, stop)
-            if noise is None:
-                by_autograd.step(self.encoder, self.negatives, head, self.score(part, head, random), descent)
-            else:
-                tables = self.encoder.weight, self.negatives.vectors
-                closed_form.step(self.method, *tables, part, noise.part(start, stop), descent)
+            drawn = self.negatives.draw(text.passages * self.blocks, random)
+        loads = torch.zeros_like(self.encoder.weight[:, 0])
+        self.first_loss, self.sent = (0.0, 0), 0
+        for n in range(text.passages):
+            lr = self.learning_rate((task.batch_number - 1 + n / text.passages) / task.steps)
+            kind = ShardedDescent if self.rows else Descent
+            descent = kind(lr, self.max_pairs_per_row, loads)
+            noise = None if drawn is None else drawn[n * self.blocks : (n + 1) * self.blocks]
+            loss = self.update(text.passage(n), head, noise, random, descent, worker == n == 0)
+            if loss is not None:
+                self.first_loss = float(loss[0]), int(loss[1])
             head.advance()
+            self.sent += descent.sent if isinstance(descent, ShardedDescent) else 0
 
-    def score(self, text: Blocks, head: Head, random: torch.Generator) -> list[by_autograd.Scored]:
-        return by_autograd.score(self.encoder, self.negatives, head, text, self.method, random)
+    def update(
+        self,
+        passage: Passage,
+        head: Head,
+        drawn: Tensor | None,
+        random: torch.Generator,
+        descent: Descent,
+        with_loss: bool = False,
+    ) -> tuple[Tensor, Tensor] | None:
+        """One update; if requested, the sum of the losses of its pairs and their number."""
+        parts = self.encoder, self.negatives, head
+        if self.has_closed_form:
+            return closed_form.step(*parts, passage, self.method, drawn, descent, with_loss)
+        scored = by_autograd.score(*parts, passage, self.method, self.block, random)
+        by_autograd.step(*parts, scored, descent)
+        losses = torch.cat([descent.loads[:0], *(each.losses.detach() for each in scored)])
+        return losses.sum(), torch.tensor(len(losses))
 
     def learning_rate(self, done: float) -> float:
         """After this share of the run."""
         return self.lr + (self.lr_end - self.lr) * min(done, 1.0)
 
-    def log_loss(self, losses: Tensor, steps: int) -> Tensor:
-        """The mean of the losses [P], which is logged and added to the epoch's."""
-        loss = losses.mean() if len(losses) else losses.sum()
+    def log_loss(self, loss_sum: float, pairs: int, steps: int) -> Tensor:
+        """The mean of the losses of so many pairs, which is logged and added to the epoch's."""
+        loss = torch.tensor(loss_sum / max(1, pairs))
         if not loss.isfinite():
             raise InputError(f"the loss of chunk {self.batch_number} is {loss.item()}: take a lower lr than {self.lr}")
         epoch, total, number = self.epoch_loss
         if epoch != self.current_epoch:
             total, number = 0.0, 0
-        self.epoch_loss = self.current_epoch, total + float(losses.double().sum()), number + len(losses)
+        self.epoch_loss = self.current_epoch, total + loss_sum, number + pairs
         if self.logged:
             self.log("train/lr", self.learning_rate(self.batch_number / steps))
             self.log("train/loss", loss, prog_bar=True)
@@ -215,7 +297,7 @@ class WordVectors(TextModel):
 
     def vectors(self) -> Tensor:
         """The vectors of all words, [V, D]. Raises InputError if some are not finite."""
-        vectors = self.encoder.weight.detach().cpu()
+        vectors = self.encoder.whole().detach().cpu()
         broken = int((~vectors.isfinite().all(dim=1)).sum())
         if broken:
             raise InputError(f"{broken} of {len(vectors)} vectors are not finite: take a lower lr than {self.lr}")
@@ -224,7 +306,28 @@ class WordVectors(TextModel):
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["epoch_loss"] = self.epoch_loss
+        for name, table in self.whole_tables().items():
+            cast(dict[str, Tensor], checkpoint["state_dict"])[name] = table
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.epoch_loss = checkpoint["epoch_loss"]
+
+
+def kept_share(counts: Tensor, keep: Tensor) -> float:
+    """The share of a text that is trained on, of words with counts [V] that are kept with probabilities [V]."""
+    return float((counts * keep).sum() / counts.sum())
+
+
+@torch.no_grad()
+def start_from(source: str, words: Sequence[str], table: Tensor) -> None:
+    """Copies the vectors of a run or a file to the rows of a table [V, D] whose words it has."""
+    known, vectors = word_vectors(source)
+    if vectors.shape[1] != table.shape[1]:
+        raise InputError(f"{source} has vectors of {vectors.shape[1]} numbers: encoder.num_features={vectors.shape[1]}")
+    row = {word: i for i, word in enumerate(known)}
+    rows = torch.tensor([row.get(word, -1) for word in words])
+    if not (rows >= 0).any():
+        raise InputError(f"none of the {len(words):,} words is among those of {source}")
+    table[rows >= 0] = vectors[rows[rows >= 0]].to(table)
+    log.info("%s of %s words start from %s", f"{int((rows >= 0).sum()):,}", f"{len(words):,}", source)

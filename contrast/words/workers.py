@@ -99,8 +99,8 @@ def serve(
 
     inherited  connections of the first process, which the fork closes, because a pipe ends only with its last owner
     """
-    for name in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group; the first process reacts to them
-        signal.signal(name, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # sent to the whole process group; the first process reacts to them
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     for each in inherited:
         each.close()
     with suppress(EOFError, OSError):

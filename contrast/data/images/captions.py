@@ -5,9 +5,8 @@ Rows are counted from 1, below the header.
 
 from __future__ import annotations
 
-import csv
+import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +14,17 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from contrast.data.images.folder import Options, Reading, first_few, refuse_or_skip
+from contrast.data.images.folder import Options, Reading, refuse_or_skip
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images, Splits
-from contrast.data.store import named_errors, one_line
-from contrast.data.text.tokenizer import HFTokenizer, Tokenizer, WordTokenizer
+from contrast.data.images.listing import first_few
+from contrast.data.images.table import column_names, pick, read_table
+from contrast.data.text.tokenizer import Tokenizer, WordTokenizer, named_tokenizer
 from contrast.errors import InputError
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+log = logging.getLogger(__name__)
+
+IMAGES = ("path", "image", "image_name", "filename", "file_name")
+CAPTIONS = ("caption", "comment", "text")
 
 
 class _Row(NamedTuple):
@@ -36,8 +39,8 @@ class _Row(NamedTuple):
 def captions(
     file: str | Path,
     root: str | Path | None = None,
-    image_column: str = "path",
-    caption_column: str = "caption",
+    image_column: str | None = None,
+    caption_column: str | None = None,
     label_column: str | None = None,
     test_file: str | Path | None = None,
     test_fraction: float = 0.1,
@@ -48,16 +51,18 @@ def captions(
     length: int = 32,
     **options: Unpack[Options],
 ) -> Splits:
-    """The images and captions of `file`: .csv, .tsv or .parquet, with names of columns in the first row.
+    """The images and captions of `file`: .csv, .tsv, .txt or .parquet, with names of columns in the first row.
 
     An image with several captions has a row for each, in the table and in the data set.
 
-    root             what the paths of images are relative to; None: the folder of `file`
+    root             what the paths of images are relative to; None: the folder of `file`, or the first folder in it
+                     that has the first image (Flickr8k has captions.txt beside Images/)
+    image_column, caption_column  None: path, image, image_name, filename or file_name; caption, comment or text
     label_column     of class names, empty for an unlabelled row; without such a column every label is -1
     test_file        a second table, for `test`, which may share no image with the first; None: `test_fraction` of
                      the images of `file`, at least one, drawn by `seed`, with all of their rows. 0: no test set
-    tokenizer        a Tokenizer; the name of one of transformers; or None: the words of the training captions that
-                     occur `min_count` times, at most `max_words` of them (WordTokenizer.fit)
+    tokenizer        a Tokenizer; the name of one of transformers, or open_clip:NAME; or None: the words of the
+                     training captions that occur `min_count` times, at most `max_words` of them (WordTokenizer.fit)
     length           tokens that are kept of a caption
     on_error         "raise" names rows without a caption or whose image is missing or cannot be read; "skip" leaves
                      them out and counts them
@@ -70,13 +75,14 @@ def captions(
     reading, file = Reading(**options), Path(file).expanduser()
     if not 0 <= test_fraction < 1:
         raise InputError(f"test_fraction must be in [0, 1), not {test_fraction}")
-    columns = [name for name in (image_column, caption_column, label_column) if name is not None]
-
-    def base(path: Path) -> Path:
-        return path.parent if root is None else Path(root).expanduser()
+    bases: dict[Path, Path] = {}
 
     def read(path: Path) -> list[_Row]:
-        return _complete(_read_table(path, columns), path, base(path), reading.on_error)
+        header = column_names(path, "captions")
+        columns = [image_column or pick(header, IMAGES), caption_column or pick(header, CAPTIONS), label_column]
+        values = read_table(path, [name for name in columns if name is not None], "captions")
+        bases[path] = _base(path, values[0][0]) if root is None else Path(root).expanduser()
+        return _complete(values, path, bases[path], reading.on_error)
 
     train, test, test_path = read(file), None, file
     classes = tuple(sorted({row.label for row in train if row.label}))
@@ -90,34 +96,34 @@ def captions(
     elif test_fraction > 0:
         train, test = _split(train, test_fraction, seed, file)
     if isinstance(tokenizer, str):
-        tokenizer = HFTokenizer(tokenizer)
+        tokenizer = named_tokenizer(tokenizer)
     elif tokenizer is None:
         tokenizer = WordTokenizer.fit([row.caption for row in train], min_count, max_words)
     number = {name: i for i, name in enumerate(classes)}
+    tested = "no test set" if test is None else f"{_counted(test)} to test on"
+    tested += "" if test is None or test_file is not None else ", held out of them"
+    log.info("data: %s, images in %s; %s to train on; %s", file, bases[file], _counted(train), tested)
 
     def images(rows: list[_Row], path: Path) -> Images | ImageFiles:
         first: dict[str, str] = {}  # an image under several names is read under the first of them
         names = [first.setdefault(row.image, row.name) for row in rows]
         labels = torch.tensor([number.get(row.label, UNLABELLED) for row in rows])
         text = tokenizer.encode([row.caption for row in rows], length)
-        return reading.load(ImageFiles(base(path), np.array(names), labels, classes, text=text))
+        return reading.load(ImageFiles(bases[path], names, labels, classes, text=text))
 
     return Splits(
         file.stem, images(train, file), None if test is None else images(test, test_path), tokenizer=tokenizer
     )
 
 
-def _read_table(file: Path, columns: Sequence[str]) -> list[list[str]]:
-    """The values of each of the columns. Fields of .csv and .tsv may be quoted as in RFC 4180; they are in UTF-8."""
-    if not file.is_file():
-        raise InputError(f"no such file of captions: {file}")
-    suffix = file.suffix.lower()
-    if suffix not in (".parquet", *_DELIMITERS):
-        raise InputError(f"captions are read from .csv, .tsv and .parquet, not from {file.name}")
-    values = _parquet(file, columns) if suffix == ".parquet" else _delimited(file, columns, _DELIMITERS[suffix])
-    if not values[0]:
-        raise InputError(f"{file} has no rows")
-    return values
+def _counted(rows: list[_Row]) -> str:
+    return f"{len({row.image for row in rows}):,} images with {len(rows):,} captions"
+
+
+def _base(file: Path, name: str) -> Path:
+    """The folder that has the first image: that of the table, or else one in it."""
+    folders = [file.parent, *sorted(each for each in file.parent.iterdir() if each.is_dir())]
+    return next((each for each in folders if name and (each / name).is_file()), file.parent)
 
 
 def _complete(values: list[list[str]], file: Path, root: Path, on_error: str) -> list[_Row]:
@@ -146,40 +152,3 @@ def _split(rows: list[_Row], fraction: float, seed: int, file: Path) -> tuple[li
     count = min(max(1, round(fraction * len(images))), len(images) - 1)
     held_out = {images[i] for i in np.random.default_rng(seed).permutation(len(images))[:count]}
     return [row for row in rows if row.image not in held_out], [row for row in rows if row.image in held_out]
-
-
-def _delimited(file: Path, columns: Sequence[str], delimiter: str) -> list[list[str]]:
-    reader = None
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_columns(file, header, columns)
-            rows = [row for row in reader if row]
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        line = "" if reader is None else f" line {reader.line_num}"
-        raise InputError(f"{file}{line} cannot be read: {one_line(error)}") from error
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise InputError(f"row {number} of {file} has {len(row)} fields, the header {len(header)}")
-    return [[row[place].strip() for row in rows] for place in map(header.index, columns)]
-
-
-def _parquet(file: Path, columns: Sequence[str]) -> list[list[str]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError(f"{file.name} needs pyarrow: pip install 'contrast[parquet]'") from error
-    with named_errors((pyarrow.ArrowException, OSError), f"{file} cannot be read"):
-        _check_columns(file, parquet.read_schema(file).names, columns)
-        table = parquet.read_table(file, columns=list(columns))
-        texts = [table.column(name).cast(pyarrow.string()).to_pylist() for name in columns]
-    return [[(text or "").strip() for text in column] for column in texts]
-
-
-def _check_columns(file: Path, header: Sequence[str], columns: Sequence[str]) -> None:
-    if missing := [name for name in columns if name not in header]:
-        raise InputError(f"{file} has no column {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
-    if twice := [name for name in columns if list(header).count(name) > 1]:
-        raise InputError(f"{file} has more than one column {', '.join(twice)}")

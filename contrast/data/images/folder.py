@@ -1,10 +1,11 @@
-"""Image files as a data set: in memory, through the cache on disk, or decoded batch by batch; any folder of them."""
+"""Image files as a data set: in memory, through the cache on disk, or decoded batch by batch."""
 
+import logging
 import os
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -15,14 +16,17 @@ from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 from typing_extensions import Unpack
 
-from contrast.data.images.decode import UnreadableImage, check_on_error, decode
-from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images, Splits
+from contrast.data.images.decode import UnreadableImage, check_on_error, highest
+from contrast.data.images.image_set import ImageFiles, Images, Names, Splits
+from contrast.data.images.listing import Passed, Split, first_few, listing, rows_below
 from contrast.data.store import cache_folder, cached, digest, from_texts, to_texts
 from contrast.errors import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_FORMAT = 2  # part of every key: to change when the same files are to give other pixels
-_BLOCK = 64  # files that a thread takes at a time
+log = logging.getLogger(__name__)
+
+_FORMAT = 3  # part of every key: to change when the same files are to give other pixels
+_LOOKED_AT, _FULL = 16, 65535  # images whose depth is looked at; the highest value of 16 bits
+_BLOCK = 64  # images that a thread takes at a time
 _T = TypeVar("_T")
 
 
@@ -31,9 +35,11 @@ class Options(TypedDict, total=False):
 
     image_size: int | None
     channels: int
+    range: Sequence[float] | None
     on_error: str
     memory_limit_gb: float
     cache: str | Path | None
+    fast_jpeg: bool
 
 
 @dataclass(frozen=True)
@@ -42,212 +48,230 @@ class Reading:
 
     image_size: int | None = None
     channels: int = 3
+    range: Sequence[float] | None = None
     on_error: str = "raise"
     memory_limit_gb: float = 4.0
     cache: str | Path | None = None
+    fast_jpeg: bool = False
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
-        if self.channels not in (1, 3):
-            raise InputError(f"images have 1 channel (greyscale) or 3 (RGB), not {self.channels}")
+        if self.channels < 1:
+            raise InputError(f"images have at least 1 channel, not {self.channels}")
+        if self.range is not None and (len(self.range) != 2 or not self.range[0] < self.range[1]):
+            raise InputError(f"a range is two numbers, that of black and that of white, not {list(self.range)}")
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"image_size must be at least 1 pixel, not {self.image_size}")
 
     def load(self, files: ImageFiles) -> Images | ImageFiles:
         """The images of the files: decoded, or from the cache; or as files, if they take more than the limit.
 
-        Only the names, labels and captions of `files` count; the other fields follow from this object's.
+        Where the files are, their labels and captions count; the other fields follow from this object's.
 
         With on_error="skip", rows whose file cannot be read are left out, and a warning counts the files. To find them
-        above the limit, every file is decoded once; the cache keeps the result until a file changes.
+        above the limit, every file is decoded once; the cache keeps the result until a file changes. With "raise" and
+        `image_size`, no file above the limit is touched before it is needed.
         """
-        root, cache = files.root, cache_folder(self.cache)
-        names: list[str] = list(dict.fromkeys(files.names.tolist()))  # an image with several captions occurs again
-        known = digest(_FORMAT, self.image_size, self.channels, stamps(root, names))
+        files = replace(
+            files,
+            size=self.image_size or 0,
+            channels=self.channels,
+            range=self.range,
+            on_error=self.on_error,
+            fast_jpeg=self.fast_jpeg,
+        )
+        cache, where = cache_folder(self.cache), files.where
+        self._check_depth(files)
         size = [self.image_size or 0] * 2  # height and width
         if self.image_size is None:
-            entry = cached(cache, f"sizes/{known}", lambda: {"size": torch.tensor(self._first_size(root, names))})
-            size = entry["size"].tolist()
+            make = lambda: {"size": torch.tensor(_first_size(files))}  # noqa: E731
+            size = cached(cache, f"sizes/{_digest(files, files.stamp())}", make)["size"].tolist()
         gigabytes = len(files) * self.channels * size[0] * size[1] / 1e9
-        in_memory, entry = gigabytes <= self.memory_limit_gb, {"unreadable": from_texts([])}
-        if in_memory:
-            entry = cached(cache, f"keys/{known}", lambda: {"key": from_texts([self._content(root, names)])})
-            (key,) = to_texts(entry["key"])
-            entry = cached(cache, f"images/{key}", lambda: self._decode(root, names, size))
-        elif self.image_size is None:
+        in_memory = gigabytes <= self.memory_limit_gb
+        if not in_memory and self.image_size is None:
             raise InputError(
-                f"{len(files)} images of {size[1]} x {size[0]} in {root} take {gigabytes:.3g} GB, over "
+                f"{len(files)} images of {size[1]} x {size[0]} in {where} take {gigabytes:.3g} GB, over "
                 f"memory_limit_gb={self.memory_limit_gb:g}: give image_size, so that they can be read while training"
             )
-        elif self.on_error == "skip":
-            entry = cached(cache, f"unreadable/{known}", lambda: self._decode(root, names, size, keep=False))
-        unreadable = dict.fromkeys(to_texts(entry["unreadable"]))
-        if unreadable:
-            message = f"{len(unreadable)} of {len(names)} files in {root} cannot be read: {first_few(list(unreadable))}"
-            refuse_or_skip(message, self.on_error)
-        files = files.select(torch.tensor([row for row, name in enumerate(files.names) if name not in unreadable]))
+        if not in_memory and self.on_error == "raise":
+            return files
+        distinct, place = np.unique(files.first_rows(), return_inverse=True)  # an image with captions may occur again
+        once = files.select(torch.from_numpy(distinct))
+        known = _digest(once, once.stamp())
+        if in_memory:
+            entry = cached(cache, f"keys/{known}", lambda: {"key": from_texts([_content(once)])})
+            (key,) = to_texts(entry["key"])
+            entry = cached(cache, f"images/{key}", lambda: _decoded(once, size))
+        else:
+            entry = cached(cache, f"unreadable/{known}", lambda: _decoded(once, size, keep=False))
+        lost = entry["unreadable"].tolist()
+        if lost:
+            names = first_few([once.names[row] for row in lost])
+            message = f"{len(lost)} of {len(once)} {files.unit} in {where} cannot be read: {names}"
+            refuse_or_skip(f"{message}; {_reason(once, lost[0])}", self.on_error)
+        readable = np.isin(np.arange(len(once)), lost, invert=True)
+        files = files.select(torch.from_numpy(readable[place].nonzero()[0]))
         if not in_memory:
-            return replace(files, size=size[0], channels=self.channels, on_error=self.on_error)
+            return files
         pixels = entry["pixels"]
         if len(files) > len(pixels):  # an image has several captions; otherwise the pixels stay mapped from the cache
-            place = {name: i for i, name in enumerate(name for name in names if name not in unreadable)}
-            pixels = pixels[torch.tensor([place[name] for name in files.names])]
+            pixels = pixels[torch.from_numpy((readable.cumsum() - 1)[place[readable[place]]])]
         return Images(pixels, files.labels, files.classes, files.text)
 
-    def _decode(self, root: Path, names: list[str], size: list[int], keep: bool = True) -> dict[str, Tensor]:
-        """`pixels` of the readable images, [M, C, *size] uint8, if they are to be kept; names of `unreadable` files."""
-        pixels = torch.empty(len(names) if keep else 0, self.channels, *size, dtype=torch.uint8)
-        view = pixels.numpy()
-
-        def work(row: int) -> bool:
-            try:
-                image = decode(root / names[row], self.channels, self.image_size)
-            except UnreadableImage as error:
-                if self.on_error == "raise":
-                    raise UnreadableImage(f"{error}; data.on_error=skip leaves such files out") from error
-                return False
-            if list(image.shape[1:]) != size:
-                raise InputError(
-                    f"images differ in size: {root / names[0]} is {size[1]} x {size[0]}, {root / names[row]} is "
-                    f"{image.shape[2]} x {image.shape[1]}; give data.image_size"
-                )
-            if keep:
-                view[row] = image
-            return True
-
-        readable = _in_threads(work, len(names), f"decoding {root}")
-        if not any(readable):
-            raise UnreadableImage(f"none of the {len(names)} images in {root} can be read")
-        unreadable = [name for name, is_readable in zip(names, readable, strict=True) if not is_readable]
-        if keep and unreadable:
-            pixels = pixels[torch.tensor(readable)]
-        return {"pixels": pixels, "unreadable": from_texts(unreadable)}
-
-    def _first_size(self, root: Path, names: list[str]) -> tuple[int, ...]:
-        """Height and width of the first image that can be read."""
-        for name in names:
-            with suppress(UnreadableImage):
-                return decode(root / name, self.channels).shape[1:]
-        return 0, 0  # `_decode` raises the error
-
-    def _content(self, root: Path, names: list[str]) -> str:
-        """A digest of the names and bytes of all files, wherever their folder is."""
-
-        def work(row: int) -> str:
-            with suppress(OSError):
-                return digest((root / names[row]).read_bytes())
-            return ""
-
-        hashes = _in_threads(work, len(names), f"reading {root}")
-        return digest(_FORMAT, self.image_size, self.channels, names, hashes)
+    def _check_depth(self, files: ImageFiles) -> None:
+        """A warning where 16-bit images use so small a part of their range that they would be nearly black."""
+        some = range(0, len(files), -(-len(files) // _LOOKED_AT)) if self.range is None and len(files) else ()
+        values = list[int]()
+        for row in some:
+            with suppress(UnreadableImage):  # `_decoded` raises the error
+                values += [value] if (value := highest(files.file(row))) is not None else []
+        if values and max(values) < _FULL / 8:
+            log.warning(
+                "the highest value in %d 16-bit images of %s is %d of %d, so they are nearly black: "
+                "data.range=[0,%d] makes it white", len(values), files.where, max(values), _FULL, max(values),
+            )  # fmt: skip
 
 
-def folder(root: str | Path, name: str | None = None, **options: Unpack[Options]) -> Splits:
-    """The images below `root`: `train/<class>/*` and `test/<class>/*` or `val/<class>/*`, or unlabelled images.
+def _decoded(files: ImageFiles, size: list[int], keep: bool = True) -> dict[str, Tensor]:
+    """`pixels` of the readable images, [M, C, *size] uint8, if they are to be kept; rows of the `unreadable` files."""
+    pixels = torch.empty(len(files) if keep else 0, files.channels, *size, dtype=torch.uint8)
+    view = pixels.numpy()
 
-    Without a `train` folder every image below root is an unlabelled training image; a `train` without class
-    folders is unlabelled too. Where both `test` and `val` exist, `test` is read. Hidden files are passed over.
+    def work(row: int) -> bool:
+        try:
+            image = files.pixels(row)
+        except UnreadableImage as error:
+            if files.on_error == "raise":
+                raise UnreadableImage(f"{error}; data.on_error=skip leaves such {files.unit} out") from error
+            return False
+        if list(image.shape[1:]) != size:
+            raise InputError(
+                f"images differ in size: {files.title(0)} is {size[1]} x {size[0]}, {files.title(row)} is "
+                f"{image.shape[2]} x {image.shape[1]}; give data.image_size"
+            )
+        if keep:
+            view[row] = image
+        return True
 
+    readable = torch.tensor(in_threads(work, len(files), f"decoding {files.where}"))
+    if not readable.any():
+        raise UnreadableImage(f"none of the {len(files)} images in {files.where} can be read: {_reason(files, 0)}")
+    if keep and not readable.all():
+        pixels = pixels[readable]
+    return {"pixels": pixels, "unreadable": (~readable).nonzero().flatten()}
+
+
+def _reason(files: ImageFiles, row: int) -> str:
+    """Why the file at `row` cannot be read."""
+    try:
+        files.pixels(row)
+    except UnreadableImage as error:
+        return str(error)
+    return "now it can be read"
+
+
+def _first_size(files: ImageFiles) -> tuple[int, ...]:
+    """Height and width of the first image that can be read."""
+    for row in range(len(files)):
+        with suppress(UnreadableImage):
+            return files.pixels(row).shape[1:]
+    return 0, 0  # `_decoded` raises the error
+
+
+def _content(files: ImageFiles) -> str:
+    """A digest of the names and bytes of all files, wherever their folder is."""
+
+    def work(row: int) -> str:
+        with suppress(OSError, UnreadableImage):
+            file = files.file(row)
+            if isinstance(file, BytesIO):
+                return digest(file.getvalue())
+            if file.is_file():
+                return digest(file.read_bytes())
+        return ""
+
+    return _digest(files, list(files.names), in_threads(work, len(files), f"reading {files.where}"))
+
+
+def _digest(files: ImageFiles, *parts: object) -> str:
+    return digest(_FORMAT, *files.decoding, *parts)
+
+
+def folder(
+    root: str | Path | Sequence[str | Path],
+    name: str | None = None,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    labels: bool = True,
+    every_split: bool = False,
+    **options: Unpack[Options],
+) -> Splits:
+    """The images below the folder `root`, of a table .csv, .tsv, .txt or .parquet, or of a list of these.
+
+    `contrast.data.images.listing` and docs/data.md describe the layouts. A line at the start of the run says how the
+    images are used and which files were ignored.
+
+    test_fraction    of each class, or of images without labels, is held out to test on where there is no test split,
+                     drawn by `seed`
+    labels           False: all images are unlabelled, whatever their folders are called
+    every_split      True: the images that are otherwise passed over, such as a validation split beside a test split,
+                     are in `Splits.others`
     image_size       pixels of either side; needed where images differ in size (shorter side resized, centre kept);
                      None, the default: as they are
-    channels         3, the default: RGB; 1: greyscale
-    on_error         "raise", the default, names a file that cannot be read; "skip" leaves these out and counts them
+    channels         3, the default: RGB; 1: greyscale; any other number: that of the files
+    range            values of black and white in files of more than 8 bits, by default 0 and 65535 for 16 bits
+    on_error         "raise", the default, names what cannot be read; "skip" leaves it out and counts it
     memory_limit_gb  of the decoded pixels of a split, by default 4; a larger one is decoded batch by batch
                      (ImageFiles). With "skip" each of its files is then decoded once at the first start, to find those
                      that cannot be read
     cache            folder of decoded images, by default $CONTRAST_CACHE or ~/.cache/contrast
+    fast_jpeg        True: decode large JPEGs at a reduced size (`decode`), False by default
 
-    Raises InputError for a missing or empty folder, classes that differ between the splits, sizes that differ
-    without image_size, a file that cannot be read, and values out of range.
+    Raises InputError for a missing or empty folder, splits without a common class, sizes that differ without
+    image_size, a file that cannot be read, and values out of range.
     """
-    reading, root = Reading(**options), Path(root).expanduser()
-    train, test = _listings(root)
-    return Splits(name or root.resolve().name, reading.load(train), None if test is None else reading.load(test))
+    reading = Reading(**options)
+    roots = [Path(each).expanduser() for each in ([root] if isinstance(root, str | Path) else root)]
+    listed = listing(roots, labels, test_fraction, seed, reading.on_error, every_split)
+    log.info("data: %s", listed)
+    bases = [each if each.is_dir() else each.parent for each in roots]
+    base = bases[0] if len(bases) == 1 else Path(os.path.commonpath([each.absolute() for each in bases]))
+    top = os.path.join(os.path.abspath(base), "")
+
+    def load(split: Split) -> Images | ImageFiles:
+        names = Names(path.removeprefix(top) for path in split.paths)
+        files = ImageFiles(base, names, torch.tensor(split.labels, dtype=torch.int64), listed.classes)
+        return reading.load(files) if split.paths else files
+
+    title = name or "+".join(each.resolve().stem for each in roots)
+    others = {split: load(members) for split, members in listed.others.items()}
+    return Splits(title, load(listed.train), None if listed.test is None else load(listed.test), others=others)
 
 
-def _listings(root: Path) -> tuple[ImageFiles, ImageFiles | None]:
-    """The training images below `root` and its test images, if it has any; InputError as in `folder`."""
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder" if root.exists() else f"data folder {root} does not exist")
-    held_out = next((root / split for split in ("test", "val") if (root / split).is_dir()), None)
-    if not (root / "train").is_dir():
-        if held_out is not None:
-            raise InputError(f"{root} has a folder {held_out.name}/ but no train/")
-        names = _image_names(root)
-        if any("/" in name for name in names):
-            warnings.warn(f"{root} has no train/ folder: its {len(names)} images are taken as unlabelled", stacklevel=3)
-        return _unlabelled(root, names), None
-    train = _by_class(root / "train")
-    if held_out is None:
-        return train, None
-    test = _by_class(held_out)
-    if train.classes != test.classes:
-        alone = [f"{name} only in train" for name in sorted(set(train.classes) - set(test.classes))]
-        alone += [f"{name} only in {held_out.name}" for name in sorted(set(test.classes) - set(train.classes))]
-        raise InputError(f"the classes of {root}/train and {held_out.name} differ: {first_few(alone)}")
-    return train, test
-
-
-def _by_class(root: Path) -> ImageFiles:
-    """Images of a split with the name of the first folder as their class; unlabelled if there are no folders."""
-    names = _image_names(root)
-    loose = [name for name in names if "/" not in name]
-    if len(loose) == len(names):
-        return _unlabelled(root, names)
-    if loose:
-        raise InputError(f"{len(loose)} images of {root} are in no class folder, but others are: {first_few(loose)}")
-    owners = [name.split("/", 1)[0] for name in names]
-    classes = tuple(sorted(set(owners)))
-    number = {name: i for i, name in enumerate(classes)}
-    return ImageFiles(root, np.array(names), torch.tensor([number[owner] for owner in owners]), classes)
-
-
-def _unlabelled(root: Path, names: list[str]) -> ImageFiles:
-    return ImageFiles(root, np.array(names), torch.full((len(names),), UNLABELLED), ())
-
-
-def _image_names(root: Path) -> list[str]:
-    """Names of all images below root, sorted, relative to it, with "/"; InputError if there are none."""
-    names = []
-    for place, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(place).relative_to(root).as_posix() + "/" if Path(place) != root else ""
-        names += [prefix + name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+def files_below(root: Path) -> ImageFiles:
+    """Every image below `root` in the order of their names, unlabelled; each is decoded when a batch needs it."""
+    top = os.path.join(os.path.abspath(root), "")
+    names = sorted(row.path.removeprefix(top) for row in rows_below(root, Passed()))
     if not names:
-        raise InputError(f"no images ({', '.join(EXTENSIONS)}) in {root}")
-    return sorted(names)
-
-
-def stamps(root: Path, names: Iterable[str]) -> list[object]:
-    """Name, size and times of each file: they change if a file does, and no file has to be opened for them."""
-
-    def stamp(name: str) -> list[object]:
-        with suppress(OSError):  # a broken link, for example, which `decode` reports
-            status = os.stat(root / name)
-            return [name, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        return [name]
-
-    return [str(root.resolve()), [stamp(str(name)) for name in names]]
+        raise InputError(f"no images in {root}")
+    return ImageFiles(root, names, torch.full((len(names),), -1), ())
 
 
 def refuse_or_skip(problem: str, on_error: str) -> None:
-    """Raises an UnreadableImage if on_error is "raise", and warns that rows with the problem are skipped if not."""
+    """Raises an UnreadableImage if on_error is "raise", and logs that rows with the problem are skipped if not."""
     if on_error == "raise":
         raise UnreadableImage(f"{problem}; data.on_error=skip leaves them out")
-    warnings.warn(f"skipped: {problem}", stacklevel=4)
+    log.warning("skipped: %s", problem)
 
 
-def first_few(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are: "a.png, b.png, c.png and 5 more"."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def in_threads(work: Callable[[int], _T], count: int, desc: str, block: int = _BLOCK, unit: str = "image") -> list[_T]:
+    """work(0), ..., work(count - 1) under a progress bar; Pillow, hashing and reading let other threads run.
 
+    A thread takes `block` numbers at a time.
+    """
 
-def _in_threads(work: Callable[[int], _T], count: int, desc: str) -> list[_T]:
-    """work(0), ..., work(count - 1) under a progress bar; Pillow, hashing and reading let other threads run."""
+    def some(start: int) -> list[_T]:
+        return [work(row) for row in range(start, min(start + block, count))]
 
-    def block(start: int) -> list[_T]:
-        return [work(row) for row in range(start, min(start + _BLOCK, count))]
-
-    starts, bar = range(0, count, _BLOCK), {"desc": desc, "unit": "image", "unit_scale": _BLOCK, "delay": 1}
-    return list(chain.from_iterable(thread_map(block, starts, max_workers=min(32, os.cpu_count() or 1), **bar)))
+    starts, bar = range(0, count, block), {"desc": desc, "unit": unit, "unit_scale": block, "delay": 1}
+    return list(chain.from_iterable(thread_map(some, starts, max_workers=min(32, os.cpu_count() or 1), **bar)))

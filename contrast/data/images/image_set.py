@@ -5,21 +5,31 @@ N images, C channels, H x W pixels; L tokens of a caption.
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
-import warnings
+import os
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from contrast.data.images.decode import UnreadableImage, check_on_error, decode
+from contrast.data.images.decode import UnreadableImage, check_on_error, decode, shown
 from contrast.data.text.tokenizer import PADDING, Tokenizer
 from contrast.errors import InputError
 from contrast.ids import as_ids
+
+log = logging.getLogger(__name__)
 
 UNLABELLED = -1
 # of ImageNet's training set, in 0..1 (He et al., 2015, and every torchvision recipe since)
@@ -134,62 +144,150 @@ class Images(_Rows):
         return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
 
 
+class Names(Sequence[str]):
+    """Names of files as bytes in one piece: a long name costs its own length only, and no worker copies it."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        data, ends = bytearray(), array("q")
+        for name in names:
+            data += os.fsencode(name)  # also a name that is not UTF-8
+            ends.append(len(data))
+        self._data, self._ends = bytes(data), np.array(ends, dtype=np.int64)
+        self._starts = np.concatenate([[0], self._ends])[:-1]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice | np.ndarray) -> Names: ...
+
+    def __getitem__(self, row: int | slice | np.ndarray) -> str | Names:
+        """The name at a row; or those at several rows, which share the bytes."""
+        if isinstance(row, slice | np.ndarray):
+            part = copy.copy(self)
+            part._starts, part._ends = self._starts[row], self._ends[row]
+            return part
+        return os.fsdecode(self._data[self._starts[row] : self._ends[row]])
+
+
 @dataclass(frozen=True, eq=False)
 class ImageFiles(_Rows):
     """A data set too large for memory: used like Images, but each batch is decoded from its files.
 
     A file that cannot be read is an UnreadableImage. With on_error="skip", the next readable image (with its own label,
     row and caption) takes its place in the batch, with a warning: a batch keeps its size on every rank.
+
+    A subclass for images that are no files of a folder gives `file`, `title` and `stamp`.
     """
 
     root: Path
-    names: np.ndarray  # [N] of str, relative to root; an array, as workers would copy a list bit by bit
+    names: Sequence[str]  # [N] paths relative to root; kept as Names
     labels: Tensor  # [N] int64, -1 where unlabelled
     classes: tuple[str, ...]
-    size: int = 0  # pixels of either side; 0 in a listing of files that are still to be loaded
+    size: int = 0  # pixels of either side; 0: as the files are
     channels: int = 3
+    range: Sequence[float] | None = None  # values of black and white in files of more than 8 bits
     on_error: str = "raise"
     text: Tensor | None = None  # [N, L] int64 token ids, 0: padding
+    fast_jpeg: bool = False  # large JPEGs are decoded at a reduced size (`decode`)
+    threads: int = 1  # images that `take` reads at a time
+    unit: ClassVar[str] = "files"
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
+        if not isinstance(self.names, Names):
+            object.__setattr__(self, "names", Names(map(str, self.names)))
         self._check()
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def select(self, rows: Tensor) -> ImageFiles:
+    def select(self, rows: Tensor) -> Self:
         """The files at `rows` [M] int64, in that order."""
+        assert isinstance(self.names, Names)
         return replace(self, names=self.names[rows.numpy()], labels=self.labels[rows], text=_at(self.text, rows))
 
     def take(self, rows: Tensor) -> Batch:
         """The images at `rows` [B] int64."""
-        decoded = [self._decode(row) for row in rows.tolist()]
+        if self.threads == 1:
+            decoded = [self._decode(row) for row in rows.tolist()]
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                decoded = list(pool.map(self._decode, rows.tolist()))
         pixels = torch.empty(len(decoded), self.channels, self.size, self.size, dtype=torch.uint8)
         for slot, (_, image) in zip(pixels, decoded, strict=True):
             slot.numpy()[:] = image
         return self._batch(pixels, torch.tensor([row for row, _ in decoded], dtype=torch.int64))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """ImageNet's mean and standard deviation, each [C] float64 in 0..1 (their average for one channel).
+        """ImageNet's mean and standard deviation, each [C] float64 in 0..1 (their average, if C is not 3).
 
         Not those of these files: to measure them, every file would have to be decoded.
         """
         both = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=torch.float64)
-        mean, std = both if self.channels == 3 else both.mean(dim=1, keepdim=True)
+        mean, std = both if self.channels == 3 else both.mean(dim=1, keepdim=True).expand(2, self.channels)
         return mean, std
+
+    @property
+    def where(self) -> str:
+        """Where the images are, for messages."""
+        return str(self.root)
+
+    def file(self, row: int) -> Path | BytesIO:
+        """The file of the image at `row`, or its bytes."""
+        return self.root / self.names[row]
+
+    def title(self, row: int) -> str:
+        """What messages call the image at `row`."""
+        return shown(self.root / self.names[row])
+
+    def first_rows(self) -> np.ndarray:
+        """The first row that has the same image as each row, [N] int64: an image may have several captions."""
+        first: dict[str, int] = {}
+        return np.array([first.setdefault(name, row) for row, name in enumerate(self.names)], dtype=np.int64)
+
+    def stamp(self) -> list[object]:
+        """Name, size and times of each file: they change if a file does, and no file has to be opened for them."""
+
+        def stamp(name: str) -> list[object]:
+            with suppress(OSError):  # a broken link, for example, which `decode` reports
+                status = os.stat(self.root / name)
+                return [name, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            return [name]
+
+        return [str(self.root.resolve()), [stamp(name) for name in self.names]]
+
+    @property
+    def decoding(self) -> list[object]:
+        """What the pixels of given files depend on."""
+        limits = self.range and [float(value) for value in self.range]
+        return [self.size, self.channels, limits, *["fast_jpeg"] * self.fast_jpeg]
+
+    def pixels(self, row: int) -> np.ndarray:
+        """The image at `row`, uint8 [C, H, W]; UnreadableImage if it cannot be read."""
+        file = self.file(row)
+        try:
+            return decode(file, self.channels, self.size or None, self.range, self.fast_jpeg)
+        except UnreadableImage as error:
+            if isinstance(file, Path):
+                raise
+            raise UnreadableImage(f"{self.title(row)}: {error}") from error
 
     def _decode(self, row: int) -> tuple[int, np.ndarray]:
         """The image at `row`, or the next one that may take its place; and its row."""
+        reason = ""
         for step in range(len(self)):
             place = (row + step) % len(self)
             try:
-                return place, decode(self.root / self.names[place], self.channels, self.size)
+                return place, self.pixels(place)
             except UnreadableImage as error:
                 if self.on_error == "raise":
-                    raise UnreadableImage(f"{error}; data.on_error=skip leaves such files out") from error
-                warnings.warn(f"{error}: the next image takes its place in this batch", stacklevel=2)
-        raise UnreadableImage(f"none of the {len(self)} images in {self.root} can be read")
+                    raise UnreadableImage(f"{error}; data.on_error=skip leaves such {self.unit} out") from error
+                log.warning("%s: the next image takes its place in this batch", error)
+                reason = reason or str(error)
+        raise UnreadableImage(f"none of the {len(self)} images in {self.where} can be read: {reason}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +296,7 @@ class Splits:
 
     `train` may be wholly unlabelled (all labels -1: a flat folder); `test` is None if the data set has none. With
     captions, `tokenizer` made their ids: a text encoder is built for its `size` and the L of `train.text`, it encodes
-    new texts, and its `facts()` are plain values for a checkpoint.
+    new texts, and its `facts()` are plain values for a checkpoint. `others` are splits that only an embedding reads.
 
     Raises InputError if training and test images are in memory and differ in height or width.
     """
@@ -208,6 +306,7 @@ class Splits:
     test: Images | ImageFiles | None
     unlabelled: Images | ImageFiles | None = None
     tokenizer: Tokenizer | None = field(default=None, kw_only=True)
+    others: Mapping[str, Images | ImageFiles] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.train, Images) and isinstance(self.test, Images):

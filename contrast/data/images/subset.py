@@ -7,6 +7,8 @@ from torch import Tensor
 from contrast.errors import InputError
 from contrast.ids import as_ids
 
+MOST_UNLABELLED = 5000  # images without labels that are held out to test on
+
 
 def labelled_subset(
     labels: Tensor, fraction: float | None = None, per_class: int | None = None, seed: int = 0
@@ -55,6 +57,28 @@ def hold_out(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Te
         held.append(shuffled[:count])
         fit.append(shuffled[count:])
     return _ascending(fit), _ascending(held)
+
+
+def without_singles(labels: Tensor) -> Tensor:
+    """The labels [N], -1 for the only image of a class: it can be held out from nothing."""
+    counts = torch.bincount(labels[labels >= 0], minlength=1)
+    return torch.where((labels >= 0) & (counts[labels.clamp(min=0)] < 2), -1, labels)
+
+
+def hold_out_test(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Split all rows of `labels` [N] into (rows to train on, rows to test on), int64 and ascending.
+
+    As `hold_out`, but unlabelled rows and the only image of a class are trained on; there may be none to test on.
+    Where no row has a label, the fraction of all is held out, and at most `MOST_UNLABELLED` rows.
+    """
+    shared = without_singles(labels)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    if (labels < 0).all():
+        count = min(round(fraction * len(labels)), MOST_UNLABELLED)
+        held[np.random.default_rng(seed).permutation(len(labels))[:count]] = True
+    elif (shared >= 0).any():
+        held[hold_out(shared, fraction, seed)[1]] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
 def stratified(labels: Tensor, most: int, seed: int) -> Tensor:

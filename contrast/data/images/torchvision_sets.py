@@ -11,8 +11,7 @@ from typing_extensions import Unpack
 
 from contrast.data.images.folder import Options, folder
 from contrast.data.images.image_set import Images, Splits
-from contrast.data.store import named_errors
-from contrast.errors import InputError
+from contrast.errors import InputError, named_errors
 
 log = logging.getLogger(__name__)
 

@@ -3,48 +3,44 @@
 V words, T places of the array.
 """
 
-import math
 import os
-import random
+import shutil
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from contrast.data.store import cache_folder, cached, digest, from_texts, to_texts
-from contrast.data.text.text_files import Text, blocks, content, text_files
-from contrast.data.text.tokenizer import HFTokenizer, check_vocabulary, frequent_words, tokens
-from contrast.errors import InputError
+from contrast.data.text.encode import encoded, write_ids
+from contrast.data.text.phrases import Rules
+from contrast.data.text.ranks import files_of_rank, of_all_ranks
+from contrast.data.text.split import Splitter
+from contrast.data.text.text_files import Text, Texts, content, text_files, with_stdin
+from contrast.data.text.tokenizer import check_vocabulary, splitter
+from contrast.data.text.vocabulary import Limits, chosen, mapped, with_phrases
+from contrast.errors import InputError, named_errors
 
-BORDER = -1  # closes a line among its ids
-UNKNOWN = "<unk>"
-MAX_COUNTED_WORDS = 5_000_000  # distinct words counted at once, some 500 MB
-_FORMAT = 2  # part of every key: to change when the same files are to give other ids
-_END = "\n"  # stands for the end of a line among its words; no word holds it
-_DROPPED = -2
+_FORMAT = 3  # part of every key: to change when the same files are to give other ids
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """Encoded text. The tensors of ids are mapped from files: they take no memory until they are read.
 
-    ids          [T] int32: the words of a line by their ids, then BORDER (-1), then the next line. No line is empty.
-                 Two positions are in one line if (ids == BORDER).cumsum(0) is the same at both
+    ids          [T] int32: the words of a line, or another `unit`, by their ids, then BORDER (-1), then the next line.
+                 No line is empty. Two positions are in one line if (ids == BORDER).cumsum(0) is the same at both
     words        [V] by falling count, equal counts in alphabetical order; the id of a word is its index
     counts       [V] int64, of the words in the lines of `ids`
     total_words  words that were read for `ids`, including those that were dropped: "words per second" counts these
     lines        number of lines in `ids`
     unknown      the id of <unk>; None if other words were dropped
     held_out     int32, the lines that are held out and not in `ids`, in the same form; None: there are none
+    parts        of a corpus that is a rank's own part of a text: how many places T each rank has; None: it is the whole
     """
 
     name: str
@@ -55,6 +51,7 @@ class Corpus:
     lines: int
     unknown: int | None = None
     held_out: Tensor | None = None
+    parts: tuple[int, ...] | None = None
 
     @cached_property
     def number(self) -> dict[str, int]:
@@ -62,91 +59,105 @@ class Corpus:
         return {word: i for i, word in enumerate(self.words)}
 
 
-class _Lines(NamedTuple):
-    """How files become lines of words, some of them held out."""
-
-    files: list[Path]
-    split: Callable[[str], list[str]]
-    held_out: float
-    seed: int
-
-    def parts(self, desc: str) -> Iterator[tuple[list[tuple[list[str], bool]], int]]:
-        """For every block of text its lines or parts of lines, as (words, held out?), and how many are not UTF-8.
-
-        _END closes a line that has words. Of these lines number i, from 0, is held out if a whole number lies in
-        (i h + p, (i + 1) h + p], with h = held_out and p in [0, 1) drawn by the seed: every n-th for h = 1 / n.
-        """
-        phase, number, begun = random.Random(self.seed).random(), -1, False
-        for block in blocks(self.files, desc):
-            parts = []
-            for number_in_block, text in enumerate(block.texts):
-                words = self.split(text)
-                if words and not begun:
-                    number, begun = number + 1, True
-                held = math.floor((number + 1) * self.held_out + phase) > math.floor(number * self.held_out + phase)
-                if begun and not (block.open and number_in_block == len(block.texts) - 1):
-                    words.append(_END)
-                    begun = False
-                if words:
-                    parts.append((words, held))
-            yield parts, block.broken
-
-
 def corpus(
     path: Text | Sequence[Text],
     min_count: int = 5,
     max_words: int | None = None,
     unknown: str = "drop",
-    tokenizer: str | None = None,
+    tokenizer: str | Callable[[str], list[str]] | None = None,
     held_out: float = 0.0,
     seed: int = 0,
     cache: str | Path | None = None,
     name: str | None = None,
+    unit: str = "line",
+    column: str | None = None,
+    keep_case: bool = False,
+    apostrophes: bool = False,
+    on_error: str = "raise",
+    max_distinct: int | None = None,
+    workers: int | None = None,
+    over_ranks: bool = False,
+    words: Sequence[str] | None = None,
+    phrases: int = 0,
+    phrase_min_count: int = 5,
+    phrase_threshold: float = 10.0,
 ) -> Corpus:
-    """The text at `path`, an article or a sentence a line, as ids of words. Lines are never joined.
+    """The text at `path` as ids of words.
 
-    path       a file, plain or .xz, .gz, .bz2; a folder (every file below it); a glob; or a list of these
+    path       a file, plain or .xz, .gz, .bz2, .zst, .zip; a folder (every file below it); a glob; a list of these; or
+               "-", the standard input
     min_count  words that occur less often are not in the vocabulary
     max_words  the most frequent that are in it; None: all
     unknown    "drop" leaves all other words out, so that their neighbours become neighbours (Mikolov et al. 2013,
                word2vec); "keep" makes them one more word, <unk>, with the count of them all
-    tokenizer  None: words and marks in small letters (`tokenizer.tokens`); "spaces": text that is tokenized already is
-               split at spaces only; or a tokenizer of transformers, by name or folder
-    held_out   share of the lines that go to `Corpus.held_out`, at equal distances from an offset that `seed` draws;
+    tokenizer  None: words and marks in small letters (`split.Splitter`); "spaces": text that is tokenized already
+               is split at spaces only; a tokenizer of transformers, by name or folder; or a function of a line that
+               returns its words
+    held_out   share of the units that go to `Corpus.held_out`, at equal distances from an offset that `seed` draws;
                they do not count for the vocabulary
     cache      folder of encoded text, by default $CONTRAST_CACHE or ~/.cache/contrast; files are known by content
+    unit       what no context window crosses the end of: a "line"; a "paragraph", which ends at an empty line, for text
+               whose lines are wrapped; or a "file", which a record of JSON lines, .csv, .tsv or .parquet is, too
+    column     of such records: where the text is
+    on_error   "skip" passes over files and lines that are no text, and a warning lists them; "raise" ends with an error
+    max_distinct  distinct words that are counted at once; when there are more, those seen once so far are forgotten,
+               the next time those seen twice, and so on (word2vec's ReduceVocab), with a warning. None: all
+    workers    processes that read a large text; None: as many as there are processors
+    over_ranks each of R ranks reads every R-th file only, and the counts of all are added: they have one vocabulary,
+               and each has the `ids` of its own files
+    words      a vocabulary in the order of its ids, that of a trained model, in place of what min_count and max_words
+               choose; with unknown="keep" it has <unk>
 
-    Text is read twice, block by block: to count, where memory grows with the number of distinct words only, and to
-    encode. When these exceed MAX_COUNTED_WORDS, those seen once so far are forgotten, the next time those seen twice,
-    and so on (word2vec's ReduceVocab); a warning says so. Wrong UTF-8 is read as U+FFFD; a warning counts the lines.
+    keep_case, apostrophes   as `split.Splitter`
+    phrases, phrase_min_count, phrase_threshold   as `phrases.Rules`: pairs of words that become one word, as new_york
+
+    Text is read once, block by block; memory grows with the number of distinct words only. All words as ids are in the
+    cache, so that other limits of the vocabulary read no text again. Wrong UTF-8 is read as U+FFFD; a warning counts
+    the lines.
 
     Raises InputError for a path that does not exist or cannot be read, text without words, a vocabulary without words,
     a held-out part without lines, a cache that cannot be written, and values out of range.
     """
     check_vocabulary(min_count, max_words)
-    if unknown not in ("drop", "keep"):
-        raise InputError(f"unknown words are to 'drop' or to 'keep', not '{unknown}'")
+    for value, known in (
+        (unknown, ("drop", "keep")),
+        (unit, ("line", "paragraph", "file")),
+        (on_error, ("raise", "skip")),
+    ):
+        if value not in known:
+            raise InputError(f"one of {', '.join(known)} is wanted, not '{value}'")
     if not 0 <= held_out < 1:
         raise InputError(f"the share of lines held out must be in [0, 1), not {held_out}")
-    files = text_files(path)
-    split, split_name = _splitter(tokenizer)
-    lines = _Lines(files, split, held_out, seed)
-    chosen = [float(held_out), seed] if held_out else None
-    folder = cache_folder(cache)
-    key = digest(_FORMAT, split_name, min_count, max_words, unknown, chosen, content(files))
+    rules = Rules(phrases, phrase_min_count, phrase_threshold)
+    rules.check()
+    if phrases and over_ranks:
+        raise InputError("with over_ranks=true each rank would find phrases of its own: join them beforehand")
+    split, folder = splitter(tokenizer, keep_case, apostrophes), cache_folder(cache)
+    given_words = None if words is None else tuple(words)
+    limits = Limits(min_count, max_words, unknown, unit, held_out, seed if held_out else 0, given_words)
+    with (
+        with_stdin(path, folder) as given,
+        named_errors((OSError,), f"cannot write the encoded corpus to {folder}, give cache=FOLDER"),
+    ):
+        files = text_files(given)
+        if over_ranks:
+            files = files_of_rank(files)
+        texts = Texts(files, column, on_error == "skip")
+        source = digest(_FORMAT, split.key, content(files, folder), column, on_error, max_distinct)
 
-    def make() -> dict[str, Tensor]:
-        vocabulary, total_words = _counted(lines, min_count, max_words, unknown)
-        folder.mkdir(parents=True, exist_ok=True)
-        return _encoded(lines, vocabulary, total_words, unknown, folder)
+        def make() -> dict[str, Tensor]:
+            plain = cached(folder, f"texts/{source}", lambda: read(texts, split, folder, max_distinct, workers))
+            if not rules.passes:
+                return chosen(plain, limits, folder, files, over_ranks)
+            of_phrases = digest(source, limits.unit, limits.held_out, limits.seed, rules)
+            text = cached(folder, f"phrases/{of_phrases}", lambda: with_phrases(plain, limits, rules, folder))
+            return chosen(text, limits._replace(unit="line"), folder, files)
 
-    try:
-        entry = cached(folder, f"corpora/{key}", make)
-    except OSError as error:
-        raise InputError(f"cannot write the encoded corpus to {folder} ({error}): give cache=FOLDER") from error
+        # what the ranks find out together is in no cache, of which some may have a part and others none
+        entry = make() if over_ranks else cached(folder, f"corpora/{digest(source, limits, rules)}", make)
     total_words, count, unknown_id = entry["numbers"].tolist()
     return Corpus(
-        name or _name(path, files),
+        name or ("stdin" if given != path else _name(path, files)),
         entry["ids"],
         tuple(to_texts(entry["words"])),
         entry["counts"],
@@ -154,101 +165,35 @@ def corpus(
         count,
         None if unknown_id < 0 else unknown_id,
         entry["held_out"] if len(entry["held_out"]) else None,
+        tuple(of_all_ranks(len(entry["ids"]))) if over_ranks else None,
     )
 
 
-def _counted(lines: _Lines, min_count: int, max_words: int | None, unknown: str) -> tuple[dict[str, int], int]:
-    """The vocabulary with the count of each word, in its order, and the number of all words."""
-    counts: Counter[str] = Counter()
-    total = closed = broken = forgotten = 0
-    for parts, wrong in lines.parts("counting words"):
-        fitted = [words for words, held in parts if not held]
-        counts.update(chain.from_iterable(fitted))
-        total += sum(map(len, fitted)) - counts.pop(_END, 0)
-        closed += sum(words[-1] == _END for words, _ in parts)
-        broken += wrong
-        if len(counts) > MAX_COUNTED_WORDS:
-            forgotten += 1
-            counts = Counter({word: count for word, count in counts.items() if count > forgotten})
-    if broken:
-        warnings.warn(f"{broken:,} of {closed:,} lines are not UTF-8: wrong bytes are read as U+FFFD", stacklevel=3)
-    if forgotten:
-        warnings.warn(
-            f"there are more than {MAX_COUNTED_WORDS:,} distinct words: those seen {forgotten} times or less so far "
-            f"were forgotten on the way, so counts may be up to {forgotten} too low",
-            stacklevel=3,
-        )
-    if not total:
-        beside = " beside the lines held out" if closed else ""
-        raise InputError(f"{lines.files[0]}{' and the other files' * (len(lines.files) > 1)}: no words{beside}")
-    if unknown == "keep":
-        counts.pop(UNKNOWN, None)  # of text that has such words already: they are of the rest
-    kept = frequent_words(counts, min_count, max_words)
-    if unknown == "keep":
-        kept = frequent_words(kept | {UNKNOWN: total - sum(kept.values())}, 0, None)
-    return kept, total
-
-
-def _encoded(
-    lines: _Lines, vocabulary: dict[str, int], total_words: int, unknown: str, folder: Path
+def read(
+    texts: Texts, split: Splitter, folder: Path, max_distinct: int | None, workers: int | None
 ) -> dict[str, Tensor]:
-    """The entry of the cache. Ids are mapped from temporary files in `folder`, because they may not fit in memory."""
-    number = {word: i for i, word in enumerate(vocabulary)} | {_END: BORDER}
-    other = number[UNKNOWN] if unknown == "keep" else _DROPPED
-    with TemporaryFile(dir=folder) as kept_file, TemporaryFile(dir=folder) as held_out_file:
-        writers = kept, held_out = _IdWriter(kept_file), _IdWriter(held_out_file)
-        for parts, _ in lines.parts("encoding words"):
-            for is_held_out, writer in enumerate(writers):
-                words = chain.from_iterable(words for words, held in parts if held == is_held_out)
-                ids = np.fromiter(map(number.get, words, repeat(other)), np.int32)
-                writer.write(ids[ids != _DROPPED])
-        if lines.held_out and not held_out.lines:
-            raise InputError(
-                f"held_out={lines.held_out} beside {kept.lines:,} lines holds out no word of the vocabulary"
-            )
-        return {
-            "ids": kept.ids(),
-            "held_out": held_out.ids(),
-            "words": from_texts(list(vocabulary)),
-            "counts": torch.tensor(list(vocabulary.values()), dtype=torch.int64),
-            "numbers": torch.tensor([total_words, kept.lines, max(other, -1)]),
-        }
-
-
-class _IdWriter:
-    """Writes ids block after block to a file; a border that no id precedes is left out, so no line is empty."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.lines = 0  # closed so far
-        self._file, self._closed = file, True
-
-    def write(self, ids: np.ndarray) -> None:
-        """ids [n] int32, with BORDER where a line ends."""
-        if len(ids) == 0:
-            return
-        border = ids == BORDER
-        before = np.concatenate([[self._closed], border[:-1]])
-        self._closed = bool(border[-1])
-        ids = ids[~(border & before)]
-        self.lines += int((ids == BORDER).sum())
-        self._file.write(ids.tobytes())
-
-    def ids(self) -> Tensor:
-        """All that was written, [n] int32, mapped from the file."""
-        self._file.flush()
-        if not self._file.tell():
-            return torch.empty(0, dtype=torch.int32)
-        return torch.from_numpy(np.memmap(self._file, np.int32))
-
-
-def _splitter(tokenizer: str | None) -> tuple[Callable[[str], list[str]], str]:
-    """How a line becomes words, and a text that differs where this does."""
-    if tokenizer is None:
-        return tokens, "tokens"
-    if tokenizer == "spaces":
-        return str.split, "spaces"
-    pieces = HFTokenizer(tokenizer)
-    return pieces.split, pieces.digest()
+    """All words of a text as ids, and their counts: an entry of the cache."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = sum(file.stat().st_size for file in texts.files)
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise InputError(
+            f"{folder} has room for {free / 1e9:.1f} GB, and {size / 1e9:.1f} GB of text take more than that when "
+            "encoded: give cache=FOLDER"
+        )
+    with TemporaryFile(dir=folder) as file:
+        parts = encoded(split, texts.blocks("reading words"), size, workers)
+        words = write_ids(parts, file, max_distinct)
+        ids = mapped(file)
+    times, more = words.forgotten, len(texts.skipped) - 1
+    notes = {
+        f"passed over: {'; '.join(texts.skipped[:3])}{f' and {more - 2:,} more' if more > 2 else ''}": texts.skipped,
+        f"{words.broken:,} of {words.lines:,} lines are not UTF-8: wrong bytes are read as U+FFFD": words.broken,
+        f"there are more than {max_distinct or 0:,} distinct words: those seen {times} times or less so far were "
+        f"forgotten on the way, so counts may be up to {times * (times + 1) // 2} too low": times,
+    }
+    for note in (note for note, applies in notes.items() if applies):
+        warnings.warn(note, stacklevel=4)
+    return {"ids": ids, "words": from_texts(words.words), "counts": torch.from_numpy(words.counts)}
 
 
 def _name(path: Text | Sequence[Text], files: Sequence[Path]) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from contrast.atomic import replacing
-from contrast.data.store import cache_folder, digest, named_errors
+from contrast.data.store import cache_folder, digest
 from contrast.data.text.corpus import Corpus, corpus
-from contrast.errors import InputError
+from contrast.errors import InputError, named_errors
 
 topics: dict[str, str] = {}
 with suppress(ImportError):  # some systems leave them out of what they call Python

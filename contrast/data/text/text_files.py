@@ -1,42 +1,195 @@
-"""Lines of text files, compressed or not, in blocks: memory stays small however many lines there are, or how long."""
+"""The text of files, compressed or not, in blocks: memory stays small however many lines there are, or how long.
+
+In a block, a line feed ends a line, and END a file, or a record of a file that has records.
+"""
 
 import bz2
-import codecs
 import glob
 import gzip
+import io
+import json
 import lzma
 import os
 import re
+import shutil
+import sys
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from time import time
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from contrast.data.store import named_errors
-from contrast.errors import InputError
+from contrast.atomic import replacing
+from contrast.data.store import digest
+from contrast.data.text.records import RECORDS, records
+from contrast.errors import InputError, named_errors
 
 BLOCK = 1 << 20  # bytes read at a time, after decompression
-_MAX_WORD = 16 * BLOCK  # characters; a longer word is cut
-_WRONG = "\udc80"  # stands for bytes that are not UTF-8 until their line is counted; no text in UTF-8 holds it
+END = b"\x1c"  # of a file or a record: ASCII's file separator
+STDIN = "-"
+_PLAIN = bytes(32 if byte in (0, END[0]) else byte for byte in range(256))
+_MAX_WORD = 16 * BLOCK  # bytes; a longer word is cut
+_MAX_LINE = 64 * BLOCK  # bytes of a first line that may be JSON
+_SETTLED = 2.0  # seconds after which a change of a file shows in its time of change
+
+
+def _zstd(file: IO[bytes]) -> IO[bytes]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise InputError("files of .zst need zstandard: pip install 'contrast-learning[zstd]'") from error
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))  # for lines
+
+
 _OPEN: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
     ".xz": lzma.open,
     ".gz": gzip.open,  # type: ignore[dict-item]
     ".bz2": bz2.open,
+    ".zst": _zstd,
 }
+_DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 Text = str | os.PathLike[str]
 
 
 class Block(NamedTuple):
-    """Lines, or parts of lines, in order and without their ends."""
+    """Whole lines, or a part of a line that is longer than a block."""
 
-    texts: list[str]
-    open: bool  # the last one continues in the next block
-    broken: int  # lines that turn out not to be UTF-8; each wrong byte is read as U+FFFD
+    data: bytes  # it ends with a line feed or END unless it is open
+    open: bool  # the last line continues in the next block
+
+
+@dataclass
+class Texts:
+    """Files that are read block by block.
+
+    column  of JSON lines, tables and parquet: where the text is
+    skip    files and lines that are no text are passed over, and `skipped` lists them; otherwise they are errors
+    """
+
+    files: list[Path]
+    column: str | None = None
+    skip: bool = False
+    skipped: list[str] = field(default_factory=list)
+
+    def blocks(self, desc: str, size: int = BLOCK) -> Iterator[Block]:
+        """The text of all files, by about `size` bytes; a bar counts the bytes on the disk.
+
+        The suffix says how a file is compressed (.xz, .gz, .bz2, .zst, .zip) and whether it has records (.jsonl, .csv,
+        .tsv, .parquet). A line that is longer than a block comes in parts, each from the space between two words on.
+
+        Raises InputError for a file that cannot be read, is not what its suffix says or ends too early, or that holds
+        NUL bytes, which no text in UTF-8 does.
+        """
+        with _bar(self.files, desc) as bar:
+            for file in self.files:
+                before, is_open = bar.n, False
+                try:
+                    with named_errors(_DAMAGED, f"{file} cannot be read"), open(file, "rb") as opened:
+                        for block in self._of(file, opened, size):
+                            is_open = block.open
+                            bar.update(before + opened.tell() - bar.n)
+                            yield block
+                except InputError as error:
+                    if not self.skip:
+                        raise
+                    self.skipped.append(str(error))
+                    if is_open:
+                        yield Block(END, False)
+                bar.update(before + file.stat().st_size - bar.n)
+
+    def _of(self, file: Path, opened: IO[bytes], size: int) -> Iterator[Block]:
+        """The blocks of one file."""
+        name, suffix = file.name.lower(), file.suffix.lower()
+        if suffix == ".zip":
+            with zipfile.ZipFile(opened) as archive:
+                for member in archive.infolist():
+                    if not member.is_dir():
+                        with archive.open(member) as stream:
+                            yield from self._in(f"{file}/{member.filename}", member.filename.lower(), stream, size)
+            return
+        with _OPEN.get(suffix, nullcontext)(opened) as stream:
+            yield from self._in(str(file), name.removesuffix(suffix) if suffix in _OPEN else name, stream, size)
+
+    def _in(self, place: str, name: str, stream: IO[bytes], size: int) -> Iterator[Block]:
+        """The blocks of a stream that messages call `place`, and whose suffix that of `name` is."""
+        suffix = Path(name).suffix
+        read = b"" if suffix in RECORDS else stream.read(size)
+        if read[:1] == b"{" and b"\n" not in read:
+            read += stream.readline(_MAX_LINE)  # whether it is JSON shows in the whole line only
+        if suffix in RECORDS or (read[:1] == b"{" and _is_object(read)):
+            yield from self._joined(
+                records(place, suffix, read, stream, self.column, self.skipped if self.skip else None), size
+            )
+            return
+        rest, at, is_first, is_open, in_nul = b"", 0, True, False, False
+        while True:
+            following = stream.read(size) if read else b""
+            if b"\0" in read:
+                self._check_nul(place, read, at, is_first)
+            data = rest + (read.removeprefix(b"\xef\xbb\xbf") if is_first else read)
+            if in_nul or b"\0" in read:
+                data = b"\0" * in_nul + data
+                in_nul, is_in_open = (
+                    b"\0" in data[data.rfind(b"\n") + 1 :],
+                    is_open and b"\0" in data.partition(b"\n")[0],
+                )
+                data = b"\n" * is_in_open + re.sub(rb"[^\n]*\0[^\n]*\n?", b"", data)
+            at, is_first = at + len(read), False
+            if not following:
+                yield Block(data.replace(END, b" ") + END, False)
+                return
+            end = _cut(data)
+            if end:
+                is_open = data[end - 1 : end] != b"\n"
+                yield Block(data[:end].replace(END, b" "), is_open)
+            rest, read = data[end:], following
+
+    def _joined(self, texts: Iterator[str], size: int) -> Iterator[Block]:
+        """Blocks of many records; those before an error come before it."""
+        joined = bytearray()
+        try:
+            for text in texts:
+                joined += text.encode(errors="replace").translate(_PLAIN) + END
+                if len(joined) >= size:
+                    yield Block(bytes(joined), False)
+                    joined.clear()
+        except (InputError, *_DAMAGED):
+            yield Block(bytes(joined), False)
+            raise
+        yield Block(bytes(joined), False)
+
+    def _check_nul(self, place: str, read: bytes, at: int, is_first: bool) -> None:
+        """Notes the NUL bytes in what was read at byte `at`; InputError if it is no text at all."""
+        byte, hint = at + read.index(b"\0"), "" if self.skip else "; data.on_error=skip leaves such files and lines out"
+        try:
+            read.decode()
+        except UnicodeDecodeError as error:
+            if is_first and error.end < len(read):
+                raise InputError(f"{place} holds NUL bytes (byte {byte:,}): it is not a text in UTF-8{hint}") from None
+        if not self.skip:
+            raise InputError(f"{place} holds NUL bytes (byte {byte:,}){hint}")
+        self.skipped.append(f"{place}, byte {byte:,}: lines that hold NUL bytes")
+
+
+def _is_object(read: bytes) -> bool:
+    """Whether the first line is an object of JSON."""
+    try:
+        return isinstance(json.loads(read.partition(b"\n")[0]), dict)
+    except ValueError:
+        return False
+
+
+def _kind(file: Path) -> str:
+    """What the suffixes say of how a file is read."""
+    return "".join(suffix for suffix in file.suffixes if suffix.lower() in (*_OPEN, ".zip", *RECORDS)).lower()
 
 
 def text_files(path: Text | Sequence[Text]) -> list[Path]:
@@ -64,72 +217,59 @@ def text_files(path: Text | Sequence[Text]) -> list[Path]:
     return files
 
 
-def content(files: Sequence[Path]) -> list[str]:
-    """A digest of the bytes of each file as they are on the disk, 32 hex digits."""
+@contextmanager
+def with_stdin(path: Text | Sequence[Text], folder: Path) -> Iterator[Text | Sequence[Text]]:
+    """`path`; for "-" a file in `folder` with all that comes from the standard input, which goes at the end."""
+    if path != STDIN:
+        yield path
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=folder, prefix="stdin-", suffix=".txt") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield file.name
+
+
+def content(files: Sequence[Path], cache: Path) -> list[str]:
+    """A digest of the bytes of each file as they are on the disk and of how its suffix says to read them.
+
+    Digests of files whose paths, inodes, sizes and times of change are as they were are in `cache`, and no byte is
+    read. One of the times is ctime, which no program sets back.
+    """
+    status = [file.stat() for file in files]
+    seen = [
+        [str(file.absolute()), each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns]
+        for file, each in zip(files, status, strict=True)
+    ]
+    known = cache / "digests" / f"{digest(seen)}.json"
+    if known.is_file() and (text := known.read_text()).count('"') == 2 * len(files):
+        return json.loads(text)
     digests = []
     with _bar(files, "reading") as bar:
         for file in files:
-            state = blake2b(digest_size=16)
-            with _named(file), open(file, "rb") as opened:
+            state = blake2b(_kind(file).encode(), digest_size=16)
+            with named_errors((OSError,), f"{file} cannot be read"), open(file, "rb") as opened:
                 while part := opened.read(BLOCK):
                     state.update(part)
                     bar.update(len(part))
             digests.append(state.hexdigest())
+    if max(max(each.st_mtime, each.st_ctime) for each in status) < time() - _SETTLED:
+        with suppress(OSError), replacing(known) as temporary:
+            temporary.write_text(json.dumps(digests))
     return digests
 
 
-def blocks(files: Sequence[Path], desc: str, size: int = BLOCK) -> Iterator[Block]:
-    """The lines of all files, by about `size` bytes; a bar counts the bytes on the disk.
-
-    A line ends at a line feed and at the end of its file. One that is longer than a block comes in parts, each from
-    the space between two words on. The suffix says how a file is compressed: .xz, .gz, .bz2.
-
-    Raises InputError for a file that cannot be read, is not what its suffix says or ends too early, or that holds NUL
-    bytes, which no text in UTF-8 does.
-    """
-    with _bar(files, desc) as bar:
-        for file in files:
-            decoder = codecs.getincrementaldecoder("utf-8-sig")("contrast.mark_wrong")  # passes over a byte order mark
-            rest, before, read = "", bar.n, b"-"
-            counted = False  # whether the line that `rest` continues is among those that are not UTF-8
-            with _named(file), open(file, "rb") as opened, _OPEN.get(file.suffix, nullcontext)(opened) as stream:
-                while read:
-                    read = stream.read(size)
-                    bar.update(before + opened.tell() - bar.n)
-                    text = rest + decoder.decode(read, final=not read)
-                    if "\0" in text:
-                        raise InputError(f"{file} holds NUL bytes: it is not a text in UTF-8")
-                    end = _cut(text) if read else len(text)
-                    lines, rest = text[:end].split("\n"), text[end:]
-                    wrong = [_WRONG in line for line in lines]
-                    broken = sum(wrong) - (counted and wrong[0])
-                    counted = wrong[-1] or (counted and len(lines) == 1)
-                    is_open = bool(read and lines[-1])
-                    if end:
-                        lines = text[:end].replace(_WRONG, "\ufffd").removesuffix("\n").split("\n")
-                        yield Block(lines, is_open, broken)
-
-
-def _cut(text: str) -> int:
+def _cut(data: bytes) -> int:
     """Where the last line ends; in a line without end where the last word begins, from the space before it on."""
-    if end := text.rfind("\n") + 1:
+    if end := data.rfind(b"\n") + 1:
         return end
-    space = max(text.rfind(" "), text.rfind("\t"))
+    space = max(data.rfind(b" "), data.rfind(b"\t"))
     if space > 0:
         return space
-    return len(text) - 1 if len(text) >= _MAX_WORD else 0  # something is left, so that a later block ends the line
-
-
-def _mark_wrong(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    return _WRONG, error.end
-
-
-codecs.register_error("contrast.mark_wrong", _mark_wrong)
-
-
-def _named(file: Path) -> AbstractContextManager[None]:
-    return named_errors((OSError, EOFError, lzma.LZMAError, zlib.error), f"{file} cannot be read")
+    if len(data) < _MAX_WORD:
+        return 0
+    last = range(len(data) - 1, len(data) - 5, -1)  # bytes, one of which begins a character
+    return next((i for i in last if data[i] & 0xC0 != 0x80), last[0])  # something is left: a later block ends the line
 
 
 def _bar(files: Sequence[Path], desc: str) -> tqdm:

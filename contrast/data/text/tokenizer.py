@@ -5,19 +5,25 @@ N texts, L tokens of each. Ids are int64, 0 is padding, on the right.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import re
-import unicodedata
+import types
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from contrast.data.store import digest, named_errors
-from contrast.errors import InputError
+from contrast.data.store import digest
+from contrast.data.text.split import ByLine, Splitter, tokens
+from contrast.errors import InputError, named_errors
+from contrast.network import look_for_the_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,17 +32,10 @@ PADDING, UNKNOWN = 0, 1
 _FIRST = 2  # id of the first word
 _UNKNOWN_WORD = "<unk>"  # no token: it would be split in three
 
-# `re` takes no mark (category M) for a part of a word, but vowel signs and accents are
-_MARKS = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c).startswith("M"))
-# kana and Han, written without spaces: a token each
-_ALONE = "\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"
-_TOKEN = re.compile(rf"[{_ALONE}]|(?:[^\W{_ALONE}]|[{_MARKS}])+|[^\w\s]")
-_ASCII = re.compile(r"\w+|[^\w\s]")  # the same for text without any of these, in a quarter of the time
-_PLAIN = b"abcdefghijklmnopqrstuvwxyz0123456789_ \t\r"  # text of these is split at spaces, in a third of that time
-
 Facts = Mapping[str, str | list[str]]
 
 
+@runtime_checkable  # so that a configuration's value can be compared with it
 class Tokenizer(Protocol):
     """What the captions and the text encoder need of a tokenizer."""
 
@@ -56,18 +55,73 @@ class Tokenizer(Protocol):
 
 def tokenizer_of(facts: Facts) -> Tokenizer:
     """The tokenizer whose `facts()` these are."""
-    return WordTokenizer(facts["vocabulary"]) if "vocabulary" in facts else HFTokenizer(str(facts["name"]))
+    return WordTokenizer(facts["vocabulary"]) if "vocabulary" in facts else named_tokenizer(str(facts["name"]))
 
 
-def tokens(text: str) -> list[str]:
-    """Lower-cased words and punctuation marks in order, in any script; each Han character and kana is a word.
+def named_tokenizer(name: str) -> Tokenizer:
+    """open_clip:NAME of a model of open_clip; else a tokenizer of transformers by name or folder."""
+    kind, _, model = name.partition(":")
+    return OpenClipTokenizer(model) if kind == "open_clip" else HFTokenizer(name)
 
-    Scripts without spaces other than these (Thai, Khmer) need an HFTokenizer.
+
+def splitter(
+    tokenizer: str | Callable[[str], list[str]] | None, keep_case: bool = False, apostrophes: bool = False
+) -> Splitter:
+    """The splitter of a corpus: `tokenizer` as `corpus` describes it. Raises InputError for options of another."""
+    if tokenizer is None:
+        return Splitter(keep_case, apostrophes)
+    if keep_case or apostrophes:
+        raise InputError(f"keep_case and apostrophes are options of tokenizer=null, not of {tokenizer}")
+    if tokenizer == "spaces":
+        return ByLine(lambda lines: map(str.split, lines), "spaces")
+    if isinstance(tokenizer, str):
+        pieces = HFTokenizer(tokenizer)
+        return ByLine(pieces.pieces, pieces.digest(), has_threads=True)
+    function = tokenizer
+    return ByLine(lambda lines: [list(function(line)) for line in lines], digest(described(function)))
+
+
+def described(function: object) -> str:
+    """A text that differs between functions: the code and the values that it was made with, such as those of a closure.
+
+    Global variables do not count. If another value is not plain, the text is a new one at each call, so that nothing
+    in a cache is taken for what this function gives.
     """
-    text = text.lower()
-    if not text.isascii():
-        return _TOKEN.findall(unicodedata.normalize("NFC", text))
-    return _ASCII.findall(text) if text.encode().translate(None, _PLAIN) else text.split()
+    try:
+        return _described(function)
+    except (OSError, TypeError, ValueError, RecursionError):
+        return uuid4().hex
+
+
+def _described(value: object) -> str:
+    """A text of a plain value, of a function or of an object with plain attributes; TypeError or OSError otherwise."""
+    if value is None or type(value) in (str, bytes, bool, int, float):
+        return repr(value)
+    if inspect.ismodule(value):
+        return value.__name__
+    if isinstance(value, types.MethodDescriptorType) or (inspect.isclass(value) and value.__module__ == "builtins"):
+        return value.__qualname__  # str.split, list
+    if type(value) in (set, frozenset):
+        parts: Iterable[object] = sorted(map(_described, value))  # type: ignore[call-overload]
+    elif type(value) in (list, tuple):
+        parts = value  # type: ignore[assignment]
+    elif type(value) is dict:
+        parts = value.items()
+    elif isinstance(value, re.Pattern):
+        parts = value.pattern, value.flags
+    elif isinstance(value, functools.partial):
+        parts = value.func, value.args, value.keywords
+    elif inspect.isbuiltin(value):
+        parts = value.__qualname__, value.__self__
+    elif inspect.ismethod(value):
+        parts = value.__func__, value.__self__
+    elif inspect.isfunction(value):
+        closure = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = inspect.getsource(value.__code__), closure, value.__defaults__, value.__kwdefaults__
+    else:
+        kind = value if inspect.isclass(value) else type(value)
+        parts = *map(inspect.getsource, kind.__mro__[:-1]), None if kind is value else vars(value)
+    return f"{type(value).__name__}({', '.join(map(_described, parts))})"
 
 
 def check_vocabulary(min_count: int, max_words: int | None) -> None:
@@ -133,7 +187,7 @@ class WordTokenizer:
 
 
 class HFTokenizer:
-    """A `transformers.AutoTokenizer` by name or local folder, an extra: `pip install 'contrast[transformers]'`.
+    """A `transformers.AutoTokenizer` by name or local folder: `pip install 'contrast-learning[transformers]'`.
 
     Its ids are shifted up by one, so that 0 is padding and nothing else: many tokenizers have no padding token, or one
     that is the end of the text as well (CLIP, GPT-2), which no rule on their own ids could tell apart. `hf_text`
@@ -146,12 +200,14 @@ class HFTokenizer:
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
-            install = "transformers: pip install 'contrast[transformers]'"
+            install = "transformers: pip install 'contrast-learning[transformers]'"
             raise InputError(f"the tokenizer '{name}' needs {install}") from error
         self.name = name
+        if not Path(name).exists():
+            look_for_the_hub()
         kinds = OSError, ValueError, KeyError, ImportError, TypeError
         with named_errors(kinds, f"transformers has no tokenizer '{name}'"):
-            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
     @property
     def size(self) -> int:
@@ -168,14 +224,17 @@ class HFTokenizer:
     def decode(self, ids: Tensor) -> list[str]:
         """The texts without special tokens."""
         rows = [[i - 1 for i in row if i != PADDING] for row in ids.tolist()]
-        return [self._tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        return [str(self._tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
     def facts(self) -> Facts:
         return {"name": self.name}
 
-    def split(self, text: str) -> list[str]:
-        """The tokens of a text as words, without special tokens."""
-        return self._tokenizer.tokenize(text, verbose=False)
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        """The tokens of each text as words, without special tokens."""
+        inner = getattr(self._tokenizer, "backend_tokenizer", None)
+        if inner is None:
+            return [self._tokenizer.tokenize(text, verbose=False) for text in texts]
+        return [each.tokens for each in inner.encode_batch(texts, add_special_tokens=False)]
 
     def digest(self) -> str:
         """Differs between tokenizers that give other tokens, whatever their names."""
@@ -184,13 +243,57 @@ class HFTokenizer:
         return digest(type(self._tokenizer).__name__, rules)
 
 
+class OpenClipTokenizer:
+    """The tokenizer of a model of open_clip by name: `pip install 'contrast-learning[open_clip]'`.
+
+    Ids are open_clip's own, for `open_clip_text`. Most of its tokenizers pad with 0 behind the end of a text.
+    Raises InputError without open_clip, or if it has no such model.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            import open_clip
+        except ImportError as error:
+            raise InputError(f"open_clip:{name} needs open_clip: pip install 'contrast-learning[open_clip]'") from error
+        if name not in open_clip.list_models():
+            raise InputError(f"open_clip has no model '{name}': names are like ViT-B-32")
+        self.name = name
+        with named_errors((Exception,), f"open_clip has no tokenizer for '{name}'"):
+            self._tokenizer: Any = open_clip.get_tokenizer(name)
+
+    @property
+    def size(self) -> int:
+        return getattr(self._tokenizer, "vocab_size", None) or len(self._tokenizer.tokenizer)
+
+    def encode(self, texts: Sequence[str], length: int) -> Tensor:
+        """Ids [N, L] with L = length; a warning says how many texts were cut. InputError for a length below 1."""
+        _check_length(length)
+        if not texts:
+            return torch.empty(0, length, dtype=torch.int64)
+        ids = self._tokenizer(list(texts), context_length=length)
+        longer = self._tokenizer(list(texts), context_length=length + 1)
+        _warn_of_cut(int((longer[:, :length] != ids).any(dim=1).sum()), len(ids), length)
+        return ids
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """The texts, with the marks of their start and end."""
+        return [self._tokenizer.decode([i for i in row if i != PADDING]) for row in ids.tolist()]
+
+    def facts(self) -> Facts:
+        return {"name": f"open_clip:{self.name}"}
+
+
 def _check_length(length: int) -> None:
     if length < 1:
         raise InputError(f"texts need a length of at least 1 token, not {length}")
 
 
-def _padded(rows: list[list[int]], length: int, cut: int) -> Tensor:
+def _warn_of_cut(cut: int, texts: int, length: int) -> None:
     if cut:
-        warnings.warn(f"{cut} of {len(rows)} texts have more than {length} tokens and are cut", stacklevel=3)
+        warnings.warn(f"{cut} of {texts} texts have more than {length} tokens and are cut", stacklevel=4)
+
+
+def _padded(rows: list[list[int]], length: int, cut: int) -> Tensor:
+    _warn_of_cut(cut, len(rows), length)
     flat = [(row + [PADDING] * (length - len(row)))[:length] for row in rows]
     return torch.tensor(flat, dtype=torch.int64).view(len(rows), length)

@@ -6,30 +6,41 @@ V words, D dimensions.
 .bin           "V D" and a line feed, then for each word: the word, a space, D little-endian float32, a line feed
 .safetensors   `vectors`, float32 [V, D], and `words`, uint8: the words in UTF-8, a line feed after each. A tensor, not
                metadata, whose size the format limits
+
+Each may be compressed: .txt.gz, .vec.gz, .bin.gz, .safetensors.gz.
 """
 
+import gzip
 import mmap
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
+from typing import IO, Literal, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from contrast.atomic import replacing
-from contrast.data.store import named_errors, save_tensors
-from contrast.errors import InputError
+from contrast.data.store import save_tensors
+from contrast.errors import InputError, named_errors
 
-TEXT, BINARY, SAFE = (".txt", ".vec"), (".bin",), (".safetensors",)
+TEXT, BINARY, SAFE, PACKED = (".txt", ".vec"), (".bin",), (".safetensors",), ".gz"
+_FASTTEXT = b"\xba\x16\x4f\x2f"  # a model of fastText begins so
+_MOST_PACKED = 100  # times as many bytes as a compressed file has; vectors have hardly more than it
 
 
-def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> None:
+def save_vectors(
+    path: str | Path, words: Sequence[str], vectors: Tensor, more: Mapping[str, Tensor] | None = None
+) -> None:
     """Write the vectors [V, D] of `words` [V], in the format of the suffix; the file is whole or absent.
+
+    more  further tensors, which only safetensors can hold
 
     Numbers are saved as float32, exactly: in text with 9 digits, enough to restore every float32.
 
@@ -49,7 +60,10 @@ def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> Non
     with named_errors((OSError,), f"{path} cannot be written"), replacing(path) as temporary:
         if suffix in SAFE:
             joined = bytearray("".join(f"{word}\n" for word in words).encode())
-            save_tensors({"vectors": values, "words": torch.frombuffer(joined, dtype=torch.uint8)}, temporary)
+            tensors = {"vectors": values, "words": torch.frombuffer(joined, dtype=torch.uint8)}
+            save_tensors({**tensors, **(more or {})}, temporary)
+            if path.suffix == PACKED:
+                temporary.write_bytes(gzip.compress(temporary.read_bytes()))
         elif suffix in BINARY:
             _write(temporary, words, values, lambda row: row.astype("<f4").tobytes())
         else:
@@ -60,8 +74,8 @@ def save_vectors(path: str | Path, words: Sequence[str], vectors: Tensor) -> Non
 def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     """The words [V] and vectors [V, D], float32, of a file in one of the three formats, in its order.
 
-    Text may lack the line "V D", as GloVe's does. Of a word that occurs twice the first vector is taken, with a
-    warning; bytes that are not UTF-8 are read as U+FFFD.
+    Text may lack the line "V D", as GloVe's does, and then a word may have spaces in it. Of a word that occurs twice
+    the first vector is taken, with a warning; bytes that are not UTF-8 are read as U+FFFD.
 
     Raises InputError for a file that does not exist, has another suffix, or is not in the format of its suffix.
     """
@@ -69,9 +83,10 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     suffix = file_format(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
-    with named_errors((SafetensorError, OSError, ValueError, TypeError), f"{path} holds no word vectors"):
+    kinds = (SafetensorError, OSError, ValueError, TypeError, RuntimeError)
+    with named_errors(kinds, f"{path} holds no word vectors"):
         if suffix in SAFE:
-            tensors = load_file(path)
+            tensors = load(bytes(_bytes(path))) if path.suffix == PACKED else load_file(path)
             if not {"vectors", "words"} <= set(tensors):
                 raise ValueError(f"it has no `vectors` and `words`, but {len(tensors)} other tensors")
             words = tensors["words"].numpy().tobytes().decode().split("\n")[:-1]
@@ -90,9 +105,27 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
 def file_format(path: str | Path) -> str:
     """The suffix of a file of word vectors. Raises InputError for one that is none of the three formats'."""
     path = Path(path)
-    if path.suffix not in (*TEXT, *BINARY, *SAFE):
-        raise InputError(f"word vectors are files of {', '.join((*TEXT, *BINARY, *SAFE))}, not '{path.name}'")
-    return path.suffix
+    suffix = Path(path.stem).suffix if path.suffix == PACKED else path.suffix
+    if suffix not in (*TEXT, *BINARY, *SAFE):
+        known = ", ".join((*TEXT, *BINARY, *SAFE))
+        raise InputError(f"word vectors are files of {known}, or one of these and {PACKED}, not '{path.name}'")
+    return suffix
+
+
+def _open(path: Path, mode: Literal["rb", "wb"]) -> IO[bytes]:
+    """A file, decompressed or compressed as its suffix says; a file that is being written has it at the end, too."""
+    return cast(IO[bytes], gzip.open(path, mode)) if path.suffix == PACKED else open(path, mode)
+
+
+def _bytes(path: Path) -> bytes | mmap.mmap:
+    """All of a file. ValueError for one that would grow out of proportion when it is decompressed."""
+    with _open(path, "rb") as file:
+        if path.suffix != PACKED:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        most = _MOST_PACKED * path.stat().st_size
+        if len(content := file.read(most + 1)) > most:
+            raise ValueError(f"it is more than {_MOST_PACKED} times as large when it is decompressed")
+        return content
 
 
 def _check(words: Sequence[str], vectors: Tensor, what: str) -> None:
@@ -103,20 +136,30 @@ def _check(words: Sequence[str], vectors: Tensor, what: str) -> None:
 def _write(path: Path, words: Sequence[str], values: Tensor, encode: Callable[[np.ndarray], bytes]) -> None:
     """The formats of word2vec, which differ in how they `encode` a vector [D]."""
     bar = tqdm(words, desc="saving vectors", unit="word", unit_scale=True, delay=1, leave=False)
-    with open(path, "wb") as file:
+    with _open(path, "wb") as file:
         file.write(f"{len(words)} {values.shape[1]}\n".encode())
         for word, row in zip(bar, values.numpy(), strict=True):
             file.write(f"{word} ".encode() + encode(row) + b"\n")
 
 
+def _check_length(path: Path, size: int, width: int, shortest: int) -> None:
+    """ValueError for a header that claims more than its file can hold, before memory is taken for it."""
+    most = path.stat().st_size * (_MOST_PACKED if path.suffix == PACKED else 1)
+    if min(size, width) < 0 or size * shortest > most:
+        raise ValueError(f"it is too short for {size} words of {width} numbers")
+
+
 def _read_text(path: Path) -> tuple[list[str], Tensor]:
     words, rows = [], []
     size, width = None, None  # unless the first line says them
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+    with _open(path, "rb") as binary, TextIOWrapper(binary, encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             word, *numbers = line.rstrip().split(" ")
+            if size is None and width is not None and len(numbers) > width:  # GloVe has words such as ". . ."
+                word, numbers = " ".join([word, *numbers[:-width]]), numbers[-width:]
             if number == 1 and len(numbers) == 1:
                 size, width = int(word), int(numbers[0])
+                _check_length(path, size, width, 1 + 2 * width)  # a letter, and a space and a digit of each number
                 continue
             width = len(numbers) if width is None else width
             if len(numbers) != width:
@@ -129,18 +172,22 @@ def _read_text(path: Path) -> tuple[list[str], Tensor]:
 
 
 def _read_binary(path: Path) -> tuple[list[str], Tensor]:
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        at = content.find(b"\n") + 1
-        size, width = (int(field) for field in content[:at].split())
-        if size * width * 4 > len(content):
-            raise ValueError(f"it is too short for {size} words of {width} numbers")
-        words, values = [], np.empty((size, width), dtype="<f4")
-        for row in range(size):
-            space = content.find(b" ", at)
-            end = space + 1 + 4 * width
-            if space < 0 or end > len(content):
-                raise ValueError(f"it ends after {row} of {size} words")
-            words.append(content[at:space].lstrip(b"\n").decode(errors="replace"))  # some tools write no line feed
-            values[row] = np.frombuffer(content[space + 1 : end], "<f4")
-            at = end
+    content = _bytes(path)
+    if content[:4] == _FASTTEXT:
+        raise InputError(
+            f"{path} is a model of fastText, not a file of vectors: take the .vec file beside it, or save its "
+            "vectors with gensim.models.fasttext.load_facebook_vectors"
+        )
+    at = content.find(b"\n") + 1
+    size, width = (int(field) for field in content[:at].split())
+    _check_length(path, size, width, 1 + 4 * width)
+    words, values = [], np.empty((size, width), dtype="<f4")
+    for row in range(size):
+        space = content.find(b" ", at)
+        end = space + 1 + 4 * width
+        if space < 0 or end > len(content):
+            raise ValueError(f"it ends after {row} of {size} words")
+        words.append(content[at:space].lstrip(b"\n").decode(errors="replace"))  # some tools write no line feed
+        values[row] = np.frombuffer(content[space + 1 : end], "<f4")
+        at = end
     return words, torch.from_numpy(values.astype(np.float32, copy=False))

@@ -201,7 +201,8 @@ class NegativeSums(torch.autograd.Function):
         tiles, wanted = options.lists.tiles, (ctx.needs_input_grad[1] and not options.ranked, ctx.needs_input_grad[4])
         parts: Iterable[tuple[slice, slice, Tensor]]
         if ctx.has_kept:
-            parts = ((rows, columns, tile) for (rows, columns, _), tile in zip(tiles.parts(upper), kept, strict=True))
+            computed = [part for part in tiles.parts if not upper or part[1].start >= part[0].start]
+            parts = ((rows, columns, tile) for (rows, columns, _), tile in zip(computed, kept, strict=True))
         else:
             scaled = q * (factor if options.logistic else factor * LOG2_E)
             parts = tile_scores(scaled, v, moved, tiles, upper)
@@ -242,7 +243,9 @@ def tile_scores(
     reuse  the scores of a tile are overwritten by those of the next
     """
     buffer = query.new_empty(tiles.rows * tiles.columns) if reuse else None
-    for rows, columns, excluded in tiles.parts(upper):
+    for rows, columns, excluded in tiles.parts:
+        if upper and columns.start < rows.start:
+            continue
         shape = rows.stop - rows.start, columns.stop - columns.start
         scores = query.new_empty(shape) if buffer is None else buffer[: shape[0] * shape[1]].view(shape)
         q, v = (query, vectors) if tiles.single else (query[rows], vectors[columns])

@@ -188,7 +188,7 @@ def _as_matrix(
     values = similarity(query, others, options.cosine)  # [B, C]
     scores = values * scale if offset is None else values * scale + offset
     valid = torch.ones_like(values, dtype=torch.bool)
-    for rows, columns, excluded in lists.tiles.parts():
+    for rows, columns, excluded in lists.tiles.parts:
         if excluded is not None:
             width = columns.stop - columns.start
             valid[rows.start + excluded // width, columns.start + excluded % width] = False

@@ -77,7 +77,7 @@ class MaskedStatistics(torch.autograd.Function):
         return lse[0], lse[1], sum_pos / count[1].clamp(min=1), count[1], count[0]
 
     @staticmethod
-    def backward(ctx: Any, of_neg: Tensor, of_pos: Tensor, of_mean: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_neg: Tensor, of_pos: Tensor, of_mean: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         query, vectors, offset, lse_neg, lse_pos, num_positives = ctx.saved_tensors
         of_mean = of_mean / num_positives.clamp(min=1)
 
@@ -109,7 +109,7 @@ class MaskedLogistic(torch.autograd.Function):
         return total, num_positives
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
         query, vectors, offset = ctx.saved_tensors
 
         def slope(scores: Tensor, rows: slice, positive: Tensor, negative: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class SoftmaxStatistics(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, of_neg: Tensor, of_pos: Tensor, of_mean: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, of_neg: Tensor, of_pos: Tensor, of_mean: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         _check_first_derivative()
         *inputs, lse_raised, lse_hard, lse_pos, positives = ctx.saved_tensors
         stats = torch.stack([lse_raised, lse_hard, lse_pos, of_neg, of_pos, of_mean / positives.clamp(min=1)])
@@ -140,7 +140,7 @@ class LogisticSums(torch.autograd.Function):
         return sums[:, 1].sum(0), positives
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
         _check_first_derivative()
         stats = grad.new_zeros(6, len(grad))
         stats[3] = grad

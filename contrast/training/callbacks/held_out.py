@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from contrast.data.text.corpus import Corpus
 from contrast.errors import InputError
-from contrast.training.callbacks.progress import throughput_of
+from contrast.training.callbacks.progress import Throughput, throughput_of
 from contrast.words import LanguageModel
 
 
@@ -21,7 +21,8 @@ class HeldOut(pl.Callback):
     most         held-out words of a measure, the same ones every time
     max_seconds  of training, after which the run ends; None: it ends with its epochs
 
-    Seconds are those of `Throughput`, whose clock stops while the held-out text is read.
+    Seconds are those of `Throughput` on the first rank, whose clock stops while the held-out text is read. The first
+    rank reads all of it, and the others wait.
     """
 
     def __init__(
@@ -48,18 +49,21 @@ class HeldOut(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: object) -> None:
         throughput = throughput_of(trainer)
-        seconds = throughput.seconds
+        seconds = trainer.strategy.broadcast(throughput.seconds)  # so that all ranks end after the same step
         over = self.max_seconds is not None and seconds >= self.max_seconds
         if self.ids is not None and (seconds >= self.due or over):
             began = perf_counter()
             while self.due <= seconds:
                 self.due *= self.growth
-            result = cast(LanguageModel, pl_module).held_out(self.ids, self.most)
-            metrics = {f"held_out/{name}": value for name, value in result.items() if name != "held_out_words"}
-            metrics |= {"train/seconds": seconds, f"train/{throughput.unit}": float(throughput.total)}
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, trainer.global_step - 1)  # the row of this step
+            if trainer.is_global_zero:
+                self.log_metrics(trainer, throughput, cast(LanguageModel, pl_module).held_out(self.ids, self.most))
             throughput.started += perf_counter() - began
         if over and not trainer.should_stop:
             tqdm.write(f"{seconds:.0f} seconds of training are over: callbacks.held_out.max_seconds={self.max_seconds}")
         trainer.should_stop = trainer.should_stop or over
+
+    def log_metrics(self, trainer: pl.Trainer, throughput: Throughput, result: dict[str, float]) -> None:
+        metrics = {f"held_out/{name}": value for name, value in result.items() if name != "held_out_words"}
+        metrics |= {"train/seconds": throughput.seconds, f"train/{throughput.unit}": float(throughput.total)}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, trainer.global_step - 1)  # the row of this step

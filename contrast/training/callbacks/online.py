@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contrast.data.images.image_set import Batch, ImageFiles, Images
-from contrast.data.images.subset import hold_out, stratified
+from contrast.data.images.subset import hold_out, stratified, without_singles
 from contrast.errors import InputError
 from contrast.evaluation.features import features
-from contrast.evaluation.knn import knn_score
+from contrast.evaluation.knn import check_vote, knn_score
 from contrast.module import Contrastive
+from contrast.training.callbacks.ema import averaged
 
 LinearState = dict[str, dict[str, Any]]  # what a checkpoint holds of a linear probe: classifier, optimizer
 
@@ -25,8 +26,10 @@ LinearState = dict[str, dict[str, Any]]  # what a checkpoint holds of a linear p
 class OnlineProbe(pl.Callback):
     """A measurement every `every_n_epochs` epochs and at the end, on features of labelled training images.
 
-    At most `max_fit` images, in equal shares of every class, vote or train; the share `held_out` of the images is kept
-    apart and measured on.
+    every_n_epochs  a measurement after so many epochs
+    held_out        the share of the images that is kept apart and measured on
+    max_fit         at most so many images, in equal shares of every class, vote or train
+    seed            of the choice of these images
     """
 
     name: str
@@ -63,22 +66,29 @@ class OnlineProbe(pl.Callback):
 
 
 class OnlineKNN(OnlineProbe):
-    """Logs `online/knn_top1`: held-out training images voted on by the others (weighted kNN)."""
+    """Logs `online/knn_top1`: held-out training images voted on by the others (weighted kNN).
+
+    k            images that vote on one
+    temperature  of the weights of their votes
+    """
 
     name = "knn"
 
     def __init__(self, images: Images | ImageFiles, k: int = 200, temperature: float = 0.07, **kwargs: Any) -> None:
         super().__init__(images, **kwargs)
+        check_vote(k, temperature)
         self.k, self.temperature = k, temperature
 
     def measure(self, pl_module: pl.LightningModule) -> float:
-        fit, held = self.features(pl_module, self.fit_rows), self.features(pl_module, self.held_rows)
+        with averaged(pl_module.trainer, pl_module):
+            fit, held = self.features(pl_module, self.fit_rows), self.features(pl_module, self.held_rows)
         return knn_score(*fit, *held, self.k, self.temperature, device=pl_module.device).top1
 
 
 class OnlineLinear(OnlineProbe):
     """Logs `online/linear_top1`: a linear classifier trained on the detached embeddings as they pass by.
 
+    lr  its learning rate
     Adam on the first view of every labelled training image that is not held out; the encoder gets no gradient. Its
     weights and moments are in the checkpoint.
     """
@@ -87,6 +97,8 @@ class OnlineLinear(OnlineProbe):
 
     def __init__(self, images: Images | ImageFiles, lr: float = 1e-2, **kwargs: Any) -> None:
         super().__init__(images, **kwargs)
+        if not lr > 0:
+            raise InputError(f"an online linear probe needs a learning rate above 0, got lr={lr}")
         self.lr, self.classes = lr, len(images.classes)
         self.held = torch.zeros(len(images), dtype=torch.bool)
         self.held[self.held_rows] = True
@@ -136,9 +148,3 @@ class OnlineLinear(OnlineProbe):
 
     def load_state_dict(self, state_dict: LinearState) -> None:
         self.restored = state_dict
-
-
-def without_singles(labels: Tensor) -> Tensor:
-    """The labels [N], -1 for the only image of a class: it can be held out from nothing."""
-    counts = torch.bincount(labels[labels >= 0], minlength=1)
-    return torch.where((labels >= 0) & (counts[labels.clamp(min=0)] < 2), -1, labels)

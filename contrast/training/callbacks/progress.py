@@ -55,7 +55,7 @@ class Throughput(RunProgress):
     """A progress bar that logs `train/<unit>_per_second` since the last row of the log, and has `metrics` of the run.
 
     unit   what is counted, "images" or "words"
-    count  how many there are in a batch of this rank
+    count  how many there are in a batch, on all ranks
 
     The clock stops between the last batch of an epoch and the start of the next epoch, where probes run. No device is
     synchronised: the host runs at most a few steps ahead, and the error is that of one log interval.
@@ -74,6 +74,7 @@ class Throughput(RunProgress):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self.started = perf_counter()  # of a run that continues within an epoch, whose start has no hook
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)  # of an epoch
         if trainer.max_steps > 0:
             steps = min(steps, trainer.max_steps)
@@ -87,7 +88,7 @@ class Throughput(RunProgress):
     ) -> None:
         now = perf_counter()
         self.seconds += now - self.started
-        self.total += self.count(batch[0]) * trainer.world_size
+        self.total += self.count(batch[0])
         self.started = now
         self.loss, self.batches = outputs["loss"], trainer.accumulate_grad_batches
         if cast(Contrastive | TextModel, pl_module).logged:

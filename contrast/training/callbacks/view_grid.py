@@ -5,11 +5,11 @@ from typing import cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
 
 from contrast.data.loader import Batches
 from contrast.module import Contrastive
 from contrast.rng import generator
+from contrast.run.loggers import WandbLog
 from contrast.views.grid import save_grid
 
 
@@ -32,5 +32,5 @@ class ViewGrid(pl.Callback):
         uniforms = model.views.draw(batches.batch_size, generator(model.seed, 1))[:, : len(rows)]  # of batch 1
         save_grid(self.file, pixels, model.views(pixels, uniforms.to(model.device)))
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, WandbLog):
                 logger.log_image("views", [str(self.file)])

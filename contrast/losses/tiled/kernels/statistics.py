@@ -51,7 +51,7 @@ def statistics(
 
     HARD      the first sum is of exp2((1 + hardness) (s - highest))
     LOGISTIC  it is that of softplus(s) over the negatives and softplus(-s) over the positives; only it and the numbers
-              are told
+              are written
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     first, end = columns_of_part(C, BLOCK_N)

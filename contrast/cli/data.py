@@ -1,0 +1,65 @@
+"""The data set of a command: the one that is chosen, or that of the run whose encoder is used, wherever it is now."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from contrast.data.images.image_set import Splits
+from contrast.data.text.tokenizer import tokenizer_of
+from contrast.errors import InputError
+from contrast.run.errors import task_error
+from contrast.trust import Config, Trust, from_file
+
+
+def data_of(
+    config: Config, data: Mapping[Any, Any], source: str, trust: Trust = False
+) -> tuple[DictConfig, Config | None]:
+    """The data set to read, and what the run with this configuration knows of captions.
+
+    data           a data set; or, without a `_target_`, what differs from that of the run: {"root": FOLDER}
+    source, trust  where the configuration is from, and what it may call: `contrast.trust.from_file`
+    """
+    other = "_target_" in data
+    # `root: null` is the default of the commands, which a data set that takes no root must not be given
+    given = {name: value for name, value in data.items() if value is not None or (other and name != "root")}
+    parts = ("text",) if other else ("text", "data")
+    checked = from_file({name: config.get(name) for name in parts}, source, trust) if config else {}
+    if other:
+        return OmegaConf.create(given), checked.get("text")
+    node = OmegaConf.create(checked["data"])
+    node.merge_with(given)
+    return node, checked.get("text")
+
+
+def splits_of(data: DictConfig, text: Config | None, source: str | None) -> Splits:
+    """The data set that `data` describes; its captions become token ids of the run's vocabulary.
+
+    source  the run that they are of, for an error that says how to name those that have moved; None: of no run
+    """
+    captions = {}
+    if text and "tokenizer" in data:
+        captions = {"tokenizer": tokenizer_of(text["tokenizer"]), "length": text["length"]}
+    try:
+        return instantiate(data, **captions)
+    except Exception as error:
+        line, cure = task_error(error), moved(data)
+        if line is None or cure is None or source is None:
+            raise
+        raise InputError(f"{line}; {cure} says where the images of {source} are now") from error
+
+
+def moved(data: DictConfig) -> str | None:
+    """The word of the command line that names the folder, the table or the tars of the data anew; None: all are there.
+
+    `++` also sets a key that the configuration of a command does not have.
+    """
+    for key, kind in {"root": "FOLDER", "file": "FILE", "urls": "TARS"}.items():
+        value = data.get(key)
+        if isinstance(value, str) and "://" not in value:
+            path = Path(value).expanduser()
+            if not (path.parent if key == "urls" else path).exists():
+                return f"{'' if key == 'root' else '++'}data.{key}={kind}"
+    return None

@@ -1,0 +1,47 @@
+"""contrast-export: the encoder of a run for other programs."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from contrast.deploy.export import export
+from contrast.deploy.load import ImageEncoder, load
+from contrast.errors import InputError
+from contrast.run.environment import write_environment
+from contrast.run.folder import record, run_around
+from contrast.run.quiet import quiet
+
+
+def export_encoder(cfg: DictConfig) -> None:
+    """Writes the encoder of `cfg.checkpoint` to the folder `cfg.out`, in the form `cfg.format`."""
+    quiet()
+    encoder = load(cfg.checkpoint, cfg.trust)
+    if not isinstance(encoder, ImageEncoder):
+        raise InputError(f"{cfg.checkpoint} is of text: evaluation.files=[vectors.txt] saves word vectors for others")
+    out = Path(cfg.out).expanduser()
+    lines = (
+        to_hub(encoder, out, record(run_around(cfg.checkpoint)))
+        if cfg.format == "hub"
+        else export(encoder, cfg.format, out)
+    )
+    write_environment(HydraConfig.get().runtime.output_dir)
+    print("\n".join(lines))
+
+
+def to_hub(encoder: ImageEncoder, folder: Path, run: dict[str, Any]) -> list[str]:
+    """A folder for Hugging Face's hub; a model card that is there already stays as it is."""
+    try:
+        from contrast.deploy.hub import HubEncoder
+    except ImportError as error:
+        if error.name != "huggingface_hub":
+            raise
+        raise InputError("format=hub needs huggingface_hub: pip install 'contrast-learning[export]'") from error
+    kept = (folder / "README.md").exists()
+    HubEncoder(encoder.model, encoder.config, run).save_pretrained(folder)  # type: ignore[operator]
+    card = "README.md was there and stays as it is" if kept else "README.md is the model card, written from the run"
+    return [
+        f"{folder}: config.json, model.safetensors; {card}",
+        f"contrast.load({str(folder)!r}) reads it; `hf upload OWNER/NAME {folder}` publishes it, for 'hf:OWNER/NAME'",
+    ]

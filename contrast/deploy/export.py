@@ -1,0 +1,162 @@
+"""Files of an encoder for other programs: safetensors, torch.export, ONNX.
+
+N images, C channels, S x S pixels, F features. Exported programs take uint8 pixels [N, C, S, S] with N >= 1 and
+normalise them.
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.resnet import ResNet
+
+import contrast
+from contrast.atomic import replacing
+from contrast.data.store import save_tensors
+from contrast.deploy.load import CONFIG, WEIGHTS, ImageEncoder
+from contrast.errors import InputError
+
+PROGRAM, ONNX = "encoder.pt2", "encoder.onnx"
+LARGEST_ERROR = 1e-3  # between an exported program and PyTorch, as a share of the largest feature
+KEPT = ("name", "encoder", "projector", "key", "images", "text")  # of a run's configuration, to rebuild the encoder
+
+
+def export(encoder: ImageEncoder, form: str, folder: Path) -> list[str]:
+    """Writes the encoder to `folder`; returns lines for the user that say what was written and how to use it.
+
+    form  safetensors: encoder.safetensors, weights under the names of torchvision or timm
+          torch:       encoder.pt2, for `torch.export.load`
+          onnx:        encoder.onnx; checked against PyTorch by onnxruntime
+
+    config.json is written as well. Raises InputError for a missing package, and for an encoder that cannot be exported.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lines = FORMATS[form](encoder, folder)
+    except InputError:
+        with suppress(OSError):  # it has files in it
+            folder.rmdir()
+        raise
+    with replacing(folder / CONFIG) as file:
+        file.write_text(json.dumps(config_of(encoder), indent=2) + "\n", encoding="utf-8")
+    return lines
+
+
+def config_of(encoder: ImageEncoder) -> dict[str, Any]:
+    """Contents of config.json: what `contrast.load` needs to rebuild the encoder, and what other programs need."""
+    normalize = encoder.model.normalize
+    return {
+        "contrast_version": contrast.__version__,
+        "image_size": encoder.image_size,
+        "channels": encoder.channels,
+        "range": encoder.range,
+        "fast_jpeg": encoder.fast_jpeg,
+        "num_features": encoder.num_features,
+        "mean": normalize.mean.flatten().tolist(),
+        "std": normalize.std.flatten().tolist(),
+        **{key: encoder.config[key] for key in KEPT if encoder.config.get(key) is not None},
+    }
+
+
+def save_weights(encoder: ImageEncoder, folder: Path) -> list[str]:
+    state = {key: value.contiguous().clone() for key, value in encoder.backbone.state_dict().items()}
+    with replacing(folder / WEIGHTS) as file:
+        save_tensors(state, file)
+    lines = [f"{folder / WEIGHTS}: {len(state)} tensors; contrast.load({str(folder)!r}) reads them"]
+    return lines + ([hint] if (hint := torchvision_hint(encoder)) else [])
+
+
+def torchvision_hint(encoder: ImageEncoder) -> str:
+    """How to change torchvision's ResNet so that these weights fit; empty if they fit already."""
+    net = encoder.backbone
+    if not isinstance(net, ResNet) or (net.conv1.kernel_size == (7, 7) and net.conv1.in_channels == 3):
+        return ""
+    if net.conv1.kernel_size == (7, 7):
+        conv = f"torch.nn.Conv2d({net.conv1.in_channels}, 64, 7, stride=2, padding=3, bias=False)"
+        return f"its first layer takes {net.conv1.in_channels} channels; for torchvision's ResNet: net.conv1 = {conv}"
+    conv = f"torch.nn.Conv2d({net.conv1.in_channels}, 64, 3, padding=1, bias=False)"
+    return (
+        "its stem is that for small images; before torchvision's ResNet takes the weights: "
+        f"net.conv1 = {conv}; net.maxpool = torch.nn.Identity()"
+    )
+
+
+def save_program(encoder: ImageEncoder, folder: Path) -> list[str]:
+    path, batch = folder / PROGRAM, torch.export.Dim("batch", min=1)
+    program = _exported(lambda: torch.export.export(encoder, (_pixels(encoder, 2),), dynamic_shapes=({0: batch},)))
+    with replacing(path) as file:
+        with open(file, "wb") as opened:
+            _exported(lambda: torch.export.save(program, opened))
+        with open(file, "rb") as opened:
+            difference = _checked(encoder, _exported(lambda: torch.export.load(opened).module()))
+    return [f"{path}: a program of torch.export; {difference}"]
+
+
+def save_onnx(encoder: ImageEncoder, folder: Path) -> list[str]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch needs it, and torch's own error does not say how to install it
+    except ImportError as error:
+        raise InputError(f"format=onnx needs {error.name}: pip install 'contrast-learning[export]'") from error
+    path = folder / ONNX
+    program = _exported(
+        lambda: torch.onnx.export(
+            encoder,
+            (_pixels(encoder, 2),),
+            dynamo=True,
+            verbose=False,
+            input_names=["pixels"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )
+    )
+    with replacing(path) as file:
+        program.save(file, external_data=False)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+        def run(pixels: Tensor) -> Tensor:
+            return torch.from_numpy(np.asarray(session.run(["features"], {"pixels": pixels.numpy()})[0]))
+
+        difference = _checked(encoder, run)
+    shape = f"uint8 [N, {encoder.channels}, {encoder.image_size}, {encoder.image_size}]"
+    return [f"{path}: `pixels` {shape} -> `features` [N, {encoder.num_features}]; {difference}"]
+
+
+FORMATS = {"safetensors": save_weights, "torch": save_program, "onnx": save_onnx}
+
+
+def _pixels(encoder: ImageEncoder, count: int) -> Tensor:
+    size = (count, encoder.channels, encoder.image_size, encoder.image_size)
+    return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+
+
+def _exported(make: Callable[[], Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters warn about their own code
+            return make()
+    except Exception as error:  # the exporters raise nearly anything
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"torch cannot export this encoder: {reason}") from error
+
+
+def _checked(encoder: ImageEncoder, program: Callable[[Tensor], Tensor]) -> str:
+    """Compares the program with PyTorch on batches of 1, 3 and 8 images; it was exported with 2.
+
+    Returns a text with the largest difference. Raises InputError if it exceeds `LARGEST_ERROR`.
+    """
+    with torch.no_grad():
+        pairs = [(encoder(pixels), program(pixels)) for pixels in (_pixels(encoder, count) for count in (1, 3, 8))]
+    largest = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+    scale = max(float(ours.abs().max()) for ours, _ in pairs)
+    if not largest <= LARGEST_ERROR * scale:
+        raise InputError(
+            f"the exported program differs from PyTorch by {largest:.2g}, its largest feature is {scale:.2g}"
+        )
+    return f"largest difference from PyTorch {largest:.1e}, of features up to {scale:.2g}"

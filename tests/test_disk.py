@@ -1,0 +1,188 @@
+"""A full disk ends a run in one line: where there is no room, the last whole checkpoint, and how to go on."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import TINY, Command
+from test_resume import assert_same, checkpoint
+
+from contrast.atomic import replacing
+
+EPOCH = 4
+RUN = (
+    *TINY,
+    "callbacks=none",
+    "trainer.max_epochs=4",
+    f"trainer.limit_train_batches={EPOCH}",
+    "+callbacks.fill._target_=test_disk.Fill",
+    "+callbacks.fill.at=0",
+)
+Disk = Callable[[str], Path]
+
+
+class Fill(pl.Callback):
+    """Leaves no room on the disk of the run at the start of step `at` (from 1; 0: never), until `frees` of it goes."""
+
+    def __init__(self, at: int = 0, what: str = "bytes", frees: bool = False) -> None:
+        self.at, self.what, self.frees = at, what, frees
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step + 1 == self.at and trainer.is_global_zero:
+            fill(Path(trainer.default_root_dir).parent, self.what)
+
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.frees:
+            free(Path(trainer.default_root_dir).parent)
+
+
+def fill(folder: Path, what: str = "bytes") -> None:
+    """Takes all bytes of a disk, or all of its inodes."""
+    filler = folder / "filler"
+    filler.mkdir(exist_ok=True)
+    try:
+        if what == "inodes":
+            for number in range(10**6):
+                (filler / str(number)).touch()
+        with (filler / "zeros").open("wb", buffering=0) as file:
+            for size in (1 << 16, 1 << 12, 1):
+                try:
+                    while True:
+                        file.write(bytes(size))
+                except OSError:
+                    pass
+    except OSError:
+        pass
+
+
+def free(folder: Path) -> None:
+    for file in (folder / "filler").iterdir():
+        file.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """Mounts a small file system in memory with these options."""
+    mounted = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / "disk"
+        place.mkdir()
+        try:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"a small file system cannot be mounted here: {error}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def the_line(capfd: pytest.CaptureFixture[str], status: int) -> str:
+    """The one line that a run left on stderr, warnings aside."""
+    assert status == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_an_error_of_any_library_is_that_of_the_full_disk(disk: Disk) -> None:
+    place = disk("size=300k")
+    with pytest.raises(OSError, match="No space left") as error, replacing(place / "weights.pt") as temporary:
+        torch.save(torch.zeros(200_000), temporary)  # torch: unexpected pos 576 vs 534
+    assert error.value.filename == str(place / "weights.pt")
+    assert list(place.iterdir()) == []
+    with replacing(place / "a") as temporary:  # the room of the broken file is free again
+        temporary.write_bytes(bytes(200_000))
+
+
+def test_full_before_the_start(pretrain: Command, disk: Disk, capfd: pytest.CaptureFixture[str]) -> None:
+    place = disk("size=100k")
+    fill(place)
+    line = the_line(capfd, pretrain(*RUN, f"hydra.run.dir={place / 'run'}"))
+    assert "no space left on device" in line.lower()
+    assert str(place) in line
+    assert not (place / "run").exists()
+
+
+def test_no_room_for_the_first_checkpoint(pretrain: Command, disk: Disk, capfd: pytest.CaptureFixture[str]) -> None:
+    place = disk("size=60k")
+    status = pretrain(*RUN, f"hydra.run.dir={place / 'run'}")
+    out, err = capfd.readouterr()
+    assert f"a checkpoint takes about 0.1 MB: {place} has room for 0.0 MB" in out
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2
+    assert f"no space left on device: {place} has room for 0.0 MB" in line
+    assert "no checkpoint yet" in line
+
+
+@pytest.mark.parametrize(
+    ("what", "at", "every_step", "step"),
+    [
+        ("bytes", EPOCH + 2, False, EPOCH),  # the next checkpoint does not fit
+        pytest.param("inodes", 2 * EPOCH + 1, False, 2 * EPOCH, marks=pytest.mark.slow),
+        pytest.param("bytes", EPOCH + 2, True, EPOCH, marks=pytest.mark.slow),  # nor does the next row of the log
+        pytest.param("bytes", 4 * EPOCH, False, 3 * EPOCH, marks=pytest.mark.slow),  # nor the last checkpoint
+    ],
+)
+def test_full_in_the_middle(
+    pretrain: Command,
+    disk: Disk,
+    capfd: pytest.CaptureFixture[str],
+    what: str,
+    at: int,
+    every_step: bool,
+    step: int,
+) -> None:
+    place = disk("size=3m,nr_inodes=60")
+    setting = (*RUN, "checkpoints.every_n_epochs=2", f"trainer.log_every_n_steps={1 if every_step else EPOCH}")
+    assert pretrain(*setting, "hydra.run.dir=whole") == 0
+    run = place / "run"
+    words = (f"callbacks.fill.at={at}", f"+callbacks.fill.what={what}")
+    line = the_line(capfd, pretrain(*setting, *words, f"hydra.run.dir={run}"))
+    assert f"no space left on device: {place} has room for " in line
+    assert f"{run}/checkpoints/last.ckpt of step {step}: make room, then contrast resume={run}" in line
+    assert checkpoint(str(run))["global_step"] == step
+    assert not (run / "metrics.json").exists()
+
+    free(place)
+    assert pretrain("trust=true", f"resume={run}", "callbacks.fill.at=0") == 0
+    assert_same(str(run), "whole")
+
+
+@pytest.mark.slow
+def test_a_job_of_a_sweep_is_named_and_the_others_run(
+    pretrain: Command, disk: Disk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = disk("size=5m")
+    sweep = (*RUN, "-m", "seed=0,1", "metric=loss", "+callbacks.fill.frees=true", f"hydra.sweep.dir={place}")
+    assert pretrain(*sweep, f"callbacks.fill.at=0,{EPOCH + 2}") == 1
+    out, err = capfd.readouterr()
+    failed = [line for line in err.splitlines() if " failed: " in line]
+    assert len(failed) == 2
+    assert failed[0].startswith(f"job 1 failed: no space left on device: {place} has room")
+    assert f"last.ckpt of step {EPOCH}: make room" in failed[0]
+    assert "Traceback" not in out + err
+    assert sorted(path.parent.name for path in place.rglob("metrics.json")) == ["0", "2"]
+
+
+@pytest.mark.slow
+def test_full_on_two_ranks(workplace: Path, disk: Disk) -> None:
+    from test_ddp_training import SETTING, on_two_ranks
+
+    place = disk("size=300m")
+    fill_it = ("+callbacks.fill._target_=test_disk.Fill", "+callbacks.fill.at=5")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = on_two_ranks(*SETTING, *fill_it, "trainer.max_epochs=3", f"hydra.run.dir={place / 'run'}")
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: rank 0: no space left on device: {place}")
+    assert "last.ckpt of step 3: make room" in last
+    assert "Traceback" not in done.stderr

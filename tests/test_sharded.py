@@ -1,0 +1,287 @@
+"""Tables in parts on two gloo ranks: a step against naive loops on whole tables, and a killed run that goes on."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import Command
+from test_distributed import free_port, join, leave
+from test_pretrain_text import SMALL, together, write_corpus
+from test_resume import TRUST, differences
+from test_words import D, L, V, generator, model, naive_step, passages, text, tree, whole
+from torch import Tensor
+
+from contrast.cli import commands
+from contrast.data.text.corpus import corpus
+from contrast.data.text.vectors import load_vectors
+from contrast.errors import InputError
+from contrast.heads import NCE, Estimated, InfoNCE, LearnedBias
+from contrast.run.metrics import read_rows
+from contrast.training.data import SpanData
+from contrast.words import WordVectors, closed_form, sharded
+from contrast.words.blocks import Passage, cut, keep_probability
+from contrast.words.descent import Descent
+from contrast.words.model import Task
+
+RATE, MOST = 0.1, 6.0
+SOURCES: dict[str, Callable[[], WordVectors]] = {
+    "skip-gram": model,
+    "cbow": lambda: model(method="cbow"),
+    "tree": lambda: model(NCE(1.0, cosine=False), source=tree),
+    "sampled softmax": lambda: model(InfoNCE(1.0, cosine=False)),
+    "learned bias": lambda: model(NCE(1.0, cosine=False, bias=LearnedBias(), num_noise=3)),
+}
+
+
+CHUNKS = [text(90, 1).int().numpy(), text(33, 2).int().numpy()]  # of which one has more passages
+
+
+def span(made: WordVectors, rank: int) -> tuple[Passage, Tensor | None]:
+    """A passage of each rank's own text, and its noise."""
+    return passages(made, text(seed=rank)).passage(1), made.negatives.draw(made.blocks, generator(20 + rank))
+
+
+def step(made: WordVectors, rank: int, descent: Descent) -> None:
+    closed_form.step(made.encoder, made.negatives, made.head, *arranged(made, rank), descent)
+
+
+def arranged(made: WordVectors, rank: int) -> tuple[Passage, str, Tensor | None]:
+    part, drawn = span(made, rank)
+    return part, made.method, drawn
+
+
+def ranked(rank: int, port: int, folder: str) -> None:
+    join(rank, 2, port)
+    for name, make in SOURCES.items():
+        for most in (MOST, None):
+            made = make()
+            sizes = [len(table) for table in made.tables().values()]
+            for table in made.tables().values():
+                table.data = sharded.part(table.data)
+            descent = sharded.ShardedDescent(RATE, most, torch.zeros(V // 2, dtype=torch.float64))
+            step(made, rank, descent)
+            tables = [sharded.whole(t.data, n) for t, n in zip(made.tables().values(), sizes, strict=True)]
+            if rank == 0:
+                tables += [each.data for each in made.head.parameters()]
+                torch.save((tables, descent.sent), Path(folder) / f"{name} {most}.pt")
+        made = make()
+        made.heads, made.rows = [made.head], {key: len(table) for key, table in made.tables().items()}
+        for table in made.tables().values():
+            table.data = sharded.part(table.data)
+        made.work(0, Task(CHUNKS[rank], 1, 10))
+        tables = list(made.whole_tables().values())
+        if rank == 0:
+            torch.save((tables, made.sent), Path(folder) / f"{name} chunk.pt")
+    leave()
+
+
+@pytest.fixture(scope="module")
+def exchanged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float | str | None], Any]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.start_processes(ranked, (free_port(), str(folder)), nprocs=2, start_method="fork")
+    return lambda name, most: torch.load(folder / f"{name} {most}.pt", weights_only=True)
+
+
+def naive_loads(made: WordVectors, part: Passage, noise: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """The loads of the rows of both tables: pairs times the mean of the squares of what a pair compares them with."""
+    inputs, outputs = (table.detach().square().sum(dim=1) for table in made.tables().values())
+    of_inputs, of_outputs = torch.zeros(V, dtype=torch.float64), torch.zeros(V, dtype=torch.float64)
+    with_queries, with_outputs, pairs = 0.0, 0.0, 0
+    share = made.head.num_noise / made.negatives.draws
+    for i, j in zip(*map(Tensor.tolist, part.pairs()), strict=True):
+        query, target = int(part.centre[i]), int(part.around[j])
+        pairs += 1
+        of_inputs[query] += 1
+        of_outputs[target] += 1
+        with_queries += float(inputs[query])
+        with_outputs += float(outputs[target])
+        for word in noise[i // L]:
+            of_outputs[word] += share
+            with_outputs += share * float(outputs[word])
+    return of_inputs * with_outputs / pairs, of_outputs * with_queries / pairs
+
+
+def test_two_ranks_take_the_step_of_naive_loops_over_both_spans(exchanged: Any) -> None:
+    """The limit is on the loads of both."""
+    made = model()
+    before = [table.detach().clone() for table in made.tables().values()]
+    slopes, loads = [torch.zeros(V, D, dtype=torch.float64) for _ in before], [torch.zeros(V) for _ in before]
+    for rank in range(2):
+        part, drawn = span(made, rank)
+        assert drawn is not None
+        shares = [[(word, 1 / len(row)) for word in row] for row in drawn.tolist()]
+        after = naive_step(made, part, shares, 1.0)
+        for n, load in enumerate(naive_loads(made, part, drawn.tolist())):
+            slopes[n] = slopes[n] + before[n] - after[n]
+            loads[n] = loads[n] + load
+    limited = [load > MOST for load in loads]
+    assert all(0 < int(each.sum()) < V for each in limited)
+    tables, sent = exchanged("skip-gram", MOST)
+    assert sent > 0
+    for table, old, slope, load in zip(tables, before, slopes, loads, strict=True):
+        rate = RATE * MOST / load.clamp(min=MOST)
+        torch.testing.assert_close(table, old - rate[:, None] * slope, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_without_a_limit_the_changes_of_both_spans_are_added(exchanged: Any, name: str) -> None:
+    made = SOURCES[name]()
+    parameters = [*made.tables().values(), *made.head.parameters()]
+    before = [each.detach().clone() for each in parameters]
+    total = [each.clone() for each in before]
+    for rank in range(2):
+        for each, old in zip(parameters, before, strict=True):
+            each.data = old.clone()
+        step(made, rank, Descent(RATE, None, torch.zeros(V, dtype=torch.float64)))
+        for n, each in enumerate(parameters):
+            total[n] += each.detach() - before[n]
+    for table, expected, old in zip(exchanged(name, None)[0], total, before, strict=True):
+        torch.testing.assert_close(table, expected, rtol=1e-9, atol=1e-12)
+        assert not torch.equal(table, old)
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "learned bias"])
+def test_a_rank_with_fewer_passages_adds_nothing_in_the_others(exchanged: Any, name: str) -> None:
+    made = SOURCES[name]()
+    made.batch_number = 1
+    ids = [torch.from_numpy(chunk).long() for chunk in CHUNKS]
+    size = made.block * made.blocks
+    texts = [cut(ids[rank], made.keep, made.window, size, made.generator(rank, 0)) for rank in range(2)]
+    most, least = (pick(each.passages for each in texts) for pick in (max, min))
+    assert least < most
+    noise = [made.negatives.draw(most * made.blocks, made.generator(rank, 1)) for rank in range(2)]
+    tables = list(made.tables().values())
+    for n in range(most):
+        before = [table.detach().clone() for table in tables]
+        change = [torch.zeros_like(each) for each in before]
+        descent = Descent(made.learning_rate(n / most / 10), None, torch.zeros(V))
+        for each, drawn in zip(texts, noise, strict=True):
+            if n < each.passages:
+                drawn = None if drawn is None else drawn[n * made.blocks : (n + 1) * made.blocks]
+                closed_form.step(made.encoder, made.negatives, made.head, each.passage(n), made.method, drawn, descent)
+            for k, (table, old) in enumerate(zip(tables, before, strict=True)):
+                change[k] += table.detach() - old
+                table.data = old.clone()
+        for table, added in zip(tables, change, strict=True):
+            table.data += added
+    found, sent = exchanged(name, "chunk")
+    assert sent > 0
+    for table, expected in zip(found, tables, strict=True):
+        torch.testing.assert_close(table, expected.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_passages_without_pairs_follow_so_that_all_ranks_have_equally_many() -> None:
+    made = model()
+    few = passages(made)
+    more = few.extended(few.passages + 2)
+    assert more.passages == few.passages + 2
+    for n in range(more.passages):
+        part = more.passage(n)
+        if n < few.passages:
+            assert torch.equal(part.band.pairs, few.passage(n).band.pairs)
+            assert torch.equal(part.around, few.passage(n).around)
+        else:
+            assert not part.band.pairs.any()
+            assert len(part.centre) == made.block * made.blocks
+    nothing = passages(made, torch.full((5,), -1))
+    assert nothing.passages == 0
+    assert not nothing.extended(3).passage(2).band.number.any()
+    assert few.extended(1) is few
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: model(workers=2), "one process: model.workers=1, not 2"),
+        (lambda: model(InfoNCE(1.0, cosine=False), source=whole), "a full softmax would fetch the whole table"),
+        (lambda: model(NCE(1.0, cosine=True, num_noise=3)), "gradients in closed form"),
+        (lambda: model(NCE(1.0, cosine=False, bias=Estimated(), num_noise=3)), "no common estimate of Z"),
+    ],
+)
+def test_what_trains_in_one_process_only(made: Callable[[], WordVectors], message: str) -> None:
+    found = made()
+    with pytest.raises(InputError, match=message):
+        sharded.check_ranks(found.workers, found.has_closed_form, found.encoder, found.negatives, found.head)
+
+
+def rank_of_run(rank: int, port: int, settings: tuple[str, ...]) -> None:
+    """What torchrun starts."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "run",
+    }
+    torch.set_num_threads(1)
+    sys.argv = ["contrast-words", *settings]
+    commands.words()
+
+
+def on_two_ranks(*settings: str, run: str) -> None:
+    two = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=2", "checkpoints.every_n_steps=2")
+    arguments = (free_port(), (*settings, *two, f"hydra.run.dir={run}"))
+    mp.start_processes(rank_of_run, arguments, nprocs=2, start_method="fork")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(words: Command, workplace: Path) -> None:
+    """Its checkpoint holds whole tables, from which one process goes on as well; its vectors have learnt."""
+    write_corpus(Path("corpus.txt"))
+    kill = ("+callbacks.interrupt._target_=test_resume.Interrupt", "+callbacks.interrupt.at=7")
+    with pytest.raises(mp.ProcessExitedException):
+        on_two_ranks(*SMALL, *kill, run="cut")
+    assert not Path("cut/metrics.json").exists()
+    shutil.copytree("cut", "other")
+    on_two_ranks("resume=cut", TRUST, "callbacks.interrupt.at=0", run="cut")
+    on_two_ranks(*SMALL, run="whole")
+    (names, vectors), (_, again) = (load_vectors(f"{run}/vectors.safetensors") for run in ("whole", "cut"))
+    assert torch.equal(vectors, again)
+    whole, cut = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "cut"))
+    assert list(differences(whole["state_dict"], cut["state_dict"])) == []
+    assert torch.equal(whole["state_dict"]["encoder.weight"], vectors)
+    same, other = together(vectors, names)
+    assert same > other + 0.3
+    assert all(row["train/bytes_per_word"] > 0 for row in read_rows(Path("whole/metrics.jsonl")) if "train/loss" in row)
+    assert words("resume=other", TRUST, "callbacks.interrupt.at=0", "trainer.devices=1", "trainer.strategy=auto") == 0
+    names, vectors = load_vectors("other/vectors.safetensors")
+    same, other = together(vectors, names)
+    assert same > other + 0.3
+
+
+@pytest.mark.slow
+def test_the_words_of_the_files_of_all_ranks_are_counted_together(workplace: Path) -> None:
+    lines = write_corpus(Path("corpus.txt")).read_text().splitlines(keepends=True)
+    Path("text").mkdir()
+    for n in range(3):  # the first rank has two files, the second one
+        Path(f"text/{n}.txt").write_text("".join(lines[n::3]))
+    on_two_ranks(*SMALL, "data.path=text", "data.over_ranks=true", "data.min_count=500", run="run")
+    whole = corpus("corpus.txt", min_count=500)
+    assert load_vectors("run/vectors.safetensors")[0] == whole.words
+    state = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert state["SpanData"]["count"] == len(whole.ids)
+    assert torch.equal(state["state_dict"]["keep"], keep_probability(whole.counts, 0))
+
+
+@pytest.mark.parametrize("parts", [None, [10, 23, 17]])
+def test_the_ranks_read_each_place_of_the_text_once(parts: list[int] | None) -> None:
+    """One text cut in parts, or a text of each rank, which ends earlier than others; all have equally many spans."""
+    ids = torch.arange(50, dtype=torch.int32)
+    seen, numbers = [], set()
+    for rank in range(3):
+        own = ids if parts is None else ids.split(parts)[rank]
+        data = SpanData(own, 12, seed=0, by_rank=True, parts=parts)
+        assert data.count == 50
+        spans = list(data.loader(cast(Any, SimpleNamespace(global_rank=rank, world_size=3))))
+        assert max(len(span.ids) for span in spans) == 4
+        numbers.add(len(spans))
+        seen += torch.cat([span.ids for span in spans]).tolist()
+    assert numbers == {5 if parts is None else 6}
+    assert sorted(seen) == ids.tolist()

@@ -1,0 +1,93 @@
+"""`contrast.words.train`: the numbers of the command from files, sentences and lists of words."""
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command
+from test_pretrain_text import write_corpus
+
+import contrast
+from contrast.errors import InputError
+
+SMALL: dict[str, Any] = {"dim": 16, "subsample": 0, "chunk": 2000, "workers": 1, "epochs": 2, "min_count": 1}
+
+
+class Sentences:
+    """Read as often as one likes, as gensim wants it."""
+
+    def __init__(self, file: Path, split: bool) -> None:
+        self.file, self.split = file, split
+
+    def __iter__(self) -> Iterator[Any]:
+        for line in self.file.read_text().splitlines():
+            yield line.split() if self.split else line
+
+
+@pytest.mark.slow
+def test_it_has_the_numbers_of_the_command(words: Command, workplace: Path) -> None:
+    corpus = write_corpus(workplace / "größe.txt")
+    same = ["encoder.num_features=16", "model.subsample=0", "model.chunk=2000", "model.workers=1"]
+    run = ["data=corpus", f"data.path={corpus}", *same, "trainer.max_epochs=2", "data.min_count=1", "logger=none"]
+    assert words(*run, "hydra.run.dir=run") == 0
+    expected = contrast.load("run")
+    for text in (corpus, str(corpus), [corpus], Sentences(corpus, True), Sentences(corpus, False)):
+        found = contrast.words.train(text, **SMALL)
+        assert found.words == expected.words
+        assert torch.equal(found.vectors, expected.vectors)
+    rows = [{"text": line, "id": number} for number, line in enumerate(corpus.read_text().splitlines())]
+    for column in ({}, {"column": "text"}):
+        assert torch.equal(contrast.words.train(rows, **SMALL, **column).vectors, expected.vectors)
+    assert sorted(path.name for path in workplace.iterdir()) == ["cache", "größe.txt", "run"]  # nothing else is left
+
+
+def test_settings_of_gensim_the_rest_of_the_command_line_and_a_folder(workplace: Path) -> None:
+    corpus = write_corpus(workplace / "corpus.txt", 90)
+    names = {"vector_size": 8, "alpha": 0.05, "sample": 0, "negative": 3, "ns_exponent": 0.5, "output": "nce"}
+    few = ("trainer.log_every_n_steps=3", "trainer.limit_train_batches=1")
+    found = contrast.words.train(corpus, *few, run_dir="mine", epochs=1, **names)
+    run = contrast.load("mine")
+    assert torch.equal(run.vectors, found.vectors)
+    found.save("v.bin")
+    assert torch.equal(contrast.load("v.bin").vectors, found.vectors)
+    config = contrast.cli.python.Run(Path("mine")).config
+    assert (config["encoder"]["num_features"], config["model"]["lr"], config["table"]["num_noise"]) == (8, 0.05, 3)
+    assert (config["negatives"]["sampler"]["power"], config["trainer"]["log_every_n_steps"]) == (0.5, 3)
+
+
+def test_the_next_item_of_a_session(workplace: Path) -> None:
+    """The example of docs/words.md."""
+    page = Path(contrast.__file__).parents[1] / "docs" / "words.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.S | re.M)
+    names: dict[str, Any] = {}
+    exec(next(block for block in blocks if "recall_at_10" in block), names)
+    assert names["recall_at_10"] > 0.85
+
+
+def test_a_run_that_learns_nothing_is_an_error(workplace: Path) -> None:
+    draw = random.Random(0)
+    sessions = [[f"item{draw.randrange(60)}" for _ in range(8)] for _ in range(5000)]
+    said = r"nothing was learned: the loss is 4\.1\d* and that of an untrained model 4.1589, over .* pairs; "
+    with pytest.raises(InputError, match=rf"{said}subsample=0.0001 keeps \d,\d* of 40,000 words in an epoch \(8.\d%\)"):
+        contrast.words.train(sessions, subsample=1e-4, epochs=2, workers=1, run_dir="run")
+    assert not Path("run/vectors.safetensors").exists()
+
+
+def test_what_it_refuses(workplace: Path) -> None:
+    with pytest.raises(InputError, match="windw: no setting of word vectors; did you mean 'window'"):
+        contrast.words.train("corpus.txt", windw=3)
+    with pytest.raises(InputError, match=r"corpus.txt does not exist"):
+        contrast.words.train("corpus.txt")
+    with pytest.raises(InputError, match="sentence 2: the word 'new york'"):
+        contrast.words.train([["a"], ["new york"]])
+    with pytest.raises(InputError, match="sentence 1 is a int"):
+        contrast.words.train([1, 2])
+    with pytest.raises(InputError, match="no text in the column 'text': title"):
+        contrast.words.train([{"title": "a"}])
+    with pytest.raises(InputError, match="all must be of one kind"):
+        contrast.words.train([["a"], "b"])
+    assert [path.name for path in workplace.iterdir() if path.name != "cache"] == []
