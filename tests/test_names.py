@@ -26,6 +26,7 @@ QUICK = (*TINY, "trainer.limit_train_batches=1", "batch_size=8")
         ("pretrain", "method=clip data=captions data.file=a/two.csv encoder=vit", "clip-two-vit_ti"),
         ("pretrain", "data=folder data.root=[a/one,b] encoder=small", "simclr-one-small"),
         ("pretrain", "data=hf data.name=some/birds encoder=resnet50", "simclr-birds-resnet50"),
+        ("pretrain", "data=webdataset data.urls=a/photos/*.tar encoder=small", "simclr-photos-small"),
         ("pretrain", "method=moco,simclr encoder=small,resnet18 seed=1,2", "digits"),
         ("pretrain", "name=mine", "mine"),
         ("words", "output=nce data=corpus data.path=a/b.txt", "word_vectors-nce-b"),

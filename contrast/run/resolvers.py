@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from contrast.run.folder import NOT_OF_A_RUN
 from contrast.scaling import linear_scaled, sqrt_scaled
 
-OWN_NAMES = {"folder": "root", "captions": "file", "corpus": "path"}  # what the data of these options are called
+OWN_NAMES = {"folder": "root", "captions": "file", "corpus": "path", "webdataset": "urls"}  # what these data are called
 DIGITS = ("digits", "digits_words", "mnist", "fashion_mnist", "svhn")  # small; a mirrored digit is another one
 TABLE = r"\.(csv|tsv|txt|parquet)$"
 
@@ -23,7 +23,7 @@ TABLE = r"\.(csv|tsv|txt|parquet)$"
 def run_name(*groups: str, _root_: DictConfig) -> str:
     """What a run is, by the options of these groups: `moco-photos-resnet18`. A group that is swept is left out.
 
-    Your own images or text are named after their folder or file, a checkpoint after its run.
+    Your own images or text are named after their folder or file, shards after their folder, a checkpoint after its run.
     """
     own = _root_.hydra if "hydra" in _root_ else HydraConfig.get() if HydraConfig.initialized() else None
     swept = [] if own is None else [item.partition("=")[0] for item in own.overrides.task if "," in item]
@@ -34,7 +34,9 @@ def run_name(*groups: str, _root_: DictConfig) -> str:
         value = OmegaConf.select(_root_, key, throw_on_missing=False) or option
         value = value[0] if isinstance(value, ListConfig) else value
         if isinstance(value, str) and group not in swept:
-            words += label(value) if option is None else [re.sub(TABLE, "", Path(value).absolute().name)]
+            path = Path(value).absolute()
+            path = path.parent if option == "webdataset" else path
+            words += label(value) if option is None else [re.sub(TABLE, "", path.name)]
     return re.sub(r"[^\w.+-]+", "_", "-".join(words)) or "several"
 
 
