@@ -27,10 +27,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from contrast.errors import InputError
 from contrast.run import environment, loggers
 from contrast.run.compose import config_loader, load_config
-from contrast.run.curves import figure_of, read_curves, save_curves
+from contrast.run.curves import CurvesLog, figure_of, read_curves, save_curves
 from contrast.run.metrics import MetricsLog, read_rows
 from contrast.run.signals import Signals
-from contrast.training.callbacks.curves import RefreshCurves
 from contrast.training.trainer import closing
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -486,11 +485,11 @@ def test_curves_are_drawn_while_a_run_goes_on_and_when_it_is_interrupted(tmp_pat
     with pytest.raises(KeyboardInterrupt), closing(tmp_path, Signals(tmp_path)):
         raise KeyboardInterrupt
     (tmp_path / "curves.png").unlink()
-    refresh, trainer = RefreshCurves(tmp_path), SimpleNamespace(is_global_zero=True)
-    refresh.on_train_batch_end(trainer)  # type: ignore[arg-type]
+    refresh = CurvesLog(tmp_path)
+    refresh.log_metrics({"train/loss": 1.0}, 1)
     assert not (tmp_path / "curves.png").exists()  # it is too early
     refresh.due = 0.0
-    refresh.on_train_batch_end(trainer)  # type: ignore[arg-type]
+    refresh.log_metrics({"train/loss": 1.0}, 2)
     assert (tmp_path / "curves.png").exists()
     assert refresh.due > time.perf_counter() + 50
 

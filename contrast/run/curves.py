@@ -3,10 +3,13 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 from contrast.atomic import replacing
 from contrast.run.folder import read_metrics, title_of
@@ -51,9 +54,37 @@ PANELS = (
     Panel("Speed", "images / second", {"train/images_per_second": "speed"}, HIGHER),
 )
 
+EVERY = 60.0  # seconds at least between two pictures of a run that goes on
+SHARE = 0.01  # of its time, which drawing may take at most
+
 _COLOURS = ("#2f6db3", "#d9722e")
 _GREY = "#666666"
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+
+
+class CurvesLog(Logger):
+    """A Lightning logger that draws `curves.png` again every minute, from the rows that `MetricsLog` has written.
+
+    It draws less often where a picture takes more than 1 % of the time.
+    """
+
+    name, version = "curves", ""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self.run_dir, self.due = run_dir, perf_counter() + EVERY
+
+    @rank_zero_only
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
+        """Nothing to do: a picture has no configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: object, step: int | None = None) -> None:
+        start = perf_counter()
+        if start >= self.due:
+            save_curves(self.run_dir)
+            end = perf_counter()
+            self.due = end + max(EVERY, (end - start) / SHARE)
 
 
 def save_curves(run_dir: str | os.PathLike[str]) -> Path | None:

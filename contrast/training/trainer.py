@@ -28,7 +28,7 @@ from contrast.evaluation.report import write_metrics
 from contrast.facts import complete
 from contrast.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from contrast.run.compose import begin
-from contrast.run.curves import save_curves
+from contrast.run.curves import CurvesLog, save_curves
 from contrast.run.environment import write_environment
 from contrast.run.folder import is_first_rank
 from contrast.run.metrics import MetricsLog, read_rows
@@ -36,7 +36,6 @@ from contrast.run.quiet import quiet
 from contrast.run.ranks import Ranks
 from contrast.run.signals import Signals, saved
 from contrast.training.build import plain
-from contrast.training.callbacks.curves import RefreshCurves
 from contrast.training.callbacks.measured import Prune
 from contrast.training.callbacks.progress import throughput_of
 from contrast.words.base import TextModel
@@ -100,7 +99,7 @@ def train(
     signals, ranks = Signals(run_dir), Ranks(run_dir)
     with closing(run_dir, signals):
         begun = LambdaCallback(on_train_start=lambda *_: record(cfg, run_dir))
-        others = [*callbacks, RefreshCurves(run_dir), signals, ranks, begun]
+        others = [*callbacks, signals, ranks, begun]
         trainer = make_trainer(cfg, run_dir, others, strategy(cfg.trainer, not isinstance(model, TextModel)))
         print_once(f"{cfg.name}: {title}; the run folder is {run_dir}")
         file = None if cfg.resume is None else str(checkpoint_file(cfg.resume))
@@ -136,7 +135,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback
     return instantiate(
         cfg.trainer,
         strategy=ranks,
-        logger=[MetricsLog(run_dir), *loggers(cfg, run_dir)],
+        logger=[MetricsLog(run_dir), CurvesLog(run_dir), *loggers(cfg, run_dir)],
         callbacks=[Checkpoints(run_dir / "checkpoints", **cfg.checkpoints), *callbacks],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
