@@ -9,10 +9,12 @@ P pairs of views, B images of this rank, D dimensions.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Others = TypeVar("Others")  # what a loss returns besides its value
 
 
 class Embedded(NamedTuple):
@@ -26,10 +28,10 @@ class Embedded(NamedTuple):
 def cached_gradients(
     embed: Callable[[int, bool], Embedded],
     parts: int,
-    contrast: Callable[[Tensor, Tensor | None], tuple[Tensor, Any]],
+    contrast: Callable[[Tensor, Tensor | None], tuple[Tensor, Others]],
     modules: Sequence[nn.Module],
     parameters: Sequence[nn.Parameter],
-) -> tuple[Tensor, Any, Embedded]:
+) -> tuple[Tensor, Others, Embedded]:
     """The loss of a whole batch, what else `contrast` returns, and what was embedded, without gradient.
 
     embed       embed(i, again): part i of the batch; called twice, `again` with the random state of the first call

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +14,7 @@ from contrast.trust import Config, Trust, from_file
 
 
 def data_of(
-    config: Config, data: Mapping[Any, Any], source: str, trust: Trust = False
+    config: Config, data: Mapping[str, object], source: str, trust: Trust = False
 ) -> tuple[DictConfig, Config | None]:
     """The data set to read, and what the run with this configuration knows of captions.
 

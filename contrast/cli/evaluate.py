@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -174,7 +174,7 @@ def image_data(cfg: DictConfig) -> tuple[EvaluationData, str]:
     return data, f"{splits.name}: {learns}{len(test):,} test images"
 
 
-def described(cfg: DictConfig, config: Config, splits: Splits) -> dict[str, Any]:
+def described(cfg: DictConfig, config: Config, splits: Splits) -> dict[str, object]:
     """The configuration of the run that trained the encoder; of plain weights what `cfg` and the data say of it."""
     given = {} if cfg.encoder is None else {"encoder": plain(cfg.encoder)}
     train = splits.train

@@ -1,7 +1,7 @@
 """contrast-export: the encoder of a run for other programs."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -30,7 +30,7 @@ def export_encoder(cfg: DictConfig) -> None:
     print("\n".join(lines))
 
 
-def to_hub(encoder: ImageEncoder, folder: Path, run: dict[str, Any]) -> list[str]:
+def to_hub(encoder: ImageEncoder, folder: Path, run: Mapping[str, object]) -> list[str]:
     """A folder for Hugging Face's hub; a model card that is there already stays as it is."""
     try:
         from contrast.deploy.hub import HubEncoder

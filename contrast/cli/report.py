@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -47,6 +46,6 @@ def run_report(cfg: DictConfig, run: Path | None) -> RunReport:
     # the metrics in the folder are of its last weights on its own data
     last = run is not None and Path(cfg.checkpoint).name in (run.name, "checkpoints", "last.ckpt")
     metrics: Mapping[str, float] = read_metrics(run) if run and last and "_target_" not in cfg.data else {}
-    config: dict[str, Any] = {**encoder.config, "data": OmegaConf.to_container(node)}
+    config: dict[str, object] = {**encoder.config, "data": OmegaConf.to_container(node)}
     device = bare_trainer(cfg.trainer).strategy.root_device
     return RunReport(encoder.model, splits, config, metrics, run, device, cfg.images, cfg.workers, cfg.seed)

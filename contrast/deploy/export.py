@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def export(encoder: ImageEncoder, form: str, folder: Path) -> list[str]:
     return lines
 
 
-def config_of(encoder: ImageEncoder) -> dict[str, Any]:
+def config_of(encoder: ImageEncoder) -> dict[str, object]:
     """Contents of config.json: what `contrast.load` needs to rebuild the encoder, and what other programs need."""
     normalize = encoder.model.normalize
     return {
@@ -116,6 +116,7 @@ def save_onnx(encoder: ImageEncoder, folder: Path) -> list[str]:
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )
     )
+    assert program is not None  # the older exporter returns None
     with replacing(path) as file:
         program.save(file, external_data=False)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -131,12 +132,15 @@ def save_onnx(encoder: ImageEncoder, folder: Path) -> list[str]:
 FORMATS = {"safetensors": save_weights, "torch": save_program, "onnx": save_onnx}
 
 
+Program = TypeVar("Program")
+
+
 def _pixels(encoder: ImageEncoder, count: int) -> Tensor:
     size = (count, encoder.channels, encoder.image_size, encoder.image_size)
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
 
 
-def _exported(make: Callable[[], Any]) -> Any:
+def _exported(make: Callable[[], Program]) -> Program:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters warn about their own code

@@ -227,7 +227,7 @@ def load(what: str | os.PathLike[str], trust: Trust = False) -> ImageEncoder | W
     return language_model(saved, trust) if is_language_model(saved) else encoder_of(saved, trust)
 
 
-def saved_model(what: str | os.PathLike[str]) -> dict[str, Any]:
+def saved_model(what: str | os.PathLike[str]) -> Config:
     """The contents of the checkpoint of a run on images or of a language model, or of an exported folder.
 
     `config` and `state_dict`, and `words`, the vocabulary of a language model.

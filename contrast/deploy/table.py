@@ -4,10 +4,11 @@ N images, F features, k neighbours of each.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def nearest_neighbours(vectors: np.ndarray, k: int, scratch: Path, device: torch
     return near
 
 
-def _search(unit: np.ndarray, device: torch.device) -> Any:
+def _search(unit: np.ndarray, device: torch.device) -> Callable[[np.ndarray, int], Sequence[np.ndarray]]:
     """(query [b, F], k) -> cosines and rows [b, k]."""
     if device.type == "cpu" and find_spec("faiss") is not None:
         import faiss
@@ -155,7 +156,7 @@ def _blocks(count: int, size: int = _ROWS) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _pyarrow(path: Path) -> Any:
+def _pyarrow(path: Path) -> ModuleType:
     try:
         import pyarrow
     except ImportError as error:

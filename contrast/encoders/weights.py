@@ -114,7 +114,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:MAX_KEYS]) + more
 
 
-def _tensors(saved: Mapping[Any, object], start: str = "") -> Iterator[tuple[str, Tensor]]:
+def _tensors(saved: Mapping[str, object], start: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor in nested mappings, with its keys joined by dots: state_dict.module.conv1.weight."""
     for key, value in saved.items():
         if isinstance(value, Tensor):

@@ -138,7 +138,7 @@ def architecture(node: Mapping[str, object], **facts: object) -> Any:
     return instantiate(without_weights(node), **facts)
 
 
-def without_weights(part: Any) -> Any:
+def without_weights(part: object) -> object:
     """The configuration `part` as plain containers, without options that read or download weights."""
     if isinstance(part, Mapping):
         return {key: WITHOUT_WEIGHTS.get(key, without_weights(value)) for key, value in part.items()}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -259,5 +258,5 @@ def shown(name: str, metrics: Mapping[str, float], count: int) -> str:
     return f"{metrics[name]:.4f}\n{low:.3f} to {high:.3f}"
 
 
-def rounded(values: Tensor) -> list[Any]:
+def rounded(values: Tensor) -> list[object]:
     return np.round(values.cpu().double().numpy(), 4).tolist()

@@ -211,7 +211,7 @@ def run_config(cfg: DictConfig) -> Config:
     return config
 
 
-def make_absolute(node: MutableMapping[Any, Any]) -> None:
+def make_absolute(node: MutableMapping[str, object]) -> None:
     """Makes the paths in a configuration absolute, in place, so that the run can be used from any folder.
 
     What may be a name as well, such as `encoder.weights`, is a path if it exists. "-", the standard input, is none.

@@ -66,9 +66,9 @@ def check_call(key: str, target: Callable[..., object], arguments: Mapping[str, 
             check_type(f"{key}.{name}", value, types[name])
 
 
-def types_of(target: Callable[..., object]) -> dict[str, Any]:
+def types_of(target: Callable[..., object]) -> dict[str, object]:
     """The annotated types of the parameters of a function or class."""
-    types: dict[str, Any] = {}
+    types: dict[str, object] = {}
     bases: Any = reversed(target.__mro__) if inspect.isclass(target) else []
     # a class may pass **options on to its bases, whose annotations then apply
     for each in [base.__init__ for base in bases] or [target]:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,7 +102,7 @@ def hugging_face(
     values = [] if labels is None else loaded[train_split][labels]
     known = getattr(features.get(labels), "names", None)
     classes = tuple(known or (str(value) for value in sorted({value for value in values if value is not None})))
-    number: dict[Any, int] = {value: i for i, value in enumerate(range(len(classes)) if known else classes)}
+    number: dict[object, int] = {value: i for i, value in enumerate(range(len(classes)) if known else classes)}
 
     def listing(split: str) -> TableImages:
         table = loaded[split].cast_column(images, datasets.Image(decode=False))
@@ -153,5 +154,5 @@ def _captioned(images: TableImages, column: str, on_error: str) -> tuple[TableIm
     return images.select(torch.tensor(rows, dtype=torch.int64)), texts
 
 
-def _first(features: Any, kind: type) -> str | None:
+def _first(features: Mapping[str, object], kind: type) -> str | None:
     return next((str(column) for column, feature in features.items() if isinstance(feature, kind)), None)

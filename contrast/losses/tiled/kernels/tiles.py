@@ -20,7 +20,6 @@ own, which it does element by element.
 # mypy: allow-untyped-defs
 
 import os
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -30,13 +29,13 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)  # of float32; no -inf, whose diff
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
-def config(rows: int, columns: int, block_d: int, out_d: int, warps: int, stages: int) -> Any:
+def config(rows: int, columns: int, block_d: int, out_d: int, warps: int, stages: int) -> triton.Config:
     """A tile [rows, columns] over `block_d` dimensions at a time; out_d: dimensions of a gradient, or 0."""
     blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_D": block_d} | ({"OUT_D": out_d} if out_d else {})
     return triton.Config(blocks, num_warps=warps, num_stages=stages)
 
 
-def _fitting(configs: list[Any], arguments: dict[str, Any], **more: Any) -> list[Any]:
+def _fitting(configs: list[triton.Config], arguments: dict[str, int], **more: int) -> list[triton.Config]:
     """Those whose blocks of dimensions are no wider than D, rounded up to a power of two; at least the last."""
     width = triton.next_power_of_2((arguments | more)["D"])
     fit = [c for c in configs if max(c.kwargs["BLOCK_D"], c.kwargs.get("OUT_D", 0)) <= width]
