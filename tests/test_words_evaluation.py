@@ -14,12 +14,11 @@ from contrast.data.text.vectors import save_vectors
 from contrast.deploy.words import WordEmbeddings
 from contrast.errors import InputError
 from contrast.evaluation.encoder import word_vectors
+from contrast.evaluation.word_files import read_pairs, read_questions
 from contrast.evaluation.words import (
     Analogy,
     analogies,
     nearest_words,
-    read_pairs,
-    read_questions,
     similarity_score,
     word_scores,
 )

@@ -17,8 +17,9 @@ from tqdm.contrib.concurrent import thread_map
 from typing_extensions import Unpack
 
 from contrast.data.images.decode import UnreadableImage, check_on_error, highest
-from contrast.data.images.image_set import ImageFiles, Images, Names, Splits
+from contrast.data.images.image_set import ImageFiles, Images, Splits
 from contrast.data.images.listing import Passed, Split, first_few, listing, rows_below
+from contrast.data.images.names import Names
 from contrast.data.store import cache_folder, cached, digest, from_texts, to_texts
 from contrast.errors import InputError
 

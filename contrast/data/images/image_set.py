@@ -5,19 +5,17 @@ N images, C channels, H x W pixels; L tokens of a caption.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar, NamedTuple, overload
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from contrast.data.images.decode import UnreadableImage, check_on_error, decode, shown
+from contrast.data.images.names import Names
 from contrast.data.text.tokenizer import PADDING, Tokenizer
 from contrast.errors import InputError
 from contrast.ids import as_ids
@@ -142,34 +141,6 @@ class Images(_Rows):
         mean = [s / (255 * n) for s in total]
         std = [math.sqrt(v) / (255 * n) if v else 1.0 for v in scaled]
         return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-
-
-class Names(Sequence[str]):
-    """Names of files as bytes in one piece: a long name costs its own length only, and no worker copies it."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        data, ends = bytearray(), array("q")
-        for name in names:
-            data += os.fsencode(name)  # also a name that is not UTF-8
-            ends.append(len(data))
-        self._data, self._ends = bytes(data), np.array(ends, dtype=np.int64)
-        self._starts = np.concatenate([[0], self._ends])[:-1]
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice | np.ndarray) -> Names: ...
-
-    def __getitem__(self, row: int | slice | np.ndarray) -> str | Names:
-        """The name at a row; or those at several rows, which share the bytes."""
-        if isinstance(row, slice | np.ndarray):
-            part = copy.copy(self)
-            part._starts, part._ends = self._starts[row], self._ends[row]
-            return part
-        return os.fsdecode(self._data[self._starts[row] : self._ends[row]])
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,14 +12,13 @@ import glob
 import logging
 import os
 import re
-import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import compress
 from pathlib import Path, PurePosixPath
-from typing import IO, ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,12 +26,14 @@ from fsspec.core import url_to_fs
 from torch import Tensor
 from typing_extensions import Self, Unpack
 
-from contrast.data.images.decode import UnreachableImage, suffixes
+from contrast.data.images.decode import UnreachableImage
 from contrast.data.images.folder import Options, Reading, in_threads, refuse_or_skip
-from contrast.data.images.image_set import UNLABELLED, ImageFiles, Names, Splits
+from contrast.data.images.image_set import UNLABELLED, ImageFiles, Splits
 from contrast.data.images.listing import first_few
+from contrast.data.images.names import Names
 from contrast.data.images.subset import hold_out_test
-from contrast.data.store import cache_folder, cached, digest, from_texts, to_texts
+from contrast.data.images.tar_index import index_of, version_of
+from contrast.data.store import cache_folder, cached, digest, to_texts
 from contrast.data.text.tokenizer import Tokenizer, WordTokenizer, named_tokenizer
 from contrast.errors import InputError, one_line
 from contrast.network import without_secrets
@@ -40,7 +41,6 @@ from contrast.network import without_secrets
 log = logging.getLogger(__name__)
 
 _FORMAT = 2  # of an index
-_CHECKSUMS = {"ETag", "Content-MD5", "Digest"}  # headers of HTTP
 _REMOTE_THREADS = 16  # images of a batch that are fetched at a time
 _WAITS = (0.0, 0.5, 2.0)  # seconds before each attempt to fetch an image
 
@@ -90,13 +90,6 @@ class ShardImages(ImageFiles):
 
     def stamp(self) -> list[object]:
         return [list(self.versions), digest(torch.from_numpy(self.places))]
-
-
-class _Sample(NamedTuple):
-    key: str
-    place: tuple[int, int]  # first byte of the image, bytes; (0, 0) if it has none
-    label: str
-    caption: str
 
 
 def webdataset(
@@ -179,11 +172,11 @@ def _listed(urls: list[str], captions: bool, reading: Reading) -> tuple[ShardIma
     """The samples of the tars in their order, and their captions if these are wanted."""
     if twice := sorted({url for url in urls if urls.count(url) > 1}):
         raise InputError(f"urls names {first_few(twice)} twice")
-    versions = in_threads(lambda tar: _version(urls[tar]), len(urls), "looking for shards", block=1, unit="tar")
+    versions = in_threads(lambda tar: version_of(urls[tar]), len(urls), "looking for shards", block=1, unit="tar")
     folder = cache_folder(reading.cache)
 
     def index(tar: int) -> dict[str, Tensor]:
-        return cached(folder, f"shards/{digest(_FORMAT, versions[tar])}", lambda: _index(urls[tar]))
+        return cached(folder, f"shards/{digest(_FORMAT, versions[tar])}", lambda: index_of(urls[tar]))
 
     entries = in_threads(index, len(urls), "indexing shards", block=1, unit="tar")
     problems = [
@@ -253,74 +246,3 @@ def _split(labels: Tensor, fraction: float, seed: int, captions: bool) -> tuple[
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
     count = min(max(1, round(fraction * len(order))), len(order) - 1)
     return order[count:].sort().values, order[:count].sort().values
-
-
-def _version(url: str) -> str:
-    """A digest of the name, size and time of a tar, or of whatever its server says of it.
-
-    The query of an address is left out where the server gives a checksum: a signed address has another query each time,
-    also if the server redirects to it.
-    """
-    if not url.partition("?")[0].endswith(".tar"):
-        raise InputError(f"{url} is no .tar; a compressed one cannot be read from any place on: unpack it first")
-    try:
-        system, path = url_to_fs(url)
-        facts = {key: str(value) for key, value in system.info(path).items()}
-        if _CHECKSUMS.intersection(facts):
-            facts = {key: value if key in _CHECKSUMS else without_secrets(value) for key, value in facts.items()}
-        return digest(facts)
-    except Exception as error:  # of the network or of the file system
-        raise InputError(f"{url} cannot be had: {one_line(error)}") from error
-
-
-def _index(url: str) -> dict[str, Tensor]:
-    """Where the images of a tar are, and what its small files say: a row for each sample."""
-    samples, problem = list[_Sample](), list[str]()
-    try:
-        system, path = url_to_fs(url)
-        with system.open(path, "rb") as file:
-            _walk(file, samples)
-    except tarfile.TarError as error:
-        samples[-1:] = [each for each in samples[-1:] if sum(each.place) <= system.size(path)]  # or its image is cut
-        problem = [f"{one_line(error)}, after {len(samples)} samples"]
-    except Exception as error:  # of the network or of the file system
-        raise InputError(f"{url} cannot be read: {one_line(error)}") from error
-    return {
-        "places": torch.tensor([each.place for each in samples], dtype=torch.int64).reshape(-1, 2),
-        "keys": from_texts([each.key for each in samples]),
-        "labels": from_texts([each.label for each in samples]),
-        "captions": from_texts([each.caption for each in samples]),
-        "problem": from_texts(problem),
-    }
-
-
-def _walk(file: IO[bytes], samples: list[_Sample]) -> None:
-    """Appends the samples of a tar; tarfile.TarError where it is damaged."""
-
-    def text(member: tarfile.TarInfo) -> str:
-        file.seek(member.offset_data)
-        return " ".join(file.read(member.size).decode(errors="replace").split())
-
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            # a name is FOLDERS/KEY.SUFFIX, and a key has no dot in it
-            folder, _, base = member.name.rpartition("/")
-            key, _, suffix = base.partition(".")
-            if not member.isreg() or not key or not suffix:
-                continue
-            key, suffix = f"{folder}/{key}".lstrip("/"), suffix.lower()
-            if not samples or samples[-1].key != key:
-                samples.append(_Sample(key, (0, 0), "", ""))
-            if suffix == "cls":
-                label = text(member)
-                samples[-1] = samples[-1]._replace(label="" if label == "-1" else label)
-            elif suffix == "txt":
-                samples[-1] = samples[-1]._replace(caption=text(member))
-            elif f".{suffix}" in suffixes() and not samples[-1].place[1]:
-                samples[-1] = samples[-1]._replace(place=(member.offset_data, member.size))
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the library takes a damaged header for the end
-            raise tarfile.ReadError("it has no end")
-        while rest := file.read(tarfile.RECORDSIZE):
-            if any(rest):
-                raise tarfile.ReadError("it goes on behind its end: is it several tars in one file?")
