@@ -77,7 +77,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             if not (ROOT / path).exists():
                 raise ValueError(f"{source} links to {target}, which does not exist")
             return text
-        if text.strip("`") in (target, path):
+        if on_site.endswith(".md") and text.strip("`") in (target, target.removesuffix(hash_ + anchor), path):
             text = title_of(files, on_site)
         relative = posixpath.relpath(on_site, posixpath.dirname(here) or ".")
         return f"{mark}[{text}]({relative}{hash_}{anchor})"
@@ -99,6 +99,22 @@ def title_of(files: Files, page: str) -> str:
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     def formula(match: re.Match[str]) -> str:
         display = "block" if match[1] == "div" else "inline"
-        return convert(html.unescape(match[2])[2:-2], display=display)
+        return spaced(convert(html.unescape(match[2])[2:-2], display=display))
 
-    return re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', formula, content, flags=re.S)
+    content = re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', formula, content, flags=re.S)
+    # a number and its interval stay on one line of a cell
+    return re.sub(r"<td.*?</td>", lambda cell: cell[0].replace(" ± ", "\u00a0±\u00a0"), content, flags=re.S)
+
+
+def spaced(formula: str) -> str:
+    """MathML with the spaces of TeX around functions (log x), and none in a norm (|x|) or behind a sign (a = -b)."""
+
+    def function(match: re.Match[str]) -> str:
+        before, name, after = match[1] or "", match[2], match[3] or ""
+        left, right = ("0" if each else "0.167em" for each in (before, after))
+        return f'{before}<mo lspace="{left}" rspace="{right}">{name}</mo>{after}'
+
+    formula = re.sub(r"(<mrow>|</mo>)?<mi>(cos|exp|log)</mi>(</mrow>|<mo[^>]*>&#x00028;)?", function, formula)
+    formula = formula.replace('<mo stretchy="false">&#x0007C;', '<mo stretchy="false" lspace="0" rspace="0">&#x0007C;')
+    closes = "&#x00029;|&#x0005D;|&#x0007C;"  # ) ] |
+    return re.sub(rf"(?<!{closes})(</mo>)<mo>&#x02212;</mo>", r'\1<mo form="prefix">&#x02212;</mo>', formula)

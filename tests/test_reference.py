@@ -12,6 +12,7 @@ pytest.importorskip("griffe", reason="pip install 'contrast-learning[docs]'")
 sys.path.insert(0, str(Path(contrast.__file__).parents[1] / "docs"))
 reference = pytest.importorskip("reference")
 docstrings = pytest.importorskip("docstrings")
+hooks = pytest.importorskip("hooks", exc_type=ImportError)
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,20 @@ def test_columns_of_a_docstring_are_a_list() -> None:
     assert docstrings.as_list(text) == (
         "What it does.\n\n- `width`: of a layer, in pixels\n- `a`, `b`: two numbers\n\nMore text.\n\n    x = 1"
     )
+
+
+@pytest.mark.parametrize(
+    ("formula", "expected"),
+    [
+        (r"\log Z", '<mo lspace="0" rspace="0.167em">log</mo>'),
+        (r"p \log (Z)", '<mo lspace="0.167em" rspace="0">log</mo>'),
+        (r"\exp", '<mo lspace="0" rspace="0">exp</mo>'),
+        (r"|q| \psi", '<mi>q</mi><mo stretchy="false" lspace="0" rspace="0">&#x0007C;</mo>'),
+        (r"b = -Z", '<mo form="prefix">&#x02212;</mo>'),
+        (r"\sigma(-Z)", '<mo form="prefix">&#x02212;</mo>'),
+        (r"(a) - Z", "</mo><mo>&#x02212;</mo>"),
+        (r"a - Z", "</mi><mo>&#x02212;</mo>"),
+    ],
+)
+def test_spaces_of_formulas(formula: str, expected: str) -> None:
+    assert expected in hooks.spaced(hooks.convert(formula))

@@ -457,6 +457,29 @@ def test_ray(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("share", "jobs", "gpus"),
+    [(1, 2, ["0", "1"]), (0.5, 4, ["0", "0", "1", "1"]), (2, 1, ["0,1"])],
+    ids=["one_each", "two_share_one", "one_has_both"],
+)
+def test_gpus_of_jobs_under_ray(
+    call: Call, monkeypatch: pytest.MonkeyPatch, share: float, jobs: int, gpus: list[str]
+) -> None:
+    """Ray alone gives out the GPUs: of a machine that claims to have two, and jobs that run at the same time."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="pip install 'contrast-learning[ray]'")
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cluster = ["hydra.launcher.ray.init.num_cpus=4", "hydra.launcher.ray.init.num_gpus=2"]
+    command = ["launcher=ray", *cluster, f"hydra.launcher.ray.remote.num_gpus={share}", f"together={jobs}"]
+    try:
+        assert call(*command, f"seed={','.join(str(seed) for seed in range(jobs))}") == 0
+    finally:
+        ray.shutdown()
+    assert sorted(each["gpus"] for each in calls()) == gpus
+
+
+@pytest.mark.slow
 def test_optuna(call: Call) -> None:
     pytest.importorskip("optuna", minversion="3.2", reason="pip install 'contrast-learning[optuna]'")
     command = ["sweep=optuna", "head.temperature=interval(0.01, 0.5)", "seed=range(0, 4)", "fails=1"]

@@ -28,6 +28,7 @@ stops: null
 exits: null
 dies: null
 prunes: null
+together: null
 resume: null
 metric: accuracy
 direction: maximize

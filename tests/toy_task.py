@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def task(cfg: DictConfig) -> float | None:
     call |= {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "pid": os.getpid(), "threads": torch.get_num_threads()}
     with Path(cfg.record).open("a") as file:
         file.write(json.dumps({**call, "folder": str(folder), "argv": sys.argv[1:]}) + "\n")
+    deadline = time.monotonic() + 60
+    while cfg.together is not None and len(Path(cfg.record).read_text().splitlines()) < cfg.together:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{cfg.together} jobs do not run at the same time")
+        time.sleep(0.1)
     if cfg.resume is not None and HydraConfig.get().mode == RunMode.RUN:
         begin(cfg, folder)
     os.environ["LEFT_BEHIND"] = os.environ.get("LEFT_BEHIND", "") + str(cfg.seed)
