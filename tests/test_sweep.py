@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -459,17 +460,21 @@ def test_ray(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "jobs", "gpus"),
-    [(1, 2, ["0", "1"]), (0.5, 4, ["0", "0", "1", "1"]), (2, 1, ["0,1"])],
-    ids=["one_each", "two_share_one", "one_has_both"],
+    [(1, 2, ["0", "1"]), (0.5, 4, ["0", "0", "1", "1"]), (2, 1, ["0,1"]), (0, 2, ["4", "7"])],
+    ids=["one_each", "two_share_one", "one_has_both", "not_by_ray"],
 )
 def test_gpus_of_jobs_under_ray(
-    call: Call, monkeypatch: pytest.MonkeyPatch, share: float, jobs: int, gpus: list[str]
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, jobs: int, gpus: list[str]
 ) -> None:
-    """Ray alone gives out the GPUs: of a machine that claims to have two, and jobs that run at the same time."""
+    """Ray gives out the GPUs of a machine that claims to have two; of a share of 0, our own jobs each take another."""
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="pip install 'contrast-learning[ray]'")
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if not share:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+        monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # the path of a socket has to be short
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
     cluster = ["hydra.launcher.ray.init.num_cpus=4", "hydra.launcher.ray.init.num_gpus=2"]
     command = ["launcher=ray", *cluster, f"hydra.launcher.ray.remote.num_gpus={share}", f"together={jobs}"]
     try:

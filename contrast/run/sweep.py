@@ -130,8 +130,10 @@ def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
             # the configuration in the folder is this job's own, which the other ranks of the job need not suspect
             resumes = cfg.get("resume") is not None
             with isolated([f"resume={folder.quoted(job_dir)}", "trust=true"] if resumes else overrides):
-                devices = OmegaConf.select(cfg, "trainer.devices", default=1)
-                if HydraConfig.get().runtime.choices["hydra/launcher"] == "joblib" and devices in (1, "auto"):
+                own, devices = HydraConfig.get(), OmegaConf.select(cfg, "trainer.devices", default=1)
+                ray = own.launcher.get("ray")  # gives out the GPUs itself, if it is told how many a job has
+                given = 0 if ray is None else ray.remote.num_gpus
+                if own.runtime.choices["hydra/launcher"] in ("joblib", "ray") and not given and devices in (1, "auto"):
                     take_one(visible_gpus())
                 if writes:
                     folder.write_config(job_dir, config, overrides)
