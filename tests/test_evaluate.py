@@ -245,6 +245,7 @@ def test_the_metric_is_what_a_sweep_gets(evaluate: Command, trained: Path) -> No
         (["checkpoint={run}/config.yaml"], ["cannot read weights from"]),
         (["checkpoint={run}", "data=folder", "data.root=nowhere"], ["nowhere does not exist"]),
         (["checkpoint={run}", "protocol=knnn"], ["did you mean 'knn'?"]),
+        (["checkpoint={run}", "logger=none"], ["no group 'logger' to choose from: leave out logger=..."]),
         (["checkpoint={run}", "label_fraction=2"], ["label_fraction=2"]),
         (["checkpoint={run}", "label_fraction=0.1", "labels_per_class=3"], ["one of"]),
         (["checkpoint={run}", "labels_per_class=1000"], ["fewer than per_class=1000"]),

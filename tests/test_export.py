@@ -201,6 +201,9 @@ def test_what_cannot_be_exported_is_named(
 ) -> None:
     assert export(f"checkpoint={trained}", "format=onxn", "out=a") == 2
     assert "format=onxn: should be 'safetensors', 'torch', 'onnx' or 'hub'" in capfd.readouterr().err
+    Path("file").touch()
+    assert export(f"checkpoint={trained}", "format=safetensors", "out=file") == 2
+    assert "out=file is a file, and an encoder is exported to a folder" in capfd.readouterr().err
     for package, words in (("onnxruntime", ["format=onnx"]), ("huggingface_hub", ["format=hub"])):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
@@ -210,6 +213,11 @@ def test_what_cannot_be_exported_is_named(
             if package == "huggingface_hub":
                 with pytest.raises(InputError, match="needs huggingface_hub"):
                     downloaded("owner/name")
+    Path("program").mkdir()
+    Path("program/config.json").write_text('{"mean": [0.5], "std": [0.5]}')
+    Path("program/encoder.onnx").touch()
+    with pytest.raises(InputError, match=r"program holds encoder.onnx beside .* only format=safetensors and"):
+        saved_model("program")
     Path("damaged").mkdir()
     Path("damaged/config.json").write_text("{}")
     with pytest.raises(InputError, match="damaged holds no exported encoder"):

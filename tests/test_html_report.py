@@ -323,6 +323,7 @@ def test_what_has_no_report_is_named(
     assert report("checkpoint=alone.ckpt") == 2
     assert "give out=report.html" in capfd.readouterr().err
     assert report("checkpoint=absent") == 2
+    assert "no run, sweep or checkpoint at absent" in capfd.readouterr().err
 
 
 @pytest.mark.slow

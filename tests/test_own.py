@@ -42,6 +42,7 @@ def test_own_views_encoder_and_data(my: Path, pretrain: Command, evaluate: Comma
     few = ("evaluation.per_class=[2]", "trainer.max_epochs=2", cpu)
     assert pretrain(*words, *few, "hydra.run.dir=run") == 0
     assert Path("run/views.png").is_file()
+    assert pretrain(*words[:5], "debug=quick", "evaluation.enabled=false", cpu) == 0  # with the default batch
     first = figures("run")
     assert first["knn_top1"] > 0.5  # of three classes
     assert (

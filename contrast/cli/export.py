@@ -17,10 +17,12 @@ from contrast.run.quiet import quiet
 def export_encoder(cfg: DictConfig) -> None:
     """Writes the encoder of `cfg.checkpoint` to the folder `cfg.out`, in the form `cfg.format`."""
     quiet()
+    out = Path(cfg.out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={cfg.out} is a file, and an encoder is exported to a folder")
     encoder = load(cfg.checkpoint, cfg.trust)
     if not isinstance(encoder, ImageEncoder):
         raise InputError(f"{cfg.checkpoint} is of text: evaluation.files=[vectors.txt] saves word vectors for others")
-    out = Path(cfg.out).expanduser()
     lines = (
         to_hub(encoder, out, record(run_around(cfg.checkpoint)))
         if cfg.format == "hub"

@@ -23,6 +23,8 @@ def report(cfg: DictConfig) -> None:
     quiet()
     path = Path(cfg.checkpoint).expanduser()
     run = path if is_sweep(path) else run_around(path)
+    if run is None and not path.exists() and not str(cfg.checkpoint).startswith("hf:"):
+        raise InputError(f"no run, sweep or checkpoint at {cfg.checkpoint}")
     if run is None and cfg.out is None:
         raise InputError(f"{cfg.checkpoint} is in no run folder: give out=report.html")
     out = Path(cfg.out or f"{run}/{REPORT}").expanduser()

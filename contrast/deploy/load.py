@@ -250,6 +250,11 @@ def exported(folder: Path) -> dict[str, Any]:
     with named_errors((OSError, ValueError, KeyError, TypeError), f"{folder} holds no exported encoder"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         normalize = {f"normalize.{key}": torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("mean", "std")}
+    if not (folder / MODEL).is_file() and not (folder / WEIGHTS).is_file():
+        found = ", ".join(sorted(path.name for path in folder.iterdir() if path.name != CONFIG)) or "nothing"
+        raise InputError(
+            f"{folder} holds {found} beside {CONFIG}: only format=safetensors and format=hub are read again"
+        )
     if (folder / MODEL).is_file():  # format=hub saves every part of the model under its own name
         return {"config": config, "state_dict": read(folder / MODEL)}
     state = {f"encoder.{key}": value for key, value in read(folder / WEIGHTS).items()}

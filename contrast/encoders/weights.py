@@ -100,7 +100,9 @@ def read(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # damaged bytes can raise nearly any exception of pickle, zipfile or torch
         reason = (str(error).splitlines() or [""])[0]
         if isinstance(error, pickle.UnpicklingError):  # torch's text advises running the code that the file holds
-            reason = "neither a checkpoint nor plain weights"
+            reason = (
+                "neither a checkpoint nor plain weights; a whole module is saved by torch.save(net.state_dict(), FILE)"
+            )
         raise InputError(f"cannot read weights from {path}: {type(error).__name__}: {reason}") from error
     if not isinstance(saved, Mapping) or not all(isinstance(key, str) for key in saved):
         raise InputError(f"{path} holds no state dict but {type(saved).__name__}")

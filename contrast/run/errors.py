@@ -15,6 +15,7 @@ from contrast.errors import one_line as said
 
 NO_MEMORY = re.compile("out of memory|allocate memory|[Uu]nable to allocate")  # torch on a GPU and on a CPU, numpy
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_GROUP = re.compile(r"Could not override '(\S+)'\. No match in the defaults list")
 PLUGIN = re.compile(r"hydra/\w+/(joblib|submitit|ray)")  # brought by the extra of this package of that name
 
 
@@ -62,6 +63,8 @@ def configuration_error(error: BaseException, groups: Callable[[], Iterable[str]
             return f"{cause.full_key}: {one_line(str(cause.msg or cause).partition(chr(10) + '    full_key')[0])}"
     if isinstance(error, ValueError) and "Config group override must be a string" in str(error):
         return "a group of the configuration cannot be null on the command line: ~method removes the group method"
+    if isinstance(error, HydraException) and (group := NO_GROUP.search(str(error))):
+        return f"this command has no group '{group[1]}' to choose from: leave out {group[1]}=..."
     return one_line(str(error).partition("\nConfig search path:")[0]) if isinstance(error, HydraException) else None
 
 

@@ -26,4 +26,5 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # no other option stops it
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message="Total length of `Missing` .* is zero.*")  # all vectors are written
     warnings.filterwarnings("ignore", message="predict returned None.*")  # vectors are written, not returned
