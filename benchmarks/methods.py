@@ -7,8 +7,8 @@
 Prints the table of docs/methods.md, writes results/methods.json and docs/pictures/methods.png. A figure is the mean
 over the seeds and the half width of its 95 % interval; the curves are means of the online kNN, which votes on held-out
 training images. Methods that are in the file already and not in the sweep keep their results. The picture is drawn when
-the file has the curves of all its methods. method=seed and method=crd need key.weights, a run, and
-projector.out_features in a sweep of their own.
+the file has the curves of all its methods. method=seed,crd need ++key.weights=RUN and projector.out_features=256 in a
+sweep of their own.
 """
 
 import argparse

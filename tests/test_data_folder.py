@@ -80,6 +80,11 @@ def test_splits_classes_and_order(root: Path):
     for image, name in zip(train.pixels, names, strict=True):
         expected = np.asarray(Image.open(root / "train" / name)).transpose(2, 0, 1)
         np.testing.assert_array_equal(image.numpy(), expected)
+    assert train.names is not None
+    assert [name.removeprefix("train/") for name in train.names] == names
+    part = train.select(torch.tensor([3, 0])).to("cpu")
+    assert part.names is not None
+    assert [Path(name).name for name in part.names] == ["b.png", "deep.png"]
 
 
 def test_val_stands_for_test_and_train_alone_has_none(root: Path):

@@ -17,6 +17,7 @@ from torch import nn
 import contrast
 from contrast.data.images.digits import digits
 from contrast.data.images.image_set import Images
+from contrast.data.images.names import Names
 from contrast.deploy.load import ImageClassifier
 from contrast.encoders import conv_net, text_transformer
 from contrast.encoders.normalize import Normalize
@@ -27,7 +28,7 @@ from contrast.evaluation.knn import knn_score
 from contrast.evaluation.report import wilson
 from contrast.evaluation.retrieval import recall_by_label
 from contrast.keys import Second
-from contrast.training.finetune import Classifier, finetune
+from contrast.training.finetune import Classifier, finetune, save_predictions
 from contrast.views import SimCLRViews
 
 CPU = "trainer.accelerator=cpu"
@@ -202,6 +203,16 @@ def test_one_rate_holds_nothing_out_and_the_classifier_is_kept(
     assert counts.diagonal().sum() / 360 == pytest.approx(figures("a")["top1"])
     assert Path("a/metrics.jsonl").is_file()
     assert evaluate("checkpoint=a", "protocol=knn", CPU, "hydra.run.dir=c") == 0  # it is a checkpoint like any other
+
+
+@pytest.mark.parametrize(
+    ("names", "files"), [(None, ["0", "1"]), (Names(["b/1.png", "a/2.png"]), ["b/1.png", "a/2.png"])]
+)
+def test_predictions_say_which_image_they_are_of(names: Names | None, files: list[str], tmp_path: Path) -> None:
+    images = Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([1, 0]), ("a", "b"), names=names)
+    save_predictions(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), images, [[0, 1], [0, 1]], tmp_path)
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert [(row["file"], row["label"], row["predicted"]) for row in rows] == list(zip(files, "ba", "bb", strict=True))
 
 
 def test_a_class_without_images_is_not_a_class_with_one() -> None:

@@ -42,12 +42,18 @@ class Table(NamedTuple):
 
 
 def check_out(path: str | Path) -> Path:
-    """`path` as the file of a table. Raises InputError for an unknown suffix, and for .parquet without pyarrow."""
+    """`path` as the file of a table.
+
+    Raises InputError for an unknown suffix, for .parquet without pyarrow, and for .npy if its .csv would take the place
+    of another table.
+    """
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise InputError(f"vectors are saved as {', '.join(SUFFIXES)}, not as '{path.name}'")
     if path.suffix == ".parquet":
         _pyarrow(path)
+    if path.suffix == ".npy" and (beside := path.with_suffix(".csv")).exists() and not path.exists():
+        raise InputError(f"{path} would be written with {beside.name}, which exists already: choose another name")
     return path
 
 

@@ -178,10 +178,13 @@ def save(model: Classifier, classes: Sequence[str], config: Config, folder: Path
 
 
 def save_predictions(scores: Tensor, images: Images | ImageFiles, confusion: list[list[int]], folder: Path) -> None:
-    """predictions.csv, a row for each test image; confusion.csv, [class, predicted class], numbers of test images."""
+    """predictions.csv, a row for each test image; confusion.csv, [class, predicted class], numbers of test images.
+
+    An image has the name of its file or, if it comes from none, its number in the test set.
+    """
     classes = images.classes
     probability, predicted = scores.softmax(dim=1).max(dim=1)
-    names = images.names if isinstance(images, ImageFiles) else range(len(images))
+    names = range(len(images)) if images.names is None else images.names
     rows = zip(names, images.labels.tolist(), predicted.tolist(), probability.tolist(), strict=True)
     tables: dict[str, list[list[object]]] = {
         "predictions.csv": [

@@ -117,7 +117,8 @@ class Reading:
         pixels = entry["pixels"]
         if len(files) > len(pixels):  # an image has several captions; otherwise the pixels stay mapped from the cache
             pixels = pixels[torch.from_numpy((readable.cumsum() - 1)[place[readable[place]]])]
-        return Images(pixels, files.labels, files.classes, files.text)
+        assert isinstance(files.names, Names)
+        return Images(pixels, files.labels, files.classes, files.text, files.names)
 
     def _check_depth(self, files: ImageFiles) -> None:
         """A warning where 16-bit images use so small a part of their range that they would be nearly black."""

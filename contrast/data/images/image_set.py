@@ -95,6 +95,7 @@ class Images(_Rows):
     labels: Tensor  # [N] int64, -1 where unlabelled
     classes: tuple[str, ...]
     text: Tensor | None = None  # [N, L] int64 token ids, 0: padding
+    names: Names | None = None  # [N] of the files that the images were read from
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
@@ -115,7 +116,8 @@ class Images(_Rows):
 
     def select(self, rows: Tensor) -> Images:
         """The images at `rows` [M] int64, copied, in that order."""
-        return Images(self.pixels[rows], self.labels[rows], self.classes, _at(self.text, rows))
+        names = None if self.names is None else self.names[rows.cpu().numpy()]
+        return Images(self.pixels[rows], self.labels[rows], self.classes, _at(self.text, rows), names)
 
     def take(self, rows: Tensor) -> Batch:
         """The images at `rows` [B] int64."""
@@ -124,7 +126,7 @@ class Images(_Rows):
     def to(self, device: torch.device | str) -> Images:
         """The data set with its tensors on `device`."""
         text = None if self.text is None else self.text.to(device)
-        return Images(self.pixels.to(device), self.labels.to(device), self.classes, text)
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device), text=text)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel of all pixels in 0..1, each [C] float64.
