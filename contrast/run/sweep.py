@@ -130,10 +130,11 @@ def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
             # the configuration in the folder is this job's own, which the other ranks of the job need not suspect
             resumes = cfg.get("resume") is not None
             with isolated([f"resume={folder.quoted(job_dir)}", "trust=true"] if resumes else overrides):
-                own, devices = HydraConfig.get(), OmegaConf.select(cfg, "trainer.devices", default=1)
-                ray = own.launcher.get("ray")  # gives out the GPUs itself, if it is told how many a job has
-                given = 0 if ray is None else ray.remote.num_gpus
-                if own.runtime.choices["hydra/launcher"] in ("joblib", "ray") and not given and devices in (1, "auto"):
+                hydra_cfg, devices = HydraConfig.get(), OmegaConf.select(cfg, "trainer.devices", default=1)
+                ray = hydra_cfg.launcher.get("ray")
+                given_by_ray = ray is not None and ray.remote.num_gpus > 0
+                side_by_side = hydra_cfg.runtime.choices["hydra/launcher"] in ("joblib", "ray")
+                if side_by_side and not given_by_ray and devices in (1, "auto"):
                     take_one(visible_gpus())
                 if writes:
                     folder.write_config(job_dir, config, overrides)

@@ -35,7 +35,7 @@ def config(rows: int, columns: int, block_d: int, out_d: int, warps: int, stages
     return triton.Config(blocks, num_warps=warps, num_stages=stages)
 
 
-def _fitting(configs: list[triton.Config], arguments: dict[str, int], **more: int) -> list[triton.Config]:
+def _fitting(configs: list[triton.Config], arguments: dict[str, object], **more: object) -> list[triton.Config]:
     """Those whose blocks of dimensions are no wider than D, rounded up to a power of two; at least the last."""
     width = triton.next_power_of_2((arguments | more)["D"])
     fit = [c for c in configs if max(c.kwargs["BLOCK_D"], c.kwargs.get("OUT_D", 0)) <= width]
