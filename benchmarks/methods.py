@@ -32,6 +32,7 @@ LABELLED = {  # what they learn from besides the images: the other methods see n
     **dict.fromkeys(["clip", "siglip"], "captions"),
     **dict.fromkeys(["seed", "crd"], "a teacher"),
 }
+OTHER_TARGETS = ("swav", "dino", "ressl", "byol", "simsiam", "barlow_twins", "vicreg")
 FIGURES = {
     "knn_top1": "kNN",
     "linear_top1": "linear",
@@ -71,16 +72,17 @@ def curve(jobs: list[Job]) -> tuple[list[int], list[float]]:
 
 
 def draw(curves: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
-    """Two panels: methods that see images alone, and those that see labels, captions or a teacher too."""
-    panels = {"images alone": [], "with labels, captions or a teacher": []}  # type: dict[str, list[str]]
+    """Three panels: methods with plain negatives, other methods that see images alone, and those that see more."""
+    panels: dict[str, list[str]] = {"images alone, negatives": [], "images alone, soft targets or no negatives": []}
+    panels["with labels, captions or a teacher"] = []
     for name in curves:
-        panels["with labels, captions or a teacher" if name in LABELLED else "images alone"].append(name)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, constrained_layout=True)
+        panels[list(panels)[2 if name in LABELLED else name in OTHER_TARGETS]].append(name)
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), sharey=True, constrained_layout=True)
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
         lines = {name: curves[name] for name in names}
         for number, name in enumerate(sorted(names, key=lambda name: -lines[name][1][-1])):
             epochs, values = lines[name]
-            style = ("-", "--", ":")[number // 5]
+            style = ("-", "--")[number // 5]
             axis.plot(epochs, values, style, color=f"C{number % 5}", label=f"{name}  {values[-1]:.3f}", linewidth=1.6)
         axis.set(title=title, xlabel="epoch", ylim=(0.8, 1.0))
         axis.grid(alpha=0.25)

@@ -77,8 +77,8 @@ MODES = {  # our settings, and gensim's sg and hs where it has the mode
     "nce": (["output=nce"], None),
     "sampled_softmax": (["output=sampled_softmax"], None),
     "hierarchical_softmax": (["output=hierarchical_softmax"], (1, 1)),
-    "cbow": (["model.method=cbow", "model.lr=0.1"], (0, 0)),
-    "cbow_hierarchical_softmax": (["model.method=cbow", "model.lr=0.1", "output=hierarchical_softmax"], (0, 1)),
+    "cbow": (["model.method=cbow"], (0, 0)),
+    "cbow_hierarchical_softmax": (["model.method=cbow", "output=hierarchical_softmax"], (0, 1)),
 }
 
 

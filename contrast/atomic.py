@@ -1,19 +1,20 @@
 """Files that are whole or absent: written beside their place, then renamed into it."""
 
+import csv
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 WRITING = ".writing-"  # prefix of a file that is not complete
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of the OSError of a full disk, or of a user's share of it
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errno of an OSError: the disk is full, or the user's quota is used up
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path in the folder of `path`; what the block writes there takes the place of `path` at its end.
+    """A temporary path in the folder of `path`. At the end of the block, the file written there replaces `path`.
 
     A reader, or a process killed at any moment, sees the old file or the new one. If the block fails, `path` stays
     as it was and the temporary file is removed. Creates the folder.
@@ -30,7 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException as error:
         full = None if isinstance(error, OSError) else _full(temporary)
         with suppress(OSError):
-            os.truncate(temporary, 0)  # its room is free at once, even if the error keeps the file open
+            os.truncate(temporary, 0)  # frees its disk space at once, even if the error keeps the file open
             temporary.unlink()
         if full is not None:
             raise OSError(full.errno, full.strerror, str(path)) from error
@@ -39,8 +40,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(path.parent)  # the rename survives a power cut
 
 
+def rewrite(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file of text, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def rewrite_csv(path: str | os.PathLike[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes rows, the first of which has the headings, as a file of comma-separated values, whole or not at all."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
 def _full(path: Path) -> OSError | None:
-    """The error of a full disk, if the file cannot be opened or a block more be written to its end."""
+    """The OSError of a full disk, if appending a block to the file raises one; None otherwise."""
     try:
         with path.open("ab") as file:
             file.write(bytes(1 << 16))

@@ -1,22 +1,27 @@
-"""The one shared type: who may answer the queries of a batch.
+"""The type that sources of negatives and heads share: the candidates of a batch's queries.
 
-B queries, C candidates, P positives, D dimensions. Masks are rules on ids, not matrices: a mask [B, C] grows as the
-scores do, so no path but that of the whole matrix holds one.
+B queries, C candidates, P positives, D dimensions. Masks are stored as rules on ids, not as matrices. A mask [B, C] is
+as large as the matrix of scores, so a whole mask is built only where the whole matrix is.
 """
 
+import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from contrast.ids import as_ids
+from contrast.errors import InputError
 
-ABSENT = torch.iinfo(torch.int64).min  # the id or group of what is no candidate: padding, a row not filled yet
+# Of a class that is never drawn log_q is -inf, and inf - inf would be NaN: so log_q is at least this, about -87.
+LOWEST_LOG_Q = math.log(torch.finfo(torch.float32).tiny)
+ABSENT = torch.iinfo(torch.int64).min  # the id or group of an entry that is no candidate: padding, an unfilled row
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What gives every query a target distribution over its candidates: softmax(cos(query, vector) / T - log_q).
+    """Gives every query a target distribution over its candidates: softmax(cos(query, vector) / T - log_q).
 
     query        [B, E], the teacher's vectors of the queries, without gradient
     temperature  T
@@ -44,18 +49,19 @@ class Candidates:
     vectors          [C, D], shared by the batch, or [B, C, D], one set per query
     query_ids        [B] int64
     ids              [C] or [B, C] int64. A candidate is positive if its id equals the query's. None: none is
-    self_index       [B] int64, the column that is the query itself, which never counts; -1: not among them. Or None
+    self_index       [B] int64, the column of the query itself, which never counts; -1: it has no column. Or None
     excluded_groups  [C] or [B, C] int64. A candidate of the query's group does not count, unless it is positive: this
                      leaves out false negatives, other views of the query's image and accidental hits. None: all count
     query_groups     [B] int64, the groups of the queries, beside `excluded_groups`
-    log_q            [C] or [B, C], log expected count under the noise distribution. None: no correction
+    log_q            [C] or [B, C], log expected count under the noise distribution, at least LOWEST_LOG_Q. None: no
+                     correction
     positives        [B, P, D], each query's own positives, beside the shared candidates. Or None
     positives_log_q  [B, P], as `log_q`
-    classes          [C] or [B, C] int64, the row of a class table that each vector is, for callers that count rows. No
-                     rule reads it
+    classes          [C] or [B, C] int64, the row of the class table that each vector comes from, for callers that count
+                     rows. No mask depends on it
     symmetric        the vectors are the queries of all ranks, in order of rank
     normalized       the vectors have length 1 already, so cosines need not divide by their lengths
-    ring             vectors, ids, groups and log_q are this rank's part. The others' parts are passed around a ring
+    ring             vectors, ids, groups and log_q are this rank's part. Those of other ranks are passed around a ring
     teacher          gives each query a distribution over the candidates that count, which takes the place of the ids
                      as the target of the softmax loss. Or None
 
@@ -82,6 +88,9 @@ class Candidates:
             value = getattr(self, name)
             if value is not None and value.dtype != torch.int64:  # ABSENT does not fit narrower types
                 object.__setattr__(self, name, as_ids(name, value))
+        for name in ("log_q", "positives_log_q"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, getattr(self, name).clamp(min=LOWEST_LOG_Q))
 
     def __len__(self) -> int:
         return self.vectors.shape[-2]
@@ -126,6 +135,75 @@ class Candidates:
             assert self.query_groups is not None
             valid = valid & (positive | (self.query_groups[:, None] != self.excluded_groups))
         return positive, valid.expand(shape)
+
+
+def as_ids(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """`values`, a tensor, numpy array or sequence of whole numbers of any shape, as an int64 tensor of that shape.
+
+    Narrower integers are widened, because ABSENT and -1 must fit; floats are accepted if they are whole.
+    A tensor stays on its device, and an int64 tensor is returned as it is. The error message names the values `name`.
+
+    Raises InputError for booleans, strings and other objects, and for NaN, infinite, fractional or too large numbers.
+    """
+    if not isinstance(values, Tensor):
+        values = _tensor(name, values)
+    if values.dtype == torch.int64:
+        return values
+    if values.dtype == torch.bool or values.is_complex():
+        raise InputError(f"{name} must be whole numbers, not {values.dtype}")
+    ids = values.long()
+    if values.is_floating_point():
+        whole = (values == values.round()) & (values.abs().float() < 2.0**63)  # both are false for NaN
+        if not whole.all():
+            wrong = values[~whole]
+            raise InputError(f"{name} must be whole numbers, but {len(wrong)} of {values.numel()} are not: {wrong[0]}")
+    elif values.dtype == torch.uint64 and ids.numel() and int(ids.min()) < 0:
+        raise InputError(f"{name} must be below 2^63, but {int((ids < 0).sum())} of {ids.numel()} are not")
+    return ids
+
+
+def _tensor(name: str, values: ArrayLike) -> Tensor:
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be an array of whole numbers: {' '.join(str(error).split())}") from error
+    if array.dtype.kind not in "biuf":
+        first = f", such as {array.flat[0]!r}" if array.size else ""
+        raise InputError(f"{name} must be whole numbers, not {array.dtype}{first}")
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
+    # `newbyteorder` and the copy: torch reads neither foreign byte orders, negative strides nor read-only memory
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+
+
+def as_rows(ids: Tensor, size: int) -> Tensor:
+    """Ids of any shape that index a table of `size` rows, as int64. InputError if one is out of range.
+
+    An id of -1 would mean the last row. On a GPU the range is not checked, because reading the ids would wait for the
+    device.
+    """
+    if ids.dtype != torch.int64:
+        ids = as_ids("ids", ids)
+    if ids.device.type == "cpu" and ids.numel():
+        low, high = ids.aminmax()
+        if low < 0 or high >= size:
+            raise InputError(f"ids must be rows 0..{size - 1}, but lie between {int(low)} and {int(high)}")
+    return ids
+
+
+def linked(numbers: Tensor) -> Tensor:
+    """The group of each row of `numbers` [N, K] int64, [N]: rows that have the same number in a column are one group.
+
+    So are rows that a chain of such rows connects. A group is named by the lowest number in the first column of its
+    rows.
+    """
+    places = [column.unique(return_inverse=True)[1] for column in numbers.T]  # K x [N]
+    group, before = numbers[:, 0], None
+    while before is None or not torch.equal(group, before):
+        before = group
+        for place in places:
+            group = torch.empty_like(group).scatter_reduce(0, place, group, "amin", include_self=False)[place]
+    return group
 
 
 def _columns(rule: Tensor | None, rows: slice, columns: slice) -> Tensor | None:

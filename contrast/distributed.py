@@ -1,8 +1,7 @@
-"""What a rank needs of the others: who is there, their rows with an exact gradient, means over all of them."""
+"""Communication between ranks: rank and world size, gathering rows with an exact gradient, means over all ranks."""
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,26 +19,25 @@ def rank() -> int:
 def gather(rows: Tensor) -> Tensor:
     """Every rank's rows in order of rank, [N, ...] on each of W ranks -> [W N, ...]; N must be the same everywhere.
 
-    The gradient is the sum over ranks of what they send back to these rows. With each rank's loss a mean over its
-    own queries, and the parameter gradients averaged over ranks as DDP does, the result is exactly the gradient of
-    the mean over all queries.
+    The gradient of this rank's rows is the sum of their gradients from the losses of all ranks. If each rank's loss is
+    the mean over its own queries, and parameter gradients are averaged over ranks as DDP does, the result is exactly
+    the gradient of the mean over all queries.
     """
     return rows if world_size() == 1 else _Gather.apply(rows)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
+    def forward(ctx: object, rows: Tensor) -> Tensor:
         rows = rows.contiguous()
         parts = [torch.empty_like(rows) for _ in range(world_size())]
         dist.all_gather(parts, rows)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
         # a column-major gradient would be summed element by element in the wrong places
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
+        total = sum_over_ranks(grads[0].contiguous())
         return total.chunk(world_size())[rank()]
 
 
@@ -47,11 +45,9 @@ def mean_counted(values: Tensor, counted: Tensor) -> Tensor:
     """This rank's share of the mean of `values` [B] over the queries of all ranks that are `counted` [B] bool.
 
     Scaled by the world size, since DDP divides by it: the average over ranks is the mean over all counted queries.
-    Nobody counted: 0, with a zero gradient.
+    If no query is counted, it is 0, with a zero gradient.
     """
-    total = counted.sum()
-    if world_size() > 1:
-        dist.all_reduce(total)
+    total = sum_over_ranks(counted.sum())
     return world_size() * torch.where(counted, values, 0).sum() / total.clamp(min=1)
 
 
@@ -59,9 +55,7 @@ def log_mean_exp_over_ranks(value: Tensor) -> Tensor:
     """log of the mean over ranks of exp(value), a scalar tensor without gradient, the same on every rank."""
     if world_size() == 1:
         return value
-    parts = [torch.empty_like(value) for _ in range(world_size())]
-    dist.all_gather(parts, value.contiguous())
-    return torch.stack(parts).logsumexp(dim=0) - math.log(world_size())
+    return gather(value.detach()[None]).logsumexp(dim=0) - math.log(world_size())
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -79,10 +73,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Puts the mean over ranks in the place of every gradient; a sparse one stays sparse.
+    """Replaces every gradient by its mean over ranks; a sparse gradient stays sparse.
 
-    torch's DistributedDataParallel knows sparse gradients of nn.Embedding alone, and under NCCL none. Here the ranks
-    send each other the rows that they have, and not the V rows of a table. Equal on every rank, bit for bit.
+    torch's DistributedDataParallel supports sparse gradients of nn.Embedding only, and under NCCL none. Here the ranks
+    exchange only the rows that have a gradient, not all V rows of a table. The result is the same on every rank, bit
+    for bit.
     """
     if world_size() == 1:
         return
@@ -97,14 +92,10 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             grad /= world_size()
 
 
+@torch.no_grad()
 def gather_unequal(rows: Tensor) -> Tensor:
     """Every rank's rows in order of rank, [N_r, ...] on rank r -> [N_0 + N_1 + ..., ...], without a gradient."""
-    number = torch.tensor([len(rows)], device=rows.device)
-    numbers = [torch.empty_like(number) for _ in range(world_size())]
-    dist.all_gather(numbers, number)
-    counts = torch.cat(numbers).tolist()
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    counts = gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padded = rows.new_zeros(1, max(counts), *rows.shape[1:])
+    padded[0, : len(rows)] = rows
+    return torch.cat([part[:count] for part, count in zip(gather(padded), counts, strict=True)])

@@ -1,11 +1,14 @@
-"""The one exception for input that a user can mend, and how errors of libraries become it."""
+"""The one exception for input that a user can correct, the conversion of library errors to it, and missing packages."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 
 
 class InputError(ValueError):
-    """Bad input, refused at the door: its message names the numbers and fits on one line.
+    """Bad input, refused before any work is done. Its message is one line and contains the offending values.
 
     The entry points print it as `error: <message>` without a traceback and exit with status 2.
     """
@@ -13,9 +16,9 @@ class InputError(ValueError):
 
 @contextmanager
 def named_errors(kinds: tuple[type[Exception], ...], what: str) -> Iterator[None]:
-    """Errors of these kinds as an InputError of one line, which says `what` went wrong, and why.
+    """Turns errors of these kinds into an InputError of one line, which says `what` went wrong, and why.
 
-    An InputError stays as it is, for it says so itself.
+    An InputError passes unchanged, because its message says so already.
     """
     try:
         yield
@@ -26,8 +29,26 @@ def named_errors(kinds: tuple[type[Exception], ...], what: str) -> Iterator[None
 
 
 def making(key: str) -> AbstractContextManager[None]:
-    """Whatever a constructor raises in this block is an InputError that names the `key` of the configuration."""
+    """Turns any exception of a constructor in this block into an InputError that names the configuration's `key`."""
     return named_errors((Exception,), key)
+
+
+def need(module: str, extra: str, what: str) -> None:
+    """Raises InputError if `module` is not installed, which `what` needs and `contrast-learning[extra]` brings."""
+    if sys.modules.get(module) is None and find_spec(module) is None:
+        raise InputError(f"{what} needs {module}: pip install 'contrast-learning[{extra}]'")
+
+
+def first_few(names: Iterable[str]) -> str:
+    """The first four names and the number of the others: "a.png, b.png, c.png, d.png and 5 more"."""
+    names = list(names)
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(map(shown, names[:4])) + more
+
+
+def shown(name: str | Path) -> str:
+    """A name of a file for people: bytes that are not UTF-8 appear as escapes, for no terminal takes them."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def one_line(error: BaseException) -> str:

@@ -2,13 +2,15 @@
 
 Gradient accumulation adds no negatives. Here the batch is embedded in parts without a graph, the loss of the whole
 batch and its gradient with respect to queries and keys are computed, and the parts are embedded again, each with a
-graph through which its share of that gradient goes. Memory is that of one part; time is one forward pass more.
+graph that backpropagates its share of that gradient. This takes the memory of one part and the time of one more forward
+pass.
 
 P pairs of views, B images of this rank, D dimensions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -32,16 +34,16 @@ def cached_gradients(
     modules: Sequence[nn.Module],
     parameters: Sequence[nn.Parameter],
 ) -> tuple[Tensor, Others, Embedded]:
-    """The loss of a whole batch, what else `contrast` returns, and what was embedded, without gradient.
+    """The loss of a whole batch, what else `contrast` returns, and the embeddings, which have no gradient.
 
     embed       embed(i, again): part i of the batch; called twice, `again` with the random state of the first call
     contrast    query, key of the whole batch -> (loss, more)
-    modules     whose buffers (running statistics) the second pass leaves as the first made them
+    modules     whose buffers (running statistics) keep the values of the first pass
     parameters  that get a gradient: it is computed here, and `loss.backward()` delivers it once, so that DDP and
                 accumulation see one backward pass
 
-    The gradients are those of the whole batch, but for what mixes images within the encoder: batch norm takes its
-    statistics from each part.
+    The gradients are those of the whole batch, except where the encoder mixes images: batch norm takes its statistics
+    from each part.
     """
     device = next((parameter.device for parameter in parameters), torch.device("cpu"))
     states, embedded = [], []
@@ -49,7 +51,7 @@ def cached_gradients(
         for i in range(parts):
             states.append(_random_state(device))
             embedded.append(embed(i, False))
-    after = _random_state(device)
+    images = [each.query.shape[1] for each in embedded]  # of every part
     query = torch.cat([each.query for each in embedded], dim=1).requires_grad_()  # [P, B, D]
     keys = [each.key for each in embedded if each.key is not None]
     key = torch.cat(keys, dim=1).requires_grad_() if keys else None
@@ -59,19 +61,18 @@ def cached_gradients(
         first = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
     total: list[Tensor | None] = list(first[len(leaves) :])
     torch.clear_autocast_cache()  # older torch keeps weights that the first pass cast, which have no graph
-    with buffers_kept(modules):
-        for i, part in enumerate(_slices([each.query.shape[1] for each in embedded])):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), buffers_kept(modules):
+        for i in range(parts):
             _set_random_state(states[i], device)
             again = embed(i, True)
             outputs, grads = [], []
             for output, grad in zip((again.query, again.key)[: len(leaves)], first[: len(leaves)], strict=True):
                 if output is not None and grad is not None and output.requires_grad:
                     outputs.append(output)
-                    grads.append(grad[:, part].to(output.dtype))
+                    grads.append(grad.split(images, dim=1)[i].to(output.dtype))
             with torch.autocast(device.type, enabled=False):
                 shares = torch.autograd.grad(outputs, parameters, grads, allow_unused=True)
             total = [_add(one, share) for one, share in zip(total, shares, strict=True)]
-    _set_random_state(after, device)
     whole = Embedded(
         torch.cat([each.embedding for each in embedded], dim=1), query.detach(), None if key is None else key.detach()
     )
@@ -93,7 +94,7 @@ class _Deliver(torch.autograd.Function):
 
 @contextmanager
 def buffers_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The buffers of `modules` are as before after this block, whatever it writes into them."""
+    """Restores the buffers of `modules` after this block, whatever it writes into them."""
     kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
     try:
         yield
@@ -113,12 +114,14 @@ def _set_random_state(state: list[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state[1], device)
 
 
-def _slices(lengths: list[int]) -> list[slice]:
-    ends = torch.tensor(lengths).cumsum(0).tolist()
-    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-
-
 def _add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
     return one + other  # not in place: autograd may share a gradient between two parameters
+
+
+def equal_parts(count: int, most: int) -> list[slice]:
+    """`count` rows in parts of at most `most`, whose lengths differ by one at most."""
+    parts = -(-count // most)
+    ends = [count * i // parts for i in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]

@@ -5,14 +5,15 @@ V views, B images of this rank, W ranks, D dimensions. key[v] is the key of the 
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from contrast.config.facts import NO_CAPTIONS
 from contrast.distributed import gather, rank, world_size
 from contrast.errors import InputError
-from contrast.facts import NO_CAPTIONS
 
 
 class HasText(Protocol):
@@ -26,7 +27,8 @@ class Shared(nn.Module):
     """The encoder's own projections: the key of view v is the projection of view v + 1, modulo the number of keys.
 
     num_queries  how many views are queries, from the first on; None: all
-    num_keys     how many views may be keys, from the first on: 2 with multi-crop in SwAV. None: all that are queries
+    num_keys     how many views may be keys, from the first on: 2 with multi-crop in SwAV. None: all views that are
+                 queries
     """
 
     differentiable = True  # the keys have a gradient
@@ -64,10 +66,27 @@ class Shared(nn.Module):
         """Called once before training with the number of optimiser steps it will take."""
 
     def advance(self, encoder: nn.Module, projector: nn.Module) -> None:
-        """Called once after every optimiser step with what it trains."""
+        """Called once after every optimiser step with the networks that it trains."""
 
 
-class Momentum(Shared):
+class Separate(Shared, ABC):
+    """Keys of another network, without gradient: a subclass embeds one view at a time in `embed_view`."""
+
+    differentiable = False
+
+    @torch.no_grad()
+    def forward(self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator) -> Tensor:
+        """Keys [V, B, D] for the V views that are queries. Every view that is a key is embedded once."""
+        partners = self.partners(len(projection), len(views))
+        keys = {v: self.embed_view(views[v], generator) for v in sorted(set(partners))}
+        return torch.stack([keys[v] for v in partners])
+
+    @abstractmethod
+    def embed_view(self, view: Tensor, generator: torch.Generator) -> Tensor:
+        """Keys of the images of one view, [B, C, H, W] -> [B, D]."""
+
+
+class Momentum(Separate):
     """A copy of normalisation, encoder and projection head that follows the trained ones (EMA, He et al. 2020, eq. 2).
 
     momentum    of every parameter and every floating-point buffer: key <- m key + (1 - m) trained. Integer buffers are
@@ -78,13 +97,12 @@ class Momentum(Shared):
     num_keys    how many views may be keys, from the first on: 2 with multi-crop. The key of view v is view v + 1,
                 modulo this number
     shuffle_bn  images are shuffled across ranks before the copy embeds them, so that batch norm cannot reveal which
-                query a key belongs to (same, section 3.3). One rank has nothing to shuffle. Sync BN is the other remedy
+                query a key belongs to (He et al. 2020, section 3.3). One rank has nothing to shuffle. Synchronised
+                batch norm is the alternative
     steps       of the training, for `final`; None: `plan` is called with them
 
     Every view that is a key takes a forward pass of its own, without gradient.
     """
-
-    differentiable = False
 
     step: Tensor
     steps: Tensor
@@ -113,13 +131,7 @@ class Momentum(Shared):
         self.register_buffer("steps", torch.tensor(steps or 0))
         self.spans_training = steps is None
 
-    @torch.no_grad()
-    def forward(self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator) -> Tensor:
-        partners = self.partners(len(projection), len(views))
-        keys = {v: self._embed(views[v], generator) for v in sorted(set(partners))}
-        return torch.stack([keys[v] for v in partners])
-
-    def _embed(self, view: Tensor, generator: torch.Generator) -> Tensor:
+    def embed_view(self, view: Tensor, generator: torch.Generator) -> Tensor:
         if not self.shuffle_bn or world_size() == 1:
             return self._net(view)
         images = len(view)

@@ -5,7 +5,6 @@ V views, P of them queries, B images of this rank, F features, D dimensions of t
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
@@ -14,15 +13,15 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from contrast.candidates import Candidates
+from contrast.candidates import linked
 from contrast.data.images.image_set import Batch
-from contrast.distributed import gather, mean_counted, rank, sum_over_ranks
+from contrast.distributed import gather, mean_counted, sum_over_ranks
 from contrast.encoders.blocks import checkpoint_activations, shard
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError, making
 from contrast.evaluation.geometry import alignment, effective_rank, uniformity
-from contrast.grad_cache import Embedded, cached_gradients
-from contrast.ids import linked
+from contrast.grad_cache import Embedded, cached_gradients, equal_parts
+from contrast.heads.head import LossHead
 from contrast.keys import Second, Shared
 from contrast.negatives.source import Queries, Source
 from contrast.optim.groups import parameter_groups
@@ -64,7 +63,7 @@ class Contrastive(pl.LightningModule):
     predictor: nn.Module | None
     key: Shared
     negatives: Source
-    head: "LossHead"
+    head: LossHead
 
     def __init__(
         self,
@@ -105,13 +104,14 @@ class Contrastive(pl.LightningModule):
                 checkpoint_activations(net)
         self.same_label = same_label
         self.register_buffer("shared", shared, persistent=False)
-        writes = ((name, getattr(Source, name)) for name in ("update", "advance"))
-        self.remembers = any(getattr(type(negatives), name, None) is not own for name, own in writes)
+        self.remembers = overrides(negatives, Source, "update")
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.one_forward_pass, self.micro_batch, self.config = seed, one_forward_pass, micro_batch, config
         self.pending: list[tuple[Tensor, Tensor | None, Tensor, Tensor | None]] = []  # of `negatives.update`
+        self.unchecked: list[tuple[Batch, int, Tensor]] = []  # since the last step: batch, number, loss on the host
+        self.copied: torch.cuda.Event | None = None  # on a GPU: the last of these losses is on the host
         self.batch_number = 0  # of the current batch, from 1, since the start of the run; in the checkpoint
-        self.no_decay: set[str] = set()  # names of parameters with this attribute
+        self.no_decay: set[str] = set()  # names of the parameters that have the attribute `no_decay`
         self.logged = False  # whether the current batch is logged
 
     def configure_model(self) -> None:
@@ -135,7 +135,7 @@ class Contrastive(pl.LightningModule):
         return nets
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embeddings of images, [B, C, H, W] uint8 or float in 0..1 -> [B, F]: what is evaluated and shipped."""
+        """Embeddings of images, [B, C, H, W] uint8 or float in 0..1 -> [B, F]: the evaluated and exported features."""
         return self.encoder(self.normalize(pixels))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -147,6 +147,10 @@ class Contrastive(pl.LightningModule):
             loss, queries, (embedding, query, key) = self.cached(batch, uniforms, self.micro_batch)
         if self.remembers:
             self.pending.append((query.detach(), None if key is None else key.detach(), *self.identities(batch)))
+        self.unchecked.append((batch, self.batch_number, loss.detach().to("cpu", non_blocking=True)))
+        if loss.is_cuda:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
         if self.logged:
             self.observe(loss, embedding.detach(), query.detach(), key, queries)
         return {"loss": loss, "embedding": embedding.detach()}  # the embedding is for online probes
@@ -185,10 +189,11 @@ class Contrastive(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.head.advance()
-        self.key.advance(self.encoder, self.projector)
+        if overrides(self.key, Shared, "advance"):
+            self.key.advance(self.encoder, self.projector)
         for each in self.pending:  # one for each accumulated batch
             self.negatives.update(*each)
-        if self.remembers:
+        if overrides(self.negatives, Source, "advance"):
             self.negatives.advance()
         self.pending = []
 
@@ -199,8 +204,8 @@ class Contrastive(pl.LightningModule):
     def uniforms(self, images: int) -> Tensor:
         """This rank's part of the random numbers behind the views of the whole batch, [V, B, P].
 
-        They are drawn on the CPU from (seed, number of the batch) alone. So there is nothing to save but that number,
-        and the views are the same on every device, for one process or many.
+        They are drawn on the CPU from (seed, number of the batch) alone. So a checkpoint only needs that number, and
+        the views are the same on every device, for one process or many.
         """
         uniforms = self.views.draw(images * self.trainer.world_size, self.generator())  # [V, W B, P]
         uniforms = uniforms[:, images * self.global_rank :][:, :images]
@@ -223,7 +228,7 @@ class Contrastive(pl.LightningModule):
             return batch.index, None
         numbers = torch.cat(columns, dim=1)  # [B, K]
         if numbers.shape[1] > 1:
-            return batch.index, linked(gather(numbers))[rank() * len(numbers) :][: len(numbers)]
+            return batch.index, linked(gather(numbers))[self.global_rank * len(numbers) :][: len(numbers)]
         return batch.index, numbers[:, 0]
 
     def embed(self, views: list[Tensor]) -> Tensor:
@@ -239,7 +244,7 @@ class Contrastive(pl.LightningModule):
         return torch.stack([parts[v] for v in range(len(views))])
 
     def each(self, net: nn.Module, rows: Tensor) -> Tensor:
-        """`net` on the rows of all views, [V, B, F] -> [V, B, D]."""
+        """Applies `net` to the rows of all views, [V, B, F] -> [V, B, D]."""
         if not self.one_forward_pass:
             return torch.stack([net(view) for view in rows])
         return net(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
@@ -258,15 +263,15 @@ class Contrastive(pl.LightningModule):
         metrics["rank_embedding"] = effective_rank(embedding[0, :MAX_RANK_ROWS])
         metrics["rank_projection"] = effective_rank(query[0, :MAX_RANK_ROWS])
         metrics["loss"] = loss  # each rank holds its share of the mean
-        values = torch.stack([value.detach().double().to(self.device) for value in metrics.values()])  # [K]
-        measured = ~values.isnan()
-        total, ranks = sum_over_ranks(torch.stack([values.nan_to_num(nan=0.0), measured.double()]))
+        exact = torch.float32 if self.device.type == "mps" else torch.float64  # which MPS does not have
+        values = torch.stack([value.detach().to(self.device, exact) for value in metrics.values()])  # [K]
+        total, ranks = sum_over_ranks(torch.stack([values.nan_to_num(nan=0.0), ~values.isnan()]))
         for name, mean, count in zip(metrics, (total / ranks).tolist(), ranks.tolist(), strict=True):
             if count or name == "loss":
                 self.log(f"train/{name}", mean, prog_bar=name == "loss")
 
     def on_fit_start(self) -> None:
-        self.pending = []  # of a step that was interrupted
+        self.pending, self.unchecked = [], []  # of a step that was interrupted
         if self.micro_batch is not None and self.trainer.precision == "16-mixed":
             raise InputError("micro_batch computes gradients before 16-mixed scales the loss: use bf16-mixed")
         steps = self.trainer.estimated_stepping_batches
@@ -274,6 +279,16 @@ class Contrastive(pl.LightningModule):
             part.plan(int(steps) if math.isfinite(steps) else 0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raises NonFiniteLoss before a step that would spoil the weights.
+
+        On a GPU this waits for the copies of the losses, with the backward pass still queued: the device does not idle.
+        """
+        if self.copied is not None:
+            self.copied.synchronize()
+        unchecked, self.unchecked = self.unchecked, []
+        for batch, number, loss in unchecked:
+            if not loss.isfinite():
+                raise NonFiniteLoss(batch, number, loss.item())
         if self.logged:
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
@@ -289,12 +304,23 @@ class Contrastive(pl.LightningModule):
             schedule = self.scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["batch_number"] = self.batch_number
         checkpoint["config"] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batch_number = checkpoint["batch_number"]
+
+
+class NonFiniteLoss(InputError):
+    """The loss of a batch is NaN or infinite."""
+
+    def __init__(self, batch: Batch, number: int, loss: float) -> None:
+        super().__init__(f"the loss of batch {number} is {loss}")
+        self.batch, self.number = batch, number
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return InputError, self.args  # in another process it is a line, without the batch
 
 
 class Views(Protocol):
@@ -305,27 +331,14 @@ class Views(Protocol):
     def __call__(self, pixels: Tensor, uniforms: Tensor) -> list[Tensor]: ...
 
 
-class LossHead(Protocol):
-    """What the module needs of a head (`contrast.heads`)."""
-
-    def __call__(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]: ...
-
-    def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]: ...
-
-    def plan(self, steps: int) -> None: ...
-
-    def advance(self) -> None: ...
-
-
-def equal_parts(count: int, most: int) -> list[slice]:
-    """`count` rows in parts of at most `most`, whose lengths differ by one at most."""
-    parts = -(-count // most)
-    ends = [count * i // parts for i in range(parts + 1)]
-    return [slice(start, stop) for start, stop in pairwise(ends)]
+def overrides(part: nn.Module, base: type, name: str) -> bool:
+    """Whether `part` has a method `name` that does something: that of `base` does nothing."""
+    nothing = getattr(base, name)
+    return getattr(type(part), name, nothing) is not nothing
 
 
 def is_logged(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether Lightning logs after this batch, in a run with one optimiser. It is called before the batch's step.
+    """Whether Lightning will log after this batch, in a run with one optimiser. Call it before the batch's step.
 
     Lightning logs after each `log_every_n_steps` optimiser steps, which with accumulated gradients are fewer than
     batches.

@@ -1,4 +1,4 @@
-"""Whether a server can be reached, so that nothing waits for a download that cannot come."""
+"""Whether a server can be reached, so that no download is tried without a network."""
 
 import functools
 import re
@@ -10,21 +10,24 @@ TIMEOUT = 4.0  # seconds within which a server has to respond
 
 
 def is_reachable(url: str) -> bool:
-    """Whether a server, or the proxy on the way to it, sends any response within `TIMEOUT` seconds."""
+    """Whether a server, or the proxy on the way to it, sends any response within `TIMEOUT` seconds.
+
+    What is no URL has no server.
+    """
     try:
         build_opener().open(url, timeout=TIMEOUT).close()
     except HTTPError:  # a response, too
         return True
-    except (OSError, HTTPException):
+    except (OSError, HTTPException, ValueError):
         return False
     return True
 
 
 @functools.cache
 def look_for_the_hub() -> None:
-    """To be called before Hugging Face's libraries download: without a network they then look into their cache alone.
+    """Call this before Hugging Face's libraries download: without a network they then use only their cache.
 
-    Otherwise they repeat each request for half a minute, with a line for each attempt.
+    Otherwise they repeat each request for half a minute and print a line for each attempt.
     """
     from huggingface_hub import constants
 
@@ -33,6 +36,6 @@ def look_for_the_hub() -> None:
 
 
 def without_secrets(text: str) -> str:
-    """The text with every URL in it cut down to its host and path: user, password and query may open a door."""
+    """The text with every URL reduced to its host and path: user, password and query may contain secrets."""
     text = re.sub(r"(?<=://)[^/\s]*@", "", text)
     return re.sub(r"(://[^?\s'\"]*)\?((?!,\s*\w+://)[^\s'\"\]])*", r"\1", text)

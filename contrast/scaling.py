@@ -1,4 +1,4 @@
-"""The learning rate scaled with the batch size. Configurations are computed with it before torch is imported."""
+"""The learning rate scaled with the batch size, without torch: configurations use it before torch is imported."""
 
 import math
 

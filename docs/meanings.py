@@ -11,7 +11,7 @@ from typing import Any, get_origin
 import griffe
 from typing_extensions import Unpack
 
-from contrast import facts
+from contrast.config import facts
 from contrast.encoders import finish, mlp
 from contrast.run.schema import types_of
 from contrast.views.simclr import Recipe, SimCLRViews

@@ -17,10 +17,10 @@ from contrast.data.images.image_set import Images
 from contrast.encoders import predictor, text_transformer
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
-from contrast.grad_cache import Embedded, cached_gradients
+from contrast.grad_cache import Embedded, cached_gradients, equal_parts
 from contrast.heads import NCE, CrossCorrelation, Estimated, InfoNCE, Learnable, LearnedBias
 from contrast.keys import Momentum, Second, Shared
-from contrast.module import Contrastive, equal_parts
+from contrast.module import Contrastive
 from contrast.negatives import Bank, Dimensions, InBatch, Nearest, Paired, Queue, Table
 from contrast.optim import constant
 from contrast.samplers import Uniform

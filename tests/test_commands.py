@@ -59,6 +59,11 @@ def test_answers_without_torch(tmp_path: Path) -> None:
         (["evaluate"], "checkpoint must be given"),
         (["embed", "checkpoint=run", "ot=a.csv"], "did you mean 'out'"),
         (["export", "checkpoint=run", "out=a", "format=onx"], "format=onx"),
+        (["evaluate", "checkpoint=run", "+logger=none"], "no key or group 'logger'"),
+        (["evaluate", "checkpoint=run", "-m", "+batch_sze=1,2"], "did you mean 'batch_size'"),
+        (["embed", "checkpoint=run", "out=a.csv", "+splt=train"], "did you mean 'split'"),
+        (["export", "checkpoint=run", "out=a", "++formt=onnx"], "did you mean 'format'"),
+        (["report", "checkpoint=run", "+imges=3"], "did you mean 'images'"),
     ]
     found = answers([call for call, _ in mistakes], tmp_path)
     for (call, part), (status, text, slow) in zip(mistakes, found, strict=True):

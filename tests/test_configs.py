@@ -15,25 +15,27 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 from torch import nn
 
-import contrast.facts
+import contrast.config.facts
+from contrast.cli import settings
 from contrast.cli.belongs import TEXT as OTHER
 from contrast.cli.embed import columns, image_sets
+from contrast.config.facts import complete
 from contrast.data.images.image_set import Images, Splits
 from contrast.data.text.corpus import Corpus
 from contrast.deploy.load import ImageEncoder
 from contrast.encoders.normalize import Normalize
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Frozen
-from contrast.facts import complete
 from contrast.heads import NCE, AdaptiveSoftmax, Alignment, Covariance, CrossCorrelation, InfoNCE
 from contrast.keys import Momentum
 from contrast.module import Contrastive
 from contrast.negatives import Dimensions, PositivesOnly, Table, Targets, Tree
 from contrast.run.compose import check_groups, check_values, config_loader, load_config
-from contrast.run.folder import conf_folder
+from contrast.run.folder import conf_folder, run_config
+from contrast.run.schema import check, check_keys
 from contrast.samplers import Unigram
-from contrast.teacher import FrozenTeacher
 from contrast.training.build import build, part
+from contrast.training.teacher import FrozenTeacher
 
 CONF = conf_folder()
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))
@@ -136,6 +138,7 @@ def test_every_option_composes(compose: Compose, name: str) -> None:
         cfg = compose(*words, command=command)
         assert get_class(cfg.hydra.launcher._target_)  # a plugin's own class can be imported
         assert get_class(cfg.hydra.sweeper._target_)
+        check_keys(cfg, getattr(settings, command.capitalize()))
     assert commands(name), group
 
 
@@ -316,7 +319,18 @@ def test_optimizer(compose: Compose, optimizer: str, scheduler: str) -> None:
 @pytest.mark.parametrize("option", options("protocol"))
 def test_protocol(compose: Compose, option: str) -> None:
     words = [f"protocol={option}", *NEEDS.get(f"protocol/{option}", [])]
-    assert callable(instantiate(compose(*words, command="evaluate").protocol, _partial_=True))
+    cfg = compose(*words, command="evaluate")
+    check_keys(cfg, settings.Evaluate)
+    assert callable(instantiate(cfg.protocol, _partial_=True))
+
+
+@pytest.mark.parametrize("part", ["data", "encoder", "head", "negatives", "projector", "views"])
+def test_a_part_that_is_null_is_refused(compose: Compose, part: str) -> None:
+    """As in the file of a run that somebody has edited."""
+    cfg = own(compose())
+    cfg[part] = None
+    with pytest.raises(InputError, match=f"{part}=null"):
+        check(run_config(cfg), settings.Pretrain)
 
 
 # --- recipes
@@ -485,7 +499,7 @@ def test_facts_fill_only_parameters_without_a_default() -> None:
     facts = {"dim": 1, "num_ids": 2, "counts": 3}
     assert complete(functools.partial(part), facts) == (1, 7, None)
     assert complete(functools.partial(part, dim=5), facts) == (5, 7, None)
-    page = inspect.getdoc(contrast.facts) or ""
+    page = inspect.getdoc(contrast.config.facts) or ""
     assert all(name in page for name in ("dim", "in_features", "num_ids", "counts", "vocabulary", "length", "corpus"))
 
 
@@ -504,7 +518,7 @@ TUNED = {
     "negatives": "draws proximity momentum ring in_batch positives sampler std sparse "
     "teacher_temperature own_key balance among",
     "model": "method window subsample lr lr_end chunk block blocks max_pairs_per_row length batch frequencies "
-    "vectors output_vectors shrink_windows",
+    "vectors output_vectors shrink_windows compiled",
     "projector": "out_features",
     "scheduler": "warmup_fraction warmup_steps final",
     "callbacks": "collapse.min_rank held_out.first held_out.growth held_out.most held_out.max_seconds "

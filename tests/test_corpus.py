@@ -267,7 +267,7 @@ def test_no_text(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty has no files"):
         corpus(tmp_path / "empty")
-    with pytest.raises(InputError, match="list of paths is empty"):
+    with pytest.raises(InputError, match="list of paths, is empty"):
         text_files([])
     path.write_text(" \n\n")
     with pytest.raises(InputError, match=r"a\.txt: no words$"):

@@ -188,7 +188,10 @@ def test_what_cannot_be_embedded_ends_at_the_door(
         ("out=f.txt",): "f.txt",
         ("out=f.npy", "neighbours=-1"): "neighbours=-1",
         ("out=f.npy", "data=docstrings", "data.most=2000", "data.min_count=1"): "text",
-        ("out=f.npy", "data.root=absent"): "absent",
+        ("out=f.npy", "data.root=absent"): "absent does not exist; data.root=FOLDER says where the images of",
+        ("out=f.npy", "data.root=absent", "+data.image_sze=8"): "did you mean 'image_size'?",
+        ("out=f.npy", "data=cifar10", "data.root=absent"): "no cifar10 in",
+        ("out=f.npy", "+trainer.banana=1"): "'banana'",
     }.items():
         assert embed(f"checkpoint={trained}", *words) == 2
         assert reason in capfd.readouterr().err

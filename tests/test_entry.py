@@ -148,6 +148,11 @@ def test_flags_and_overrides_in_any_order(call: Call) -> None:
 MISTAKES: list[tuple[list[str], list[str]]] = [
     (["head.temprature=0.1"], ["head has no key 'temprature'", "did you mean 'temperature'?"]),
     (["head.bias.initail=0.1"], ["head.bias has no key 'initail'", "did you mean 'initial'?"]),
+    (
+        ["head.temperature.initial=2"],
+        ["head.temperature has no keys, and so no 'initial': head.temperature=... sets it as a whole"],
+    ),
+    (["--info", "config", "head.temperature.initial=2"], ["head.temperature has no keys, and so no 'initial'"]),
     (["sead=1"], ["no key or group 'sead'", "did you mean 'seed'?"]),
     (["exprimnt=known"], ["did you mean 'experiment'?"]),
     (["hed=info_nce"], ["no key or group 'hed'", "did you mean 'head'?"]),
@@ -172,6 +177,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["+optimizer.larn=3"], ["optimizer: ", "unexpected keyword argument 'larn'", "did you mean 'learn'?"]),
     (["hydra/launcher=nope"], ["hydra/launcher has no option 'nope'", "basic"]),
     (["--config-dir", "nowhere"], ["--config-dir nowhere", "no such folder"]),
+    (["--config-dir", "a\x1b[2Jb"], ["--config-dir a\\x1b[2Jb"]),  # a terminal would clear its screen
     (["--config-name", "nowhere"], ["nowhere"]),
     (["resume=nowhere"], ["resume=nowhere", "no such run folder"]),
     (["-m", "seed=1,2", "encoder=small,resnt"], ["encoder has no option 'resnt'"]),
@@ -192,6 +198,13 @@ def test_mistakes_are_one_line(
     for part in parts:
         assert part in error
     assert not [path for path in Path.cwd().rglob("config.yaml") if "conf" not in str(path)]  # no run is left behind
+
+
+def test_a_refused_run_leaves_the_folders_that_were_there(call: Call) -> None:
+    Path("mine/empty").mkdir(parents=True)
+    assert call("batch_size=0", "hydra.run.dir=mine/empty/new/run") == 2
+    assert call("encoder=nested", "hydra.run.dir=mine/empty/new/run") == 2
+    assert list(Path("mine/empty").iterdir()) == []
 
 
 def test_unknown_metric(call: Call, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from contrast.candidates import as_ids
 from contrast.errors import InputError
-from contrast.ids import as_ids
 
 VALUES = [[0, 3, 1], [2, 127, 5]]
 

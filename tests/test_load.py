@@ -264,6 +264,9 @@ def test_words(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         found["emperor"]
     keyed = pytest.importorskip("gensim.models") and found.to_keyed_vectors()
     assert keyed.most_similar("king", topn=3) == [(word, pytest.approx(value, abs=1e-5)) for word, value in near]
+    assert (keyed.index_to_key, len(keyed.vectors)) == (list(found.words), len(found))  # and no row besides
+    keyed.save_word2vec_format("keyed.txt")
+    assert contrast.load("keyed.txt").words == found.words
     with pytest.raises(InputError, match="run on text"):
         contrast.load("run/checkpoints/last.ckpt")
     Path("run/vectors.safetensors").rename("mine.safetensors")

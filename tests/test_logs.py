@@ -233,7 +233,7 @@ def _agent_jobs(root: Path) -> None:
             for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):
                 del os.environ[name]
             wandb.teardown()
-        logger = loggers.wandb_logger(root / "run", name="run", project="contrast", entity="mine")
+        logger = loggers.wandb_logger(root / "run", "run", None, {}, project="contrast", entity="mine")
         assert logger is not None
         send = logger.run.log
 
@@ -293,7 +293,7 @@ def test_a_run_that_was_deleted_is_followed_by_another(tmp_path: Path, monkeypat
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "wandb_id").write_text("old\n")
-    logger = loggers.wandb_logger(tmp_path, name="run")
+    logger = loggers.wandb_logger(tmp_path, "run", None, {})
     assert logger is not None
     assert ids == ["old", logger.run.id]
     assert (tmp_path / "wandb_id").read_text().strip() == logger.run.id
@@ -304,7 +304,7 @@ def test_no_run_starts_where_w_and_b_is_disabled(
     name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert loggers.wandb_logger(tmp_path, name="run") is None
+    assert loggers.wandb_logger(tmp_path, "run", None, {}) is None
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == f"W&B: disabled ({name})\n"
 
@@ -372,6 +372,11 @@ def test_wandb_mode_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert loggers.wandb_mode(_settings(mode=mode, api_key=api_key, base_url="http://localhost:1"))[0] == expected
 
 
+@pytest.mark.parametrize("url", ["", "server", "http://[1", "http://server:port"])
+def test_what_is_no_url_is_not_reachable(url: str) -> None:
+    assert not loggers.is_reachable(url)
+
+
 def test_behind_a_proxy_it_is_the_proxy_that_has_to_respond(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not loggers.is_reachable("http://server.invalid")
     monkeypatch.setenv("http_proxy", f"http://{server}")
@@ -384,24 +389,23 @@ def test_behind_a_proxy_it_is_the_proxy_that_has_to_respond(server: str, monkeyp
 
 
 @pytest.mark.parametrize("name", ["wandb", "csv", "tensorboard", "mlflow", "none"])
-def test_every_logger_takes_what_the_entry_point_gives(name: str) -> None:
+def test_every_logger_needs_what_a_run_knows(name: str) -> None:
     for node in OmegaConf.load(CONF / f"{name}.yaml").values():
-        given = {key: value for key, value in node.items() if key != "_target_"}
-        inspect.signature(get_method(node["_target_"])).bind(
-            run_dir="run", name="name", group="group", config={}, **given
-        )
+        parameters = inspect.signature(get_method(node["_target_"])).parameters.values()
+        needed = {each.name for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD}
+        assert needed - set(node) <= {"run_dir", "name", "group", "config"}
 
 
 def test_tensorboard_writes_to_the_run_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    logger = loggers.tensorboard_logger(tmp_path, name="name", group=None)
+    logger = loggers.tensorboard_logger(tmp_path)
     logger.log_metrics({"train/loss": 1.0}, 0)
     logger.finalize("success")
     assert list((tmp_path / "tensorboard").glob("events.out.*"))
 
 
 def test_tensorboard_names_the_extra_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(InputError, match=r"contrast-learning\[tensorboard\]"):
         loggers.tensorboard_logger(tmp_path)
 
@@ -424,14 +428,14 @@ def test_mlflow_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ids[0] == ids[1]
     assert [each.step for each in client.get_metric_history(ids[0], "train/loss")] == [0, 1]
     (tmp_path / "run" / "mlflow_id").write_text("0123456789abcdef0123456789abcdef")  # of a store that is gone
-    assert loggers.mlflow_logger(tmp_path / "run", name="name").version != ids[0]
+    assert loggers.mlflow_logger(tmp_path / "run", "name", None, {}).version != ids[0]
     assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "run", "runs"}
 
 
 def test_mlflow_names_the_extra_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(InputError, match=r"contrast-learning\[mlflow\]"):
-        loggers.mlflow_logger(tmp_path, name="name")
+        loggers.mlflow_logger(tmp_path, "name", None, {})
 
 
 # curves.png

@@ -71,8 +71,6 @@ def test_a_metric_that_is_never_measured_is_no_silent_loss(tmp_path: Path) -> No
 
 
 def test_a_job_below_the_median_of_the_others_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("optuna", minversion="3.2")
-
     def job(name: str, *scores: float | None, startup: int | None = 3) -> int:
         run = fit(tmp_path / name, 4, Scores(*scores), Prune(startup), logger=MetricsLog(tmp_path / name))
         (tmp_path / name / "metrics.json").write_text("{}")

@@ -47,7 +47,15 @@ PRETRAIN: list[Row] = [
     ("method=moco negatives.size=100000000000000", ["memory"]),
     ("optimizer.lr=-1", ["optimizer", "-1"]),
     ("optimizer.lr=inf", ["optimizer.lr=inf"]),
+    ("optimizer.lr=1e40", ["optimizer.lr=1e+40", "float32"]),
     ("data=folder encoder=small data.root=pipes", ["a.png", "no regular file", "data.on_error=skip"]),
+    ("data=folder encoder=small data.root=pipes +data.image_sze=3", ["data: folder", "did you mean 'image_size'?"]),
+    ("data=mnist +data.channel=1", ["data: mnist", "did you mean 'channels'?"]),
+    ("data=folder encoder=small data.root=pipes data.channels=null", ["channel", "None"]),
+    ("encoder.weights=broken.ckpt", ["broken.ckpt of 7 bytes", "ends too early"]),
+    ("method=crd key.weights=broken.ckpt", ["broken.ckpt of 7 bytes", "ends too early"]),
+    ("+batchsize=512", ["batchsize", "did you mean 'batch_size'?"]),
+    ("logger=tensorboard +logger.tensorboard.banana=1", ["logger.tensorboard", "banana"]),
     ("-m seed=1,2 hydra.sweep.dir=/dev/null/sweep", ["/dev/null/sweep", "folder of a sweep"]),
 ]
 
@@ -74,6 +82,9 @@ EVALUATE: list[Row] = [
     ("trainer.devices=0", ["trainer.devices=0"]),
     ("protocol=linear protocol.steps=0", ["step", "0"]),
     ("protocol=words checkpoint=v.txt data.pairs=/nowhere", ["/nowhere"]),
+    ("+report=true", ["no key or group 'report'"]),
+    ("+data.banana=1", ["data: digits", "'banana'"]),
+    ("+evaluation.banana=1", ["evaluation.banana=1"]),
 ]
 
 
@@ -383,7 +394,7 @@ def test_a_cache_that_may_not_even_be_looked_at(tmp_path: Path, monkeypatch: pyt
 
 def test_a_run_of_somebody_else(pretrain: Command, trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     before = (trained / "config.yaml").read_text()
-    monkeypatch.setattr("contrast.run.folder.replacing", refusing)
+    monkeypatch.setattr("contrast.atomic.replacing", refusing)
     assert pretrain(f"resume={trained}", "trainer.max_epochs=2") == 2
     assert capfd.readouterr().err.splitlines()[-1] == "error: /somebody/else: Permission denied"
     assert (trained / "config.yaml").read_text() == before

@@ -17,7 +17,7 @@ from contrast.heads import Cosine, InfoNCE, Learnable
 from contrast.module import Contrastive
 from contrast.negatives import InBatch
 from contrast.optim import warmup_cosine
-from contrast.training.callbacks.nonfinite import StopAtNonFinite
+from contrast.training.callbacks.nonfinite import SaveNonFinite, StopAfterNonFinite
 from contrast.training.data import PretrainData
 from contrast.views import SimCLRViews
 
@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_all_that_reproduces_it(tmp
         def on_before_backward(self, trainer, pl_module, loss) -> None:
             before.update({name: p.detach().clone() for name, p in pl_module.named_parameters()})
 
-    run = trainer(tmp_path, callbacks=[Poison(), Keep(), StopAtNonFinite(tmp_path)])
+    run = trainer(tmp_path, callbacks=[Poison(), Keep(), SaveNonFinite(tmp_path)])
     first = r"projector\.0\.weight" if where == "parameter" else r"the output of projector\.0"
     with pytest.raises(InputError, match=rf"loss of batch 3 is nan; first non-finite tensor: {first}"):
         run.fit(model, PretrainData(images(), 8))
@@ -191,7 +191,19 @@ def test_a_loss_that_is_not_finite_is_seen_in_every_accumulated_batch(tmp_path: 
             if pl_module.batch_number == 3:
                 self.hook.remove()
 
-    run = trainer(tmp_path, callbacks=[Poison(), StopAtNonFinite(tmp_path)], accumulate_grad_batches=2)
+    run = trainer(tmp_path, callbacks=[Poison(), SaveNonFinite(tmp_path)], accumulate_grad_batches=2)
     with pytest.raises(InputError, match="the loss of batch 3 is nan"):
         run.fit(model, PretrainData(images(32), 8))
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("precision", "other"),
+    [("32-true", ""), ("16-mixed", "trainer.precision=16-mixed, which has no number above 65504, or ")],
+)
+def test_the_cause_of_a_loss_of_text_that_is_not_finite_depends_on_the_precision(precision: str, other: str) -> None:
+    settings, text = SimpleNamespace(precision=precision), SimpleNamespace(batch_number=3)
+    with pytest.raises(InputError) as raised:
+        StopAfterNonFinite().on_train_batch_end(settings, text, {"loss": torch.tensor(float("inf"))})
+    cause = f"{other}a learning rate that is too high"
+    assert str(raised.value) == f"the loss of batch 3 is inf, and the usual cause is {cause}"

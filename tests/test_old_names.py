@@ -9,7 +9,7 @@ from conftest import TINY, Command, figures
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from contrast.old_names import TARGETS, current
+from contrast.config.old_names import TARGETS, current
 
 OLD: dict[str, Any] = {
     "views_together": True,

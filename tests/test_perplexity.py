@@ -156,5 +156,7 @@ def test_words_of_every_type_of_whole_numbers() -> None:
     expected = over_text(made.encoder, made.next_word().log_probs, ids, 0)["log_prob"]
     for given in (ids.to(torch.uint8), ids.float(), ids.numpy()):
         assert torch.equal(over_text(made.encoder, made.next_word().log_probs, given, 0)["log_prob"], expected)
+    with pytest.raises(InputError, match="most=0"):
+        over_text(made.encoder, made.next_word().log_probs, ids, 0, most=0)
     with pytest.raises(InputError, match="2 of 40 are below"):
         over_text(made.encoder, made.next_word().log_probs, ids.index_fill(0, torch.tensor([3, 5]), -1), 0)

@@ -189,6 +189,7 @@ def test_unknown_words_have_the_vectors_of_their_ngrams(
     theirs = found.to_keyed_vectors()
     for word in ("clouds", "cloud", "skye"):
         assert theirs[word] == pytest.approx(found[word].numpy(), abs=1e-6)
+    assert theirs.index_to_key == list(found.words)
     assert theirs.similarity("clouds", "oven") == pytest.approx(found.similarity("clouds", "oven"), abs=1e-5)
 
 
@@ -282,3 +283,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(words: Command, corpus: Path, c
 def test_debug_quick(words: Command, corpus: Path) -> None:
     assert words(*SMALL, "debug=quick", "hydra.run.dir=run") == 0
     assert len(load_vectors("run/vectors.safetensors")[0]) == 12
+
+
+def test_debug_quick_of_a_language_model(words: Command, corpus: Path) -> None:
+    small = ("data=corpus", f"data.path={corpus}", "model.length=5", "model.batch=8", "encoder.hidden=8")
+    small += ("trainer.accelerator=cpu", "hydra.run.dir=run")
+    assert words("model=language_model", "debug=quick", *small) == 0
+    assert figures("run")["held_out_words"] > 0

@@ -460,5 +460,5 @@ def test_ids_out_of_range_are_refused(make, wrong: int) -> None:
     assert log_prob(torch.arange(4)).isfinite().all()
     assert log_prob(torch.empty(0, 3, dtype=torch.int64)).shape == (0, 3)
     for ids in (torch.tensor(wrong), torch.tensor([[0, 3], [wrong, 1]])):
-        with pytest.raises(InputError, match=rf"must be in 0\.\.3, got {wrong}"):
+        with pytest.raises(InputError, match=rf"0\.\.3, .*{wrong}"):
             log_prob(ids)

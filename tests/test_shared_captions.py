@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from contrast.candidates import linked
 from contrast.data.images.image_set import Batch, Images
 from contrast.data.text.tokenizer import WordTokenizer
 from contrast.encoders import conv_net, mlp, text_transformer
@@ -19,7 +20,6 @@ from contrast.evaluation.encoder import Towers
 from contrast.evaluation.features import EvaluationData
 from contrast.evaluation.zeroshot import zeroshot
 from contrast.heads import NCE, InfoNCE
-from contrast.ids import linked
 from contrast.keys import Second
 from contrast.module import Contrastive
 from contrast.negatives import Paired
@@ -123,7 +123,7 @@ def test_groups_of_labels_and_of_captions_are_one() -> None:
     def groups(same_label: str, shared: Tensor | None) -> Tensor | None:
         labels = torch.tensor([0, 1, 1, -1])
         batch = Batch(torch.empty(0), labels, torch.arange(4))
-        return Contrastive.identities(SimpleNamespace(same_label=same_label, shared=shared), batch)[1]  # type: ignore[arg-type]
+        return Contrastive.identities(SimpleNamespace(same_label=same_label, shared=shared, global_rank=0), batch)[1]  # type: ignore[arg-type]
 
     shared = torch.tensor([[0, 5], [1, 6], [2, 7], [3, 5]])
     assert groups("positive", shared) is None
@@ -204,6 +204,10 @@ def test_zero_shot_reads_names_from_a_file_and_refuses_what_cannot_work(tmp_path
     (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
     found = data()
     assert zeroshot(found, ["{}"], str(tmp_path / "names.txt")) == zeroshot(found, ["{}"], NAMES)
+    (tmp_path / "spaces.txt").write_text("\n".join(f" {name} \r" for name in NAMES) + "\n\n")
+    assert zeroshot(found, ["{}"], str(tmp_path / "spaces.txt")) == zeroshot(found, ["{}"], NAMES)
+    with pytest.raises(InputError, match=r"protocol\.classes=absent\.txt cannot be read"):
+        zeroshot(found, ["{}"], "absent.txt")
     with pytest.raises(InputError, match="'0' and '1' are the same tokens"):
         zeroshot(found, ["{}"])  # the names of the classes, which no caption has
     with pytest.raises(InputError, match="2 names for the 7 classes"):

@@ -149,7 +149,7 @@ def groups(rank: int = 0, world: int = 1) -> Tensor:
     """Of this rank's rows; 0 and 5 share an image, 5 and 3 a caption, 1 and 2 a caption."""
     shared = torch.tensor([[3, 10], [4, 11], [5, 11], [6, 12], [7, 13], [3, 12]])
     mine = torch.arange(IMAGES)[rank * IMAGES // world :][: IMAGES // world]
-    model = SimpleNamespace(same_label="negative", shared=shared)
+    model = SimpleNamespace(same_label="negative", shared=shared, global_rank=rank)
     return Contrastive.identities(model, Batch(torch.empty(0), torch.zeros(len(mine)), mine))[1]
 
 

@@ -33,9 +33,9 @@ from contrast.negatives import (
 from contrast.optim import warmup_cosine
 from contrast.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from contrast.samplers import LogUniform, Poisson, Uniform
-from contrast.teacher import FrozenTeacher
-from contrast.training.callbacks.nonfinite import StopAtNonFinite
+from contrast.training.callbacks.nonfinite import SaveNonFinite
 from contrast.training.data import PretrainData
+from contrast.training.teacher import FrozenTeacher
 from contrast.views import SimCLRViews
 
 N, BATCH, DIM, TEMPERATURE = 24, 8, 6, 0.2  # 3 steps an epoch
@@ -183,7 +183,7 @@ def test_keys_of_a_loss_that_is_not_finite_stay_out(tmp_path: Path, accumulated:
                 self.hook = pl_module.projector[0].register_forward_hook(lambda *_: _[2] * float("nan"))
 
     model, poison = make(lambda: Watched(100), momentum={"num_queries": 1}), Poison()
-    callbacks = [poison, StopAtNonFinite(tmp_path)]
+    callbacks = [poison, SaveNonFinite(tmp_path)]
     run = trainer(tmp_path, max_epochs=3, accumulate_grad_batches=accumulated, callbacks=callbacks)
     with pytest.raises(InputError, match=f"the loss of batch {2 * accumulated + 1} is nan"):
         run.fit(model, PretrainData(images(), BATCH if accumulated == 1 else BATCH // 2))

@@ -24,9 +24,11 @@ from test_ddp_training import SCRIPT, SETTING, TWO, on_two_ranks
 from test_resume import assert_same, checkpoint, start
 
 from contrast.errors import InputError
+from contrast.run.folder import record
 from contrast.run.lock import LOCK, InUse, locked
 from contrast.run.ranks import Ranks
 from contrast.run.signals import Signals
+from contrast.training import trainer
 
 EPOCH = 4
 RUN = (
@@ -174,6 +176,26 @@ def test_a_second_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sent == [signal.SIGTERM]
     with pytest.raises(KeyboardInterrupt):
         signals.handle(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize("name", ["saved", "save_curves"])
+def test_a_second_ctrl_c_while_the_run_ends(
+    pretrain: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The line that says how to go on is printed nevertheless."""
+    does = getattr(trainer, name)
+
+    def interrupted(run_dir: Path) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return does(run_dir)
+
+    monkeypatch.setattr(trainer, name, interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    interrupt = ("callbacks.interrupt.at=6", "+callbacks.interrupt.how=SIGINT")
+    assert pretrain(*RUN, *interrupt, "hydra.run.dir=cut") == 128 + signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) == before
+    command = f"contrast resume={Path('cut').absolute()} trust=true"
+    assert capfd.readouterr().out.splitlines()[-1] == f"ended by SIGINT: step 6 is saved, {command} continues"
 
 
 @pytest.mark.slow
@@ -343,6 +365,19 @@ def test_the_last_line_is_the_cause(
     assert time.monotonic() - began < 120
     if how == "error":
         assert 'raise RuntimeError("it broke' in Path(f"run/error_rank{rank}.txt").read_text()
+
+
+def test_a_cause_that_a_full_disk_swallowed_is_not_one(tmp_path: Path) -> None:
+    (tmp_path / "error_rank1.txt").touch()
+    assert Ranks(tmp_path).cause({1: 3}) == "rank 1 ended with status 3"
+    (tmp_path / "error_rank1.txt").write_text("it broke\n\nTraceback\n")
+    assert Ranks(tmp_path).cause({1: 3}) == "rank 1: it broke"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[3]", '[{"packages": null}]', "7"])
+def test_a_damaged_record_of_packages_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "environment.json").write_text(text)
+    assert record(tmp_path)["packages"] == {"python": "unknown"}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from contrast.errors import InputError
 from contrast.evaluation.encoder import from_checkpoint
 from contrast.heads import NCE, InfoNCE
 from contrast.negatives import Bank, Queue
-from contrast.teacher import FrozenTeacher
+from contrast.training.teacher import FrozenTeacher
 
 F, GENERATOR = 32, torch.Generator()  # of the run in `trained`
 SMALL = {"_target_": "contrast.encoders.conv_net", "widths": [4, 6]}

@@ -140,7 +140,7 @@ def test_compressed_and_packed_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(sys.modules, "zstandard", None)
         (tmp_path / "a.zst").write_bytes(b"?")
-        with pytest.raises(InputError, match="need zstandard: pip install"):
+        with pytest.raises(InputError, match="needs zstandard: pip install"):
             corpus(tmp_path / "a.zst")
     if zstd := pytest.importorskip("zstandard", reason="pip install 'contrast-learning[zstd]'"):
         packs[".zst"] = zstd.compress
@@ -204,6 +204,40 @@ def test_what_is_no_text_is_passed_over(tmp_path: Path) -> None:
         assert read(folder, on_error="skip") == ["one two", "three", "four"]
     with pytest.raises(InputError, match=r"b\.png holds NUL bytes .* not a text in UTF-8"):
         corpus(folder / "b.png")
+
+
+def test_records_with_nul_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text,n\none two,1\nbad \0 cell,2\nthree,3\n")
+    with pytest.raises(InputError, match=r"a\.csv"):
+        corpus(tmp_path / "a.csv", column="text", min_count=1)
+    (tmp_path / "b.jsonl").write_text('{"text": "one two"}\n{"text": "bad \\u0000 word"}\n{"text": "three"}\n')
+    with pytest.raises(InputError, match=r"b\.jsonl holds NUL bytes \(record 2\); data.on_error=skip"):
+        corpus(tmp_path / "b.jsonl", column="text", min_count=1)
+    with pytest.warns(UserWarning, match=r"b\.jsonl, record 2, which holds NUL bytes"):
+        assert read(tmp_path / "b.jsonl", on_error="skip", column="text") == ["one two", "three"]
+
+
+def test_json_that_is_no_json_lines_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[\n  {"text": "one two"}\n]\n')
+    with pytest.raises(InputError, match=r"line 1 of .*a\.json is no JSON"):
+        corpus(tmp_path / "a.json", column="text", min_count=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": ""}, "a corpus of no files"),
+        ({"max_distinct": 0}, "max_distinct must be at least 1, not 0"),
+        (
+            {"tokenizer": lambda line: [len(word) for word in line.split()], "min_count": 1},
+            "gives 3, which is no",
+        ),
+    ],
+)
+def test_what_is_no_corpus(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    (tmp_path / "a.txt").write_text("one two six\n")
+    with pytest.raises(InputError, match=message):
+        corpus(**{"path": tmp_path / "a.txt"} | options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [*range(1, 30), 1000])

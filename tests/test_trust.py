@@ -1,12 +1,14 @@
 """Files of strangers: none of them runs code, writes a file or takes memory that it does not have."""
 
 import functools
+import gzip
 import inspect
 import json
 import os
 import pickle
 import re
 import resource
+import shutil
 import struct
 import time
 import zipfile
@@ -23,6 +25,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from contrast.cli.belongs import TEXT
+from contrast.config.trust import ARGUMENTS, PARTS, PLACES, from_file
 from contrast.data.images.digits import digits
 from contrast.data.text.vectors import load_vectors
 from contrast.encoders import conv_net
@@ -34,7 +37,6 @@ from contrast.run.compose import config_loader, load_config
 from contrast.run.folder import conf_folder, resume_command, run_config
 from contrast.run.whole import newest
 from contrast.training.build import build
-from contrast.trust import ARGUMENTS, PARTS, PLACES, from_file
 
 CONF = conf_folder()
 SECRET = "the value of an environment variable"
@@ -323,12 +325,96 @@ def test_a_link_in_a_run_folder(
     run = run_folder(own, place)
     (run / "metrics.jsonl").symlink_to(place / "witness")
     assert "metrics.jsonl is a link" in refused(pretrain, capfd, f"resume={run}")
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")  # which nobody would ever write to
+    assert "metrics.jsonl is a link, or no regular file" in refused(pretrain, capfd, f"resume={run}")
+    (run / "metrics.jsonl").unlink()
+    (run / "tensorboard").mkdir()
+    (run / "tensorboard" / "hparams.yaml").symlink_to(place / "witness")  # Lightning writes it if it is no file
+    assert "hparams.yaml is a link" in refused(pretrain, capfd, f"resume={run}")
     assert not (place / "witness").exists()
+    (run / "tensorboard" / "hparams.yaml").unlink()
+    (run / "wandb" / "offline-run").mkdir(parents=True)
+    (run / "wandb" / "latest-run").symlink_to("offline-run")  # W&B's own
+    assert pretrain(f"resume={run}", "--cfg", "job") == 0
+
+
+def test_a_store_of_mlflow_in_a_run_folder(
+    own: dict[str, Any],
+    place: Path,
+    pretrain: Command,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MLflow creates the store that a run continues in, so a stranger's folder may not say where it is."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = run_folder(own, place / "runs", {"logger": {"mlflow": call("contrast.run.loggers.mlflow_logger")}})
+    show = (f"resume={run}", "--cfg", "job")
+    for store in (
+        f"sqlite:///{place}/witness",
+        f"file://{place}/witness",
+        "http://example.org",
+        f"{place}/runs/mlflow.db",
+    ):
+        (run / "mlflow_id").write_text(f"0123\n{store}\n")
+        line = refused(pretrain, capfd, f"resume={run}", "trainer.max_epochs=2")
+        assert f"mlflow_id says that the run is logged to {store}" in line
+        assert_untouched(place, line)
+        assert pretrain(*show, "trust=true") == 0
+    (run / "mlflow_id").write_bytes(b"\xff")
+    assert "mlflow_id is damaged" in refused(pretrain, capfd, f"resume={run}")
+    (run / "mlflow_id").write_text(f"0123\nsqlite:///{place}/witness\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+        assert pretrain(*show) == 0
+    monkeypatch.chdir("/")  # a run goes on in its own store from any folder
+    for store in ("", f"sqlite:///{place}/runs/mlflow.db"):
+        (run / "mlflow_id").write_text(f"0123\n{store}\n")
+        assert pretrain(*show) == 0
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"a', "7", "\x00"])
+def test_hostile_json(
+    own: dict[str, Any], place: Path, pretrain: Command, evaluate: Command, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    run = run_folder(own, place)
+    (run / "environment.json").write_text(text)
+    assert "environment.json is damaged" in refused(pretrain, capfd, f"resume={run}", "trainer.max_epochs=2")
+    exported = place / "exported"
+    exported.mkdir()
+    (exported / "config.json").write_text(text)
+    assert "holds no exported encoder" in refused(evaluate, capfd, f"checkpoint={exported}", "hydra.run.dir=a")
+
+
+def test_a_run_folder_with_weights_of_another_net(
+    own: dict[str, Any], trained: Path, workplace: Path, pretrain: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = workplace / "run"
+    shutil.copytree(trained, run)
+    torch.save(own, run / "checkpoints" / "last.ckpt")  # without what Lightning resumes from
+    assert "last.ckpt is damaged or no checkpoint" in refused(pretrain, capfd, f"resume={run}", "trainer.max_epochs=2")
+    shutil.copy(trained / "checkpoints" / "last.ckpt", run / "checkpoints")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("hidden_features: 32", "hidden_features: 24"))
+    line = refused(pretrain, capfd, f"resume={run}", "trainer.max_epochs=2")
+    assert "of other networks than its configuration: size mismatch for projector" in line
 
 
 def test_a_pickled_job_is_not_run_again(place: Path, pretrain: Command, capfd: pytest.CaptureFixture[str]) -> None:
     assert "pickle" in refused(pretrain, capfd, "--experimental-rerun", str(place / "pickle"))
     assert not (place / "witness").exists()
+
+
+@pytest.mark.parametrize(
+    ("urls", "says"),
+    [("reference://a.tar::file:///r.json", "reference:// (data.urls)"), (["reference::r.json"], ":: (data.urls.0)")],
+)
+def test_a_file_system_of_fsspec_that_runs_templates(urls: object, says: str) -> None:
+    data = call("contrast.data.images.shards.webdataset", urls=urls)
+    with pytest.raises(InputError, match=re.escape(says)):
+        from_file({"data": data}, "file")
+    data["urls"] = ["https://host/a.tar", "s3://bucket/{000..099}.tar", "file:///a.tar"]
+    assert from_file({"data": data}, "file") == {"data": data}
 
 
 def test_hostile_data_of_a_checkpoint(
@@ -433,6 +519,8 @@ VECTORS = {
     "digits.txt": text(b"9" * 10**5 + b" 3\na 1 2 3\n"),
     "rows.bin": text(b"1000000000000 0\na "),
     "columns.bin": text(b"1 1000000000000\na " + bytes(16)),
+    "line.txt.gz": text(gzip.compress(b"a" + b" 1" * 10**7 + b"\n")),
+    "lines.vec.gz": text(gzip.compress(b"a 1 2 3\n" * 10**6)),
     "negative.bin": text(b"-1000000 -1000000\na " + bytes(16)),
     "rows.safetensors": safetensors([10**12, 300], 10**12 * 1200),
 }
@@ -451,6 +539,27 @@ def test_sizes_are_bounded_before_memory_is_taken(workplace: Path, door: Callabl
     assert time.process_time() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # kilobytes, so 256 MB
     assert not (workplace / "witness").exists()
+
+
+def test_parts_of_a_checkpoint_take_no_memory_that_its_weights_do_not_fill(own: dict[str, Any]) -> None:
+    """A part within another one that then fails, and a part that names its device, would take memory."""
+    large = call("torch.nn.Linear", in_features=30_000, out_features=30_000, device="cpu")  # 3.6 GB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    several = [call("torch.nn.Sequential", large), {**own["config"]["encoder"], "widths": [large]}]
+    for encoder in several:
+        with pytest.raises(InputError, match="asks for more than"):
+            from_checkpoint({**own, "config": {**own["config"], "encoder": encoder}})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("images.size", None), ("images.channels", "x"), ("encoder.widths", 5), ("encoder", {}), ("encoder.widths", [])],
+)
+def test_values_that_no_encoder_has(own: dict[str, Any], key: str, value: object) -> None:
+    with pytest.raises(InputError, match=r"^encoder of the checkpoint") as error:
+        from_checkpoint({**own, "config": changed(own["config"], {key: value}, Path())})
+    assert "\n" not in str(error.value)
 
 
 def test_an_archive_behind_a_file_of_the_old_format_hides_nothing(workplace: Path) -> None:
@@ -566,12 +675,14 @@ def test_the_users_own_parts(
 
 def test_what_is_opened_is_said_before(own: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     changes = {"data.root": "/data/images", "encoder.weights": "https://example.org/x", "encoder.pretrained": True}
+    changes |= {"logger": {"wandb": call("contrast.run.loggers.wandb_logger", entity="stranger")}}
     changes |= {"key": call("contrast.keys.Second", encoder=call("contrast.encoders.hf_text", name="owner/net"))}
     config = changed(own["config"], changes, Path())
     from_file(config, "a.ckpt")
     line = capfd.readouterr().err
     assert "a.ckpt says what to open: " in line
-    for each in ("data.root=/data/images", "encoder.weights=https://example.org/x", "key.encoder.name=owner/net"):
+    told = ("data.root=/data/images", "encoder.weights=https://example.org/x", "key.encoder.name=owner/net")
+    for each in (*told, "logger.wandb.entity=stranger"):
         assert each in line
     assert from_file(config, "b.ckpt", ignored=("weights", "pretrained")) == config
     assert "encoder.weights" not in capfd.readouterr().err

@@ -85,6 +85,24 @@ def test_what_other_programs_write(tmp_path: Path) -> None:
         assert torch.equal(vectors, expected), name
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".bin", ".safetensors"])
+def test_a_compressed_file_that_ends_too_early_is_one_line(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a{suffix}.gz"
+    save_vectors(file, [f"w{i}" for i in range(99)], torch.randn(99, 8))
+    file.write_bytes(file.read_bytes()[:-99])
+    with pytest.raises(InputError, match=f"a{suffix}.gz holds no word vectors: "):
+        load_vectors(file)
+
+
+def test_words_of_glove_with_spaces_on_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "glove.txt").write_text(". . . 3 4\nthe 1 2\n")
+    words, vectors = load_vectors(tmp_path / "glove.txt")
+    assert (words, vectors.tolist()) == ((". . .", "the"), [[3, 4], [1, 2]])
+    (tmp_path / "text.txt").write_text("no vectors at all\n")
+    with pytest.raises(InputError, match="its first line does not end with a number"):
+        load_vectors(tmp_path / "text.txt")
+
+
 def test_words_of_glove_with_spaces(tmp_path: Path) -> None:
     (tmp_path / "glove.txt").write_text("the 1 2\n. . . 3 4\nat name@domain.com 5 6\n")
     words, vectors = load_vectors(tmp_path / "glove.txt")
@@ -178,7 +196,7 @@ def test_suffixes(tmp_path: Path) -> None:
         ("v.txt", b"3 2\na 1 2\nb 3 4\n", "it has 2 words, not 3"),
         ("v.txt", b"2 2\na 1 2\nb 3\n", "line 3 has 1 numbers, not 2"),
         ("v.txt", b"2 2\na 1 2\nb 3 x\n", "could not convert"),
-        ("v.txt", b"just some text\nof two lines\n", "could not convert"),
+        ("v.txt", b"just some text\nof two lines\n", "does not end with a number"),
         ("v.txt", b"word\nother\n", "words and vectors"),
         ("v.bin", b"", "empty"),
         ("v.bin", b"no header", "not enough values"),

@@ -1,3 +1,4 @@
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -100,6 +101,20 @@ def test_unreadable_files_are_named(name: str, damage: str, tmp_path: Path) -> N
     with pytest.raises(InputError, match=name) as caught:
         load_encoder(net(1), path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+@pytest.mark.parametrize("size", [5000, -1])
+def test_a_file_that_ends_too_early_says_so(kind: str, size: int, tmp_path: Path) -> None:
+    path, state = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth"), net(0, width=64).state_dict()
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    path.write_bytes(path.read_bytes()[:size])
+    message = f"cannot read weights from {path} of {path.stat().st_size:,} bytes: it ends too early"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}.{{,60}}$"):
+        load_encoder(net(1), path)
 
 
 class Payload:

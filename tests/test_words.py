@@ -21,6 +21,7 @@ from contrast.words.blocks import Passage, Passages, cut, keep_probability
 from contrast.words.descent import Descent
 from contrast.words.learned import check_learned, gain
 from contrast.words.model import Task
+from contrast.words.start import usual_rate
 
 V, D, W, L = 12, 5, 3, 4
 COUNTS = torch.tensor([90, 40, 30, 20, 9, 8, 7, 6, 5, 4, 3, 2])
@@ -186,6 +187,42 @@ def test_each_method_has_its_own_learning_rate() -> None:
     assert model().lr == model(method="skipgram").lr == 0.025
     assert model(method="cbow").lr == 0.1
     assert model(method="cbow", lr=0.2).lr == 0.2
+    assert usual_rate("skipgram", 50e6) == usual_rate("skipgram", 1e9) == 0.025
+    assert usual_rate("skipgram", 25e6) == pytest.approx(0.025 * math.sqrt(2))
+    assert usual_rate("cbow", 25e6) == pytest.approx(0.1 * math.sqrt(2))
+    assert usual_rate("skipgram", 12.5e6) == usual_rate("skipgram", 0) == 0.05
+
+
+def test_a_resumed_run_keeps_its_rate() -> None:
+    pytest.importorskip("numba")
+    made, resumed, older = model(chunk=1000), model(chunk=1000), model(chunk=1000)
+    made.start_workers(25_000)
+    made.teardown("fit")
+    checkpoint: dict[str, Any] = {"state_dict": {}}
+    made.on_save_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint)
+    older.on_load_checkpoint({name: value for name, value in checkpoint.items() if name != "lr"})
+    for each in (resumed, older):
+        each.start_workers(100)  # so few words would have a larger one
+        each.teardown("fit")
+    assert resumed.lr == made.lr == pytest.approx(0.025 * math.sqrt(2))
+    assert older.lr == 0.025
+
+
+def test_without_the_compiled_loop_the_rate_is_word2vecs() -> None:
+    made = model(chunk=1000, compiled=False)
+    made.start_workers(100)
+    made.teardown("fit")
+    assert made.lr == 0.025
+
+
+@pytest.mark.parametrize("given", [None, 0.07])
+def test_the_rate_fits_the_words_of_the_run(given: float | None) -> None:
+    pytest.importorskip("numba")
+    made = model(lr=given, chunk=1000)
+    made.start_workers(25_000)  # 25 million words, none of which is dropped
+    made.teardown("fit")
+    assert made.lr == (pytest.approx(0.025 * math.sqrt(2)) if given is None else given)
 
 
 @pytest.mark.parametrize("method", ["skipgram", "cbow"])
@@ -508,15 +545,50 @@ def test_a_node_of_the_tree_takes_in_no_more_than_the_limit(sparse: bool) -> Non
     torch.testing.assert_close(held.negatives.vectors.detach(), expected)
 
 
-def test_a_learned_bias_takes_in_no_more_than_the_limit() -> None:
-    held, free = (
-        model(NCE(1.0, cosine=False, bias=LearnedBias(0.5)), max_pairs_per_row=limit) for limit in (4.0, None)
-    )
+@pytest.mark.parametrize("learned", ["bias", "temperature"])
+def test_a_learned_scalar_takes_in_no_more_than_the_limit(learned: str) -> None:
+    """Its load is the sum, over pairs and all that each is compared with, of the squared derivative of the score."""
+
+    def made(limit: float | None) -> WordVectors:
+        scalars = (1.0, LearnedBias(0.5)) if learned == "bias" else (Learnable(0.6), 0.5)
+        return model(NCE(scalars[0], cosine=False, bias=scalars[1]), max_pairs_per_row=limit)
+
+    held, free = made(4.0), made(None)
     part = passages(free).passage(0)
+    (start,) = (float(each.detach()) for each in held.head.parameters())
+    load = 0.0
+    for each in by_autograd.score(free.encoder, free.negatives, free.head, part, "skipgram", L, generator(9)):
+        candidates = each.candidates
+        dots = torch.cat([each.queries[:, None] * candidates.positives, each.queries[:, None] * candidates.vectors], 1)
+        scores = dots.detach().sum(dim=2) / 0.6
+        load += float(scores.square().sum()) if learned == "temperature" else scores.numel()
     for each in (held, free):
         autograd_step(each, part, generator(9), torch.zeros(V, dtype=torch.float64), 0.1)
-    change, whole = (float(each.head.bias().detach()) - 0.5 for each in (held, free))
-    assert change == pytest.approx(4 / len(part.pairs()[0]) * whole)
+    change, whole = (float(next(iter(each.head.parameters())).detach()) - start for each in (held, free))
+    assert load > 4
+    assert change == pytest.approx(4 / load * whole)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda: NCE(0.07, cosine=False, num_noise=3),
+        lambda: NCE(Learnable(0.07), cosine=False, num_noise=3),
+        lambda: NCE(1.0, cosine=False, bias=LearnedBias(-3.0), num_noise=3),
+    ],
+    ids=["low temperature", "learned temperature", "learned bias"],
+)
+@pytest.mark.parametrize("method", ["skipgram", "cbow"])
+def test_many_pairs_at_once_do_not_overshoot(head: Callable[[], Any], method: Any) -> None:
+    """The loss falls from update to update, although an update sums the steps of thousands of pairs."""
+    made = model(head(), method=method, max_pairs_per_row=64, blocks=64)
+    ids, random, loads, found = torch.arange(8000) // 2 % V, generator(1), torch.zeros(V), []
+    parts = passages(made, ids)
+    for n in [*range(parts.passages)] * 3:
+        found.append(float(closed_step(made, parts.passage(n), made.negatives.draw(64, random), loads)))
+        made.head.advance()
+    assert sum(found[-5:]) / 5 < 0.8 * found[0]
+    assert max(found[5:]) < found[0]
 
 
 def test_vectors_that_are_not_finite_are_told() -> None:

@@ -414,6 +414,11 @@ def test_nearest_words_need_no_files(workplace: Path, evaluate: Command, capfd: 
     assert figures("a") == {}
 
 
+def test_how_vectors_are_printed() -> None:
+    many = tuple(f"word{i}" for i in range(1300))
+    assert repr(WordEmbeddings(many, torch.zeros(1300, 5))) == "WordEmbeddings(1,300 words, 5 dimensions)"
+
+
 def test_sums_and_differences_of_words() -> None:
     vectors = some(dim=3)
     found = WordEmbeddings(WORDS, vectors.float())

@@ -80,6 +80,10 @@ def test_a_run_that_learns_nothing_is_an_error(workplace: Path) -> None:
 def test_what_it_refuses(workplace: Path) -> None:
     with pytest.raises(InputError, match="windw: no setting of word vectors; did you mean 'window'"):
         contrast.words.train("corpus.txt", windw=3)
+    with pytest.raises(InputError, match=r'sg is a setting of gensim: .* method="cbow" is sg=0'):
+        contrast.words.train("corpus.txt", sg=0)
+    with pytest.raises(InputError, match='hs is a setting of gensim: output="hierarchical_softmax" is hs=1'):
+        contrast.words.train("corpus.txt", hs=1)
     with pytest.raises(InputError, match=r"corpus.txt does not exist"):
         contrast.words.train("corpus.txt")
     with pytest.raises(InputError, match="sentence 2: the word 'new york'"):

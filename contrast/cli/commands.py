@@ -2,6 +2,7 @@
 
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from contrast.cli import settings
@@ -60,17 +61,7 @@ def words() -> None:
     run(WORDS)
 
 
-def evaluate() -> None:
-    run(EVALUATE)
-
-
-def embed() -> None:
-    run(EMBED)
-
-
-def export() -> None:
-    run(EXPORT)
-
-
-def report() -> None:
-    run(REPORT)
+evaluate = partial(run, EVALUATE)
+embed = partial(run, EMBED)
+export = partial(run, EXPORT)
+report = partial(run, REPORT)

@@ -4,21 +4,19 @@ import shutil
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from contrast.cli.data import data_of, splits_of
-from contrast.data.images.image_set import ImageFiles, Images, Splits
+from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.store import digest
-from contrast.deploy.load import ImageEncoder, load
+from contrast.deploy.load import ImageEncoder, load_images
 from contrast.deploy.parts import Parts
 from contrast.deploy.table import Table, check_out, nearest_neighbours, save_table
 from contrast.errors import InputError
 from contrast.evaluation.features import content
 from contrast.run.environment import write_environment
-from contrast.run.quiet import quiet
 from contrast.training.predict import PART_BATCHES, Predictor
-from contrast.training.trainer import print_once, strategy
+from contrast.training.trainer import bare_trainer, print_once, strategy
 
 FOLDER = "contrast.data.images.folder.folder"
 SEVERAL = (FOLDER, "contrast.data.images.hugging_face.hugging_face")  # may have splits that no training uses
@@ -26,11 +24,8 @@ SEVERAL = (FOLDER, "contrast.data.images.hugging_face.hugging_face")  # may have
 
 def embed(cfg: DictConfig) -> None:
     """Writes `cfg.out`: the vectors of all images of `cfg.data` by the encoder `cfg.checkpoint`."""
-    quiet()
     out = check_out(cfg.out)
-    encoder = load(cfg.checkpoint, cfg.trust)
-    if not isinstance(encoder, ImageEncoder):
-        raise InputError(f"{cfg.checkpoint} is of text, and these are vectors of images: contrast.load reads it")
+    encoder = load_images(cfg.checkpoint, cfg.trust)
     name, root, splits = image_sets(cfg, encoder)
     write_environment(HydraConfig.get().runtime.output_dir)
     counts = {split: len(images) for split, images in splits.items()}
@@ -38,14 +33,7 @@ def embed(cfg: DictConfig) -> None:
     key = digest(repr(encoder), encoder, *map(content, splits.values()), cfg.batch_size, str(cfg.trainer.precision))
     scratch = out.with_name(f"{out.name}.parts")
     parts = Parts(scratch / key, counts, PART_BATCHES * cfg.batch_size)
-    trainer = instantiate(
-        cfg.trainer,
-        strategy=strategy(cfg.trainer),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
+    trainer = bare_trainer(cfg.trainer, strategy=strategy(cfg.trainer), use_distributed_sampler=False)
     each = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     print_once(f"{parts.total:,} images of {name} ({each}); vectors of {encoder.num_features} numbers to {out}")
     trainer.predict(Predictor(encoder, splits, parts, cfg.batch_size, cfg.workers), return_predictions=False)
@@ -77,15 +65,13 @@ def image_sets(cfg: DictConfig, encoder: ImageEncoder) -> tuple[str, Path, dict[
             "test_fraction": 0.0,
             **given,
         }
-    node, text = data_of(encoder.config, given, str(cfg.checkpoint), cfg.trust)
+    node, text, _ = data_of(encoder.config, given, str(cfg.checkpoint), cfg.trust)
     if "memory_limit_gb" in node:
         node.image_size = node.get("image_size") or encoder.crop
         node.memory_limit_gb = 4.0 if node.image_size is None else 0.0
     if str(node.get("_target_")) in SEVERAL:
         node.every_split = True
-    splits = splits_of(node, text, None if "_target_" in given else str(cfg.checkpoint))
-    if not isinstance(splits, Splits):
-        raise InputError(f"{splits.name} is text: this encoder takes images")
+    splits = splits_of(node, text, None if "_target_" in cfg.data else str(cfg.checkpoint))
     known = {"train": splits.train, "test": splits.test, "unlabelled": splits.unlabelled, **splits.others}
     sets = {split: images for split, images in known.items() if images is not None and len(images)}
     if cfg.split is not None and cfg.split not in sets:

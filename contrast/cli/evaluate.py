@@ -10,6 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from contrast.cli.data import data_of, splits_of
+from contrast.config.old_names import current
+from contrast.config.trust import Config
 from contrast.data.images.image_set import Splits
 from contrast.data.images.subset import labelled_subset
 from contrast.deploy.language import is_language_model, language_model
@@ -26,14 +28,11 @@ from contrast.evaluation.report import has_labels, labelled, wilson, write_metri
 from contrast.evaluation.retrieval import distinct, image_keys, retrieval, retrieval_names
 from contrast.evaluation.words import WordData, as_list, score_names, words
 from contrast.evaluation.zeroshot import zeroshot
-from contrast.old_names import current
 from contrast.run.environment import write_environment
 from contrast.run.folder import INSTEAD, metric_of
-from contrast.run.quiet import quiet
 from contrast.training.build import is_square, plain
 from contrast.training.finetune import finetune
 from contrast.training.trainer import bare_trainer, print_once
-from contrast.trust import Config
 
 Data: TypeAlias = WordData | TextData | EvaluationData
 TEXT = ("path", "column", "unit", "on_error", "workers")  # settings of a text on which a language model is evaluated
@@ -42,7 +41,6 @@ TEXT = ("path", "column", "unit", "on_error", "workers")  # settings of a text o
 def evaluate(cfg: DictConfig) -> float:
     """Runs `cfg.protocol` on what `cfg.checkpoint` holds; returns the metric `cfg.metric`."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    quiet()
     protocol = instantiate(cfg.protocol, _partial_=True)
     readers: dict[object, Callable[[DictConfig], tuple[Data, str]]] = {words: word_data, text_perplexity: text_data}
     data, description = readers.get(protocol.func, image_data)(cfg)
@@ -143,9 +141,7 @@ def image_data(cfg: DictConfig) -> tuple[EvaluationData, str]:
     given = cfg.data
     if own and "_target_" in given and given.get("image_size", 0) is None and config["images"].get("square"):
         given = OmegaConf.merge(given, {"image_size": config["images"]["size"]})  # as the encoder was trained
-    splits = splits_of(*data_of(config, given, str(file), cfg.trust), None if "_target_" in given else str(file))
-    if not isinstance(splits, Splits):
-        raise InputError(f"{splits.name} is text, and the encoder is one of images")
+    splits = splits_of(*data_of(config, given, str(file), cfg.trust))
     protocol = HydraConfig.get().runtime.choices["protocol"]
     unlabelled = protocol == "retrieval" and splits.test is not None and splits.test.text is not None
     if splits.test is None or not (unlabelled or protocol == "zeroshot" or has_labels(splits)):

@@ -7,22 +7,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from contrast.deploy.export import export
-from contrast.deploy.load import ImageEncoder, load
-from contrast.errors import InputError
+from contrast.deploy.load import ImageEncoder, load_images
+from contrast.errors import InputError, need
 from contrast.run.environment import write_environment
 from contrast.run.folder import record, run_around
-from contrast.run.quiet import quiet
 
 
 def export_encoder(cfg: DictConfig) -> None:
     """Writes the encoder of `cfg.checkpoint` to the folder `cfg.out`, in the form `cfg.format`."""
-    quiet()
     out = Path(cfg.out).expanduser()
     if out.exists() and not out.is_dir():
         raise InputError(f"out={cfg.out} is a file, and an encoder is exported to a folder")
-    encoder = load(cfg.checkpoint, cfg.trust)
-    if not isinstance(encoder, ImageEncoder):
-        raise InputError(f"{cfg.checkpoint} is of text: evaluation.files=[vectors.txt] saves word vectors for others")
+    instead = "evaluation.files=[vectors.txt] saves word vectors for others"
+    encoder = load_images(cfg.checkpoint, cfg.trust, instead)
     lines = (
         to_hub(encoder, out, record(run_around(cfg.checkpoint)))
         if cfg.format == "hub"
@@ -34,12 +31,9 @@ def export_encoder(cfg: DictConfig) -> None:
 
 def to_hub(encoder: ImageEncoder, folder: Path, run: Mapping[str, object]) -> list[str]:
     """A folder for Hugging Face's hub; a model card that is there already stays as it is."""
-    try:
-        from contrast.deploy.hub import HubEncoder
-    except ImportError as error:
-        if error.name != "huggingface_hub":
-            raise
-        raise InputError("format=hub needs huggingface_hub: pip install 'contrast-learning[export]'") from error
+    need("huggingface_hub", "export", "format=hub")
+    from contrast.deploy.hub import HubEncoder
+
     kept = (folder / "README.md").exists()
     HubEncoder(encoder.model, encoder.config, run).save_pretrained(folder)  # type: ignore[operator]
     card = "README.md was there and stays as it is" if kept else "README.md is the model card, written from the run"

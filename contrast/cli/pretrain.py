@@ -6,9 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from contrast.cli.data import splits_of
-from contrast.data.images.image_set import Splits
 from contrast.errors import InputError
-from contrast.run.quiet import quiet
 from contrast.training.pretrain_images import pretrain_images
 from contrast.training.trainer import check_settings
 
@@ -25,10 +23,4 @@ def pretrain(cfg: DictConfig) -> float | None:
 
     `cfg.resume` names a run folder, or a checkpoint in one, to continue.
     """
-    quiet()
-    splits = splits_of(cfg.data, None, cfg.resume)
-    if not isinstance(splits, Splits):
-        raise InputError(
-            f"{splits.name} is text, and contrast-pretrain trains on images: contrast-words trains on text"
-        )
-    return pretrain_images(cfg, splits, Path(HydraConfig.get().runtime.output_dir))
+    return pretrain_images(cfg, splits_of(cfg.data, None, cfg.resume), Path(HydraConfig.get().runtime.output_dir))

@@ -11,12 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from contrast.cli import commands
-from contrast.deploy.load import ImageEncoder, load
+from contrast.deploy.load import ImageEncoder, load, load_images
 from contrast.deploy.words import WordEmbeddings
 from contrast.errors import InputError
 from contrast.run.app import Command, start
 from contrast.run.compose import resumed_run
-from contrast.run.folder import Config, quoted, read_config, read_metrics
+from contrast.run.folder import quoted, read_config, read_metrics
 from contrast.training.trainer import bare_trainer
 
 
@@ -32,17 +32,14 @@ class Run:
         return read_metrics(self.folder)
 
     @property
-    def config(self) -> Config:
+    def config(self) -> dict[str, object]:
         """The configuration, in plain values."""
         return read_config(self.folder)
 
     @cached_property
     def encoder(self) -> ImageEncoder:
         """The trained encoder of a run on images."""
-        encoder = load(self.folder)
-        if not isinstance(encoder, ImageEncoder):
-            raise InputError(f"{self.folder} is of a run on text: `words`, or contrast.load, has its result")
-        return encoder
+        return load_images(self.folder, instead="`words`, or contrast.load, has its result")
 
     @cached_property
     def words(self) -> WordEmbeddings:

@@ -7,20 +7,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from contrast.cli.data import data_of, splits_of
-from contrast.data.images.image_set import Splits
-from contrast.deploy.load import ImageEncoder, load
+from contrast.deploy.load import load_images
 from contrast.errors import InputError
 from contrast.report.run_page import RunReport
 from contrast.report.sweep_page import REPORT, is_sweep, write_sweep_page
 from contrast.run.environment import write_environment
 from contrast.run.folder import read_metrics, run_around
-from contrast.run.quiet import quiet
 from contrast.training.trainer import bare_trainer
 
 
 def report(cfg: DictConfig) -> None:
     """Writes the page of the run or the sweep `cfg.checkpoint`."""
-    quiet()
     path = Path(cfg.checkpoint).expanduser()
     run = path if is_sweep(path) else run_around(path)
     if run is None and not path.exists() and not str(cfg.checkpoint).startswith("hf:"):
@@ -38,16 +35,12 @@ def report(cfg: DictConfig) -> None:
 
 def run_report(cfg: DictConfig, run: Path | None) -> RunReport:
     """The report of the run in the folder `run`, or of an encoder without one."""
-    encoder = load(cfg.checkpoint, cfg.trust)
-    if not isinstance(encoder, ImageEncoder):
-        raise InputError(f"{cfg.checkpoint} is of a run on text, and the report is of images")
-    node, text = data_of(encoder.config, cfg.data, str(cfg.checkpoint), cfg.trust)
-    splits = splits_of(node, text, None if "_target_" in cfg.data else str(cfg.checkpoint))
-    if not isinstance(splits, Splits):
-        raise InputError(f"{splits.name} is text, and the encoder is one of images")
+    encoder = load_images(cfg.checkpoint, cfg.trust)
+    node, text, source = data_of(encoder.config, cfg.data, str(cfg.checkpoint), cfg.trust)
+    splits = splits_of(node, text, source)
     # the metrics in the folder are of its last weights on its own data
     last = run is not None and Path(cfg.checkpoint).name in (run.name, "checkpoints", "last.ckpt")
-    metrics: Mapping[str, float] = read_metrics(run) if run and last and "_target_" not in cfg.data else {}
+    metrics: Mapping[str, float] = read_metrics(run) if run and last and source is not None else {}
     config: dict[str, object] = {**encoder.config, "data": OmegaConf.to_container(node)}
     device = bare_trainer(cfg.trainer).strategy.root_device
     return RunReport(encoder.model, splits, config, metrics, run, device, cfg.images, cfg.workers, cfg.seed)

@@ -2,13 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, with_config
+from pydantic import BeforeValidator, Field, with_config
 from typing_extensions import NotRequired, TypedDict
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy accepts
+Workers = Annotated[int, Field(ge=0, le=1024)]  # processes
 Text = Annotated[str, Field(min_length=1)]
+Part = dict[str, object]  # checked by the signature of its `_target_`
 
 
 @with_config(extra="forbid")
@@ -49,6 +51,11 @@ class WordEvaluation(TypedDict):
     max_test: NotRequired[int]
 
 
+def unless_of_images(evaluation: object) -> object:
+    """None for what debug=quick alone sets, where there are no word vectors to evaluate."""
+    return None if isinstance(evaluation, dict) and evaluation.keys() <= {"max_train", "max_test"} else evaluation
+
+
 class Trainer(TypedDict):
     """Arguments of Lightning's Trainer whose range it does not check."""
 
@@ -58,7 +65,7 @@ class Trainer(TypedDict):
 
 
 class Command(TypedDict):
-    """What every command has."""
+    """What commands have that train or evaluate. The class of a command lists all of its keys: others are refused."""
 
     name: Text | int
     seed: Seed
@@ -67,9 +74,30 @@ class Command(TypedDict):
     trainer: Trainer
 
 
-class Pretrain(Command):
+class Training(Command):
+    """What both commands have that train. What a run cannot do without is a `Part`, any other group an `object`."""
+
+    data: Part
+    negatives: Part
+    head: Part
+    optimizer: object
+    scheduler: object
+    logger: object
+    callbacks: object
+    resume: object
+    trust: object  # checked by contrast.config.trust
+    columns: object
+
+
+@with_config(extra="forbid")
+class Pretrain(Training):
     """conf/pretrain.yaml."""
 
+    views: Part
+    encoder: Part
+    projector: Part
+    key: object
+    predictor: object
     batch_size: Positive
     same_label: Literal["negative", "positive", "ignored"]
     probe_images: Positive
@@ -77,53 +105,83 @@ class Pretrain(Command):
     activation_checkpointing: bool | None  # absent from older runs
     report: bool | None  # absent from older runs
     one_forward_pass: bool
-    workers: Annotated[int, Field(ge=0, le=1024)]  # processes
+    workers: Workers
     checkpoints: Checkpoints
     evaluation: FrozenEvaluation
 
 
-class Words(Command):
+@with_config(extra="forbid")
+class Words(Training):
     """conf/words.yaml."""
 
+    model: Part
+    table: object  # where an output layer has one
+    encoder: Part
+    probe_images: object  # debug=quick sets this of images, too
     checkpoints: Checkpoints
-    evaluation: WordEvaluation | None
+    evaluation: Annotated[WordEvaluation | None, BeforeValidator(unless_of_images)]
 
 
-class Evaluate(Command):
+class Reader(TypedDict):
+    """What every command has that reads a checkpoint."""
+
+    name: Text | int
+    checkpoint: Text
+    trust: object  # checked by contrast.config.trust
+
+
+@with_config(extra="forbid")
+class Neighbours(TypedDict, total=False):
+    """What conf/protocol/words.yaml adds to conf/evaluate.yaml."""
+
+    neighbours: list[Text]
+
+
+@with_config(extra="forbid")
+class Evaluate(Command, Reader):
     """conf/evaluate.yaml."""
 
-    checkpoint: Text
+    protocol: object
+    data: object
+    encoder: object
+    evaluation: Neighbours | None
+    columns: object
+    prefix: Text | None
     label_fraction: Annotated[float, Field(gt=0, le=1)] | None
     labels_per_class: Positive | None
     batch_size: Positive
-    workers: Annotated[int, Field(ge=0, le=1024)]  # processes
+    workers: Workers
     feature_cache: Text
 
 
-class Embed(TypedDict):
+@with_config(extra="forbid")
+class Embed(Reader):
     """conf/embed.yaml."""
 
-    checkpoint: Text
+    data: object
+    trainer: object
     out: Text
     split: Text | None
     neighbours: NotNegative
     batch_size: Positive
-    workers: Annotated[int, Field(ge=0, le=1024)]  # processes
+    workers: Workers
 
 
-class Export(TypedDict):
+@with_config(extra="forbid")
+class Export(Reader):
     """conf/export.yaml."""
 
-    checkpoint: Text
     format: Literal["safetensors", "torch", "onnx", "hub"]
     out: Text
 
 
-class Report(TypedDict):
+@with_config(extra="forbid")
+class Report(Reader):
     """conf/report.yaml."""
 
-    checkpoint: Text
+    data: object
+    trainer: object
     out: Text | None
     images: Annotated[int, Field(ge=2)]
     seed: Seed
-    workers: Annotated[int, Field(ge=0, le=1024)]  # processes
+    workers: Workers

@@ -37,6 +37,11 @@ NAMES = {
     **{name: f"encoder.{name}" for name in ("minn", "maxn", "buckets")},
     **{name: name for name in ("seed", "name", *GROUPS)},
 }
+# gensim's names whose values differ from those of the setting here
+INSTEAD = {
+    "sg": 'method="skipgram" is sg=1, and method="cbow" is sg=0',
+    "hs": 'output="hierarchical_softmax" is hs=1, and output="negative_sampling" is hs=0',
+}
 PARTS: dict[str, Callable[..., object]] = {"data": corpus, "model": WordVectors}
 FACTS = {"path", "encoder", "negatives", "head", "counts", "words", "config"}  # which a run gives itself
 
@@ -78,6 +83,8 @@ def keys(settings: Mapping[str, Setting]) -> Iterator[tuple[str, Setting]]:
     known = {name: f"{part}.{name}" for part, made in PARTS.items() for name in inspect.signature(made).parameters}
     known = {name: key for name, key in known.items() if name not in FACTS} | NAMES
     for name, value in settings.items():
+        if name in INSTEAD:
+            raise InputError(f"{name} is a setting of gensim: {INSTEAD[name]}")
         if name not in known:
             raise InputError(f"{name}: no setting of word vectors{nearest(name, known)}; known are {', '.join(known)}")
         yield known[name], value

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from contrast.data.text.corpus import Corpus
 from contrast.errors import InputError
-from contrast.run.quiet import quiet
 from contrast.training.pretrain_text import pretrain_text
 from contrast.training.trainer import check_settings
 
@@ -25,7 +24,6 @@ def words(cfg: DictConfig) -> float | None:
 
     `cfg.resume` names a run folder, or a checkpoint in one, to continue.
     """
-    quiet()
     corpus = instantiate(cfg.data)
     if not isinstance(corpus, Corpus):
         raise InputError(f"{corpus.name} is a set of images, and contrast-words trains on text: contrast-pretrain")

@@ -8,7 +8,8 @@ import pickle
 import shutil
 import signal
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from contrast.data.images.image_set import Batch, ImageFiles, Images
 from contrast.errors import InputError, named_errors
@@ -25,7 +26,7 @@ from contrast.errors import InputError, named_errors
 _T = TypeVar("_T")
 
 
-class Resumable(Generic[_T]):
+class Resumable(ABC, Generic[_T]):
     """Iterate over epochs of batches; each pass is the next epoch, or the rest of one that was left early.
 
     limit  batches after which an epoch ends early; None: all are read
@@ -40,13 +41,13 @@ class Resumable(Generic[_T]):
         self.seed, self.limit = seed, limit
         self.epoch, self.position = 0, 0  # of the next batch
 
+    @abstractmethod
     def __len__(self) -> int:
         """Batches of a whole epoch, whatever the limit: Lightning applies its own to this number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, epoch: int, positions: range) -> Iterable[_T]:
         """The batches at `positions` of an epoch."""
-        raise NotImplementedError
 
     @property
     def epoch_batches(self) -> int:
@@ -122,7 +123,7 @@ class Batches(Resumable[Batch]):
             images = replace(images, on_error="raise")  # no image may be measured by the label of another
         self.images, self.batch_size, self.shuffle = images, batch_size, shuffle
         self.rank, self.world_size, self.workers = rank, world_size, workers
-        self._epoch = _Epoch()
+        self._epoch: list[Tensor] = []  # the rows of each batch that is still to come in the current epoch
 
     def __len__(self) -> int:
         """Batches of a whole epoch, whatever the limit: Lightning applies its own to this number."""
@@ -148,7 +149,7 @@ class Batches(Resumable[Batch]):
             yield from (self.images.take(self.rows(order, position)) for position in positions)
 
     def _decoded(self, rows: list[Tensor]) -> Iterator[Batch]:
-        self._epoch.rows = rows
+        self._epoch[:] = rows
         with named_errors((OSError,), f"{self.workers} workers cannot be started, try fewer or workers=0"):
             batches = iter(self._loader)  # each takes some of /dev/shm, a process and a few open files
         for batch in batches:
@@ -156,7 +157,7 @@ class Batches(Resumable[Batch]):
                 raise batch
             if isinstance(batch, bytes):
                 batch = pickle.loads(batch)
-            yield batch if self.device is None else batch.to(self.device)
+            yield batch if self.device is None else _on(self.device, batch)
 
     @cached_property
     def _loader(self) -> DataLoader[Batch | bytes | InputError]:
@@ -177,16 +178,9 @@ class Batches(Resumable[Batch]):
         )
 
 
-class _Epoch(Sampler[Tensor]):
-    """The rows of each batch that is still to come in the current epoch."""
-
-    rows: Sequence[Tensor] = ()
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
+def _on(device: torch.device, batch: Batch) -> Batch:
+    """The batch on `device`; the copy does not wait for pinned memory."""
+    return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in batch))  # type: ignore[arg-type]
 
 
 def _ignore_signals(worker: int) -> None:

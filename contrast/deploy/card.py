@@ -4,11 +4,11 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
+from contrast.config.trust import PATHS, Config
 from contrast.deploy.export import torchvision_hint
 from contrast.deploy.load import ImageEncoder
 from contrast.evaluation.report import metric_rows, recall_rows, wilson
 from contrast.network import without_secrets
-from contrast.trust import PATHS, Config
 
 PARTS = ("encoder", "projector", "predictor", "views", "key", "negatives", "head", "optimizer", "scheduler")
 NUMBERS = ("batch_size", "same_label", "micro_batch", "seed")

@@ -17,10 +17,10 @@ from torch import Tensor
 from torchvision.models.resnet import ResNet
 
 import contrast
-from contrast.atomic import replacing
+from contrast.atomic import replacing, rewrite
 from contrast.data.store import save_tensors
 from contrast.deploy.load import CONFIG, WEIGHTS, ImageEncoder
-from contrast.errors import InputError
+from contrast.errors import InputError, need
 
 PROGRAM, ONNX = "encoder.pt2", "encoder.onnx"
 LARGEST_ERROR = 1e-3  # between an exported program and PyTorch, as a share of the largest feature
@@ -43,15 +43,14 @@ def export(encoder: ImageEncoder, form: str, folder: Path) -> list[str]:
         with suppress(OSError):  # it has files in it
             folder.rmdir()
         raise
-    with replacing(folder / CONFIG) as file:
-        file.write_text(json.dumps(config_of(encoder), indent=2) + "\n", encoding="utf-8")
+    save_config(encoder, folder)
     return lines
 
 
-def config_of(encoder: ImageEncoder) -> dict[str, object]:
-    """Contents of config.json: what `contrast.load` needs to rebuild the encoder, and what other programs need."""
+def save_config(encoder: ImageEncoder, folder: Path) -> None:
+    """Writes config.json: what `contrast.load` needs to rebuild the encoder, and what other programs need."""
     normalize = encoder.model.normalize
-    return {
+    config = {
         "contrast_version": contrast.__version__,
         "image_size": encoder.image_size,
         "channels": encoder.channels,
@@ -62,6 +61,7 @@ def config_of(encoder: ImageEncoder) -> dict[str, object]:
         "std": normalize.std.flatten().tolist(),
         **{key: encoder.config[key] for key in KEPT if encoder.config.get(key) is not None},
     }
+    rewrite(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def save_weights(encoder: ImageEncoder, folder: Path) -> list[str]:
@@ -99,11 +99,10 @@ def save_program(encoder: ImageEncoder, folder: Path) -> list[str]:
 
 
 def save_onnx(encoder: ImageEncoder, folder: Path) -> list[str]:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch needs it, and torch's own error does not say how to install it
-    except ImportError as error:
-        raise InputError(f"format=onnx needs {error.name}: pip install 'contrast-learning[export]'") from error
+    for module in ("onnxruntime", "onnxscript"):  # torch needs the second, but does not say how to install it
+        need(module, "export", "format=onnx")
+    import onnxruntime
+
     path = folder / ONNX
     program = _exported(
         lambda: torch.onnx.export(
@@ -160,7 +159,5 @@ def _checked(encoder: ImageEncoder, program: Callable[[Tensor], Tensor]) -> str:
     largest = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
     scale = max(float(ours.abs().max()) for ours, _ in pairs)
     if not largest <= LARGEST_ERROR * scale:
-        raise InputError(
-            f"the exported program differs from PyTorch by {largest:.2g}, its largest feature is {scale:.2g}"
-        )
+        raise InputError(f"the program differs from PyTorch by {largest:.2g}, its largest feature is {scale:.2g}")
     return f"largest difference from PyTorch {largest:.1e}, of features up to {scale:.2g}"

@@ -1,19 +1,19 @@
 """An encoder as a folder for the Hugging Face Hub: `config.json`, `model.safetensors` and a model card."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from typing_extensions import Self
 
+from contrast.config.trust import Config
 from contrast.data.store import save_tensors
 from contrast.deploy.card import model_card
-from contrast.deploy.export import config_of
+from contrast.deploy.export import save_config
 from contrast.deploy.load import CONFIG, MODEL, ImageEncoder, encoder_of, exported
 from contrast.evaluation.encoder import Frozen
-from contrast.trust import Config
+
+DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")  # options of `from_pretrained`
 
 
 class HubEncoder(ImageEncoder, PyTorchModelHubMixin, library_name="contrast", tags=["contrastive-learning"]):  # type: ignore[call-arg]
@@ -22,37 +22,20 @@ class HubEncoder(ImageEncoder, PyTorchModelHubMixin, library_name="contrast", ta
     run  what the model card contains besides the configuration of the run: `metrics`, `overrides` and `packages`
     """
 
-    def __init__(self, model: Frozen, config: dict[str, Any], run: Config | None = None) -> None:
+    def __init__(self, model: Frozen, config: Config, run: Config | None = None) -> None:
         super().__init__(model, config)
         self.run = run or {}
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {key: value.contiguous().clone() for key, value in self.model.state_dict().items()}
         save_tensors(state, save_directory / MODEL)
-        (save_directory / CONFIG).write_text(json.dumps(config_of(self), indent=2) + "\n", encoding="utf-8")
+        save_config(self, save_directory)
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **unused: object,
-    ) -> Self:
+    def _from_pretrained(cls, *, model_id: str, **options: object) -> Self:
         if not os.path.isdir(model_id):
-            model_id = snapshot_download(
-                model_id,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                allow_patterns=[CONFIG, MODEL],
-            )
+            chosen = {name: options[name] for name in DOWNLOAD}
+            model_id = snapshot_download(model_id, allow_patterns=[CONFIG, MODEL], **chosen)
         encoder = encoder_of(exported(Path(model_id)))
         return cls(encoder.model, encoder.config)
 

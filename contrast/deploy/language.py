@@ -13,6 +13,8 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from contrast.config.old_names import current
+from contrast.config.trust import Config, Trust, from_file
 from contrast.data.text.corpus import Corpus, corpus
 from contrast.data.text.split import END
 from contrast.data.text.tokenizer import splitter
@@ -21,8 +23,6 @@ from contrast.encoders.pretrained import Checkpoint
 from contrast.errors import InputError
 from contrast.evaluation.language import NextWord, next_word
 from contrast.evaluation.perplexity import perplexity
-from contrast.old_names import current
-from contrast.trust import Trust, from_file
 
 END_OF_LINE = "\n"
 SPLITTING = {"tokenizer": None, "keep_case": False, "apostrophes": False}
@@ -43,7 +43,7 @@ class NextWordModel(nn.Module):
     normalised, as in the metric `perplexity_with_log_q`.
     """
 
-    def __init__(self, model: NextWord, words: tuple[str, ...], reading: Mapping[str, Any]) -> None:
+    def __init__(self, model: NextWord, words: tuple[str, ...], reading: Config) -> None:
         super().__init__()
         if len(model.log_p) != 1 + len(words):
             raise InputError(f"a model of {len(model.log_p):,} classes has {len(words):,} words and the end of a line")

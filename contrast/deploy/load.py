@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from contrast.config.old_names import current
+from contrast.config.trust import Config, Trust
 from contrast.data.images.decode import decode, to_pixels
 from contrast.data.images.folder import files_below
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images
@@ -27,12 +29,10 @@ from contrast.deploy.language import NextWordModel, is_language_model, language_
 from contrast.deploy.words import WordEmbeddings
 from contrast.encoders.pretrained import checkpoint_file, is_own
 from contrast.encoders.weights import load_encoder, read
-from contrast.errors import InputError, named_errors
+from contrast.errors import InputError, named_errors, need
 from contrast.evaluation.encoder import VECTORS, Frozen, Towers, from_checkpoint, subwords_of, word_vectors
 from contrast.evaluation.features import batch_features, device_of, evaluating, features
 from contrast.network import look_for_the_hub
-from contrast.old_names import current
-from contrast.trust import Config, Trust
 
 CONFIG, WEIGHTS, MODEL = "config.json", "encoder.safetensors", "model.safetensors"  # of an exported folder
 
@@ -132,33 +132,31 @@ class ImageEncoder(nn.Module):
         self, encoder: Callable[[Tensor], Tensor], images: AnyImages, batch_size: int, progress: bool, workers: int
     ) -> Tensor:
         listed = images if isinstance(images, Tensor | Images | ImageFiles) else self._listed(images)
-        whole = isinstance(listed, ImageFiles) and self.crop is None
         device = device_of(self)
         with evaluating(self):
-            if isinstance(listed, Images | ImageFiles) and not whole:
+            if isinstance(listed, Images) or (isinstance(listed, ImageFiles) and self.crop is not None):
                 return features(encoder, listed, batch_size, device, workers=workers, progress=progress)
             batches = listed.split(batch_size) if isinstance(listed, Tensor) else self._batches(listed, batch_size)
             return batch_features(encoder, batches, len(listed), device, progress=progress)
 
-    def _listed(self, images: Any) -> Any:
+    def _listed(self, images: OneImage | Iterable[object]) -> ImageFiles | Sequence[object]:
         """Paths as a data set; a single image, and an iterable without length or indices, as a list."""
         if isinstance(images, str | os.PathLike) and Path(images).is_dir():
-            return replace(files_below(Path(images)), **self._reading)
+            return self._read_alike(files_below(Path(images)))
         if isinstance(images, str | os.PathLike | Image.Image):
             images = [images]
         elif not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
             images = list(images)
         if not isinstance(images, list | tuple) or not all(isinstance(each, str | os.PathLike) for each in images):
-            return images
+            return cast(Sequence[object], images)
         names, unlabelled = [str(each) for each in images], torch.full((len(images),), UNLABELLED)
-        return ImageFiles(Path(), names, unlabelled, (), **self._reading)
+        return self._read_alike(ImageFiles(Path(), names, unlabelled, ()))
 
-    @property
-    def _reading(self) -> dict[str, Any]:
-        """How files are read."""
-        return {"size": self.image_size, "channels": self.channels, "range": self.range, "fast_jpeg": self.fast_jpeg}
+    def _read_alike(self, files: ImageFiles) -> ImageFiles:
+        """The files, read as those of the training were."""
+        return replace(files, size=self.image_size, channels=self.channels, range=self.range, fast_jpeg=self.fast_jpeg)
 
-    def _batches(self, images: Any, batch_size: int) -> Iterable[Tensor]:
+    def _batches(self, images: ImageFiles | Sequence[object], batch_size: int) -> Iterable[Tensor]:
         """The pixels of a sequence of images, [batch_size, C, H, W] uint8 at a time."""
         if isinstance(images, ImageFiles):
             whole = replace(images, size=0)
@@ -199,11 +197,11 @@ class ImageClassifier(ImageEncoder):
         return [self.classes[number] for number in best.tolist()]
 
 
-def _image_of(item: Any) -> OneImage:
+def _image_of(item: object) -> OneImage:
     """The image in an item of a data set: (image, label), {"image": image, ...}, or the image itself."""
     if isinstance(item, Mapping):
         return item["image"]
-    return item[0] if isinstance(item, tuple | list) else item
+    return cast(OneImage, item[0] if isinstance(item, tuple | list) else item)
 
 
 def load(what: str | os.PathLike[str], trust: Trust = False) -> ImageEncoder | WordEmbeddings | NextWordModel:
@@ -212,7 +210,7 @@ def load(what: str | os.PathLike[str], trust: Trust = False) -> ImageEncoder | W
     what   a run folder, a checkpoint, a folder or a file that `contrast-export` wrote (safetensors or hub), a
            repository of the Hugging Face Hub ("hf:OWNER/NAME"), or a file of word vectors (.txt, .vec, .bin,
            .safetensors)
-    trust  what its configuration may call besides the parts of this library: see `contrast.trust`
+    trust  what its configuration may call besides the parts of this library: see `contrast.config.trust`
 
     No code in the file is run, and only "hf:" downloads anything. Raises InputError for anything else.
     """
@@ -225,6 +223,16 @@ def load(what: str | os.PathLike[str], trust: Trust = False) -> ImageEncoder | W
         return WordEmbeddings(*word_vectors(path), subwords_of(path))
     saved = saved_model(path)
     return language_model(saved, trust) if is_language_model(saved) else encoder_of(saved, trust)
+
+
+def load_images(
+    what: str | os.PathLike[str], trust: Trust = False, instead: str = "contrast.load reads it"
+) -> ImageEncoder:
+    """As `load`, of an encoder of images. InputError for anything on text says what to do `instead`."""
+    encoder = load(what, trust)
+    if not isinstance(encoder, ImageEncoder):
+        raise InputError(f"{what} is of text, and this takes an encoder of images: {instead}")
+    return encoder
 
 
 def saved_model(what: str | os.PathLike[str]) -> Config:
@@ -245,16 +253,15 @@ def saved_model(what: str | os.PathLike[str]) -> Config:
     return {key: saved.get(key) for key in ("config", "state_dict", "words")}
 
 
-def exported(folder: Path) -> dict[str, Any]:
+def exported(folder: Path) -> Config:
     """What `contrast-export` wrote to `folder`, in the form of a checkpoint."""
-    with named_errors((OSError, ValueError, KeyError, TypeError), f"{folder} holds no exported encoder"):
+    kinds = OSError, ValueError, KeyError, TypeError, RuntimeError  # also of nesting without end, and of torch
+    with named_errors(kinds, f"{folder} holds no exported encoder"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         normalize = {f"normalize.{key}": torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("mean", "std")}
     if not (folder / MODEL).is_file() and not (folder / WEIGHTS).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.name != CONFIG)) or "nothing"
-        raise InputError(
-            f"{folder} holds {found} beside {CONFIG}: only format=safetensors and format=hub are read again"
-        )
+        raise InputError(f"{folder} holds {found} beside {CONFIG}: only format=safetensors and format=hub can be read")
     if (folder / MODEL).is_file():  # format=hub saves every part of the model under its own name
         return {"config": config, "state_dict": read(folder / MODEL)}
     state = {f"encoder.{key}": value for key, value in read(folder / WEIGHTS).items()}
@@ -266,12 +273,14 @@ def encoder_of(saved: Config, trust: Trust = False) -> ImageEncoder:
 
     It is not compiled, even if it was for training: compilation takes minutes and pays off only in long training.
     """
-    config: dict[str, Any] = current(saved["config"])
+    config = current(saved["config"])
     if isinstance(node := config.get("encoder"), Mapping):  # of anything else `from_checkpoint` says what is missing
         config["encoder"] = {key: value for key, value in node.items() if key != "compile"}
     model = from_checkpoint({**saved, "config": config}, trust=trust)
     if config.get("classes") is None:
         return ImageEncoder(model, config)
+    if not isinstance(config["classes"], list | tuple):
+        raise InputError(f"the checkpoint's classes are no list of names but {type(config['classes']).__name__}")
     classifier = nn.Linear(model.num_features, len(config["classes"]))
     load_encoder(classifier, saved, prefix="classifier.")
     return ImageClassifier(model, classifier, config)
@@ -279,10 +288,9 @@ def encoder_of(saved: Config, trust: Trust = False) -> ImageEncoder:
 
 def downloaded(repository: str) -> Path:
     """The local folder of a repository of the Hugging Face Hub, which is downloaded unless it is cached."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise InputError(f"hf:{repository} needs huggingface_hub: pip install 'contrast-learning[export]'") from error
+    need("huggingface_hub", "export", f"hf:{repository}")
+    from huggingface_hub import snapshot_download
+
     look_for_the_hub()
     with named_errors((OSError, ValueError), f"hf:{repository} cannot be had"):
         return Path(snapshot_download(repository, allow_patterns=[CONFIG, MODEL, WEIGHTS]))

@@ -3,11 +3,9 @@
 N images, F features, k neighbours of each.
 """
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from numpy.lib.format import open_memmap
 
-from contrast.atomic import replacing
+from contrast.atomic import replacing, rewrite_csv
 from contrast.data.store import from_texts, save_tensors
-from contrast.errors import InputError
+from contrast.errors import InputError, need
 from contrast.evaluation.knn import nearest
 
 SUFFIXES = (".parquet", ".csv", ".npy", ".safetensors")
@@ -51,7 +49,7 @@ def check_out(path: str | Path) -> Path:
     if path.suffix not in SUFFIXES:
         raise InputError(f"vectors are saved as {', '.join(SUFFIXES)}, not as '{path.name}'")
     if path.suffix == ".parquet":
-        _pyarrow(path)
+        need("pyarrow", "parquet", path.name)
     if path.suffix == ".npy" and (beside := path.with_suffix(".csv")).exists() and not path.exists():
         raise InputError(f"{path} would be written with {beside.name}, which exists already: choose another name")
     return path
@@ -123,7 +121,7 @@ def save_table(path: Path, table: Table) -> None:
 
 
 def _save_parquet(path: Path, table: Table) -> None:
-    pa = _pyarrow(path)
+    import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
     width = table.vectors.shape[1]
@@ -148,23 +146,16 @@ def _save_parquet(path: Path, table: Table) -> None:
 def _save_csv(path: Path, table: Table, with_vectors: bool) -> None:
     near = ["neighbours", "cosines"] if table.neighbours is not None else []
     features = [f"f{i}" for i in range(table.vectors.shape[1])] if with_vectors else []
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "split", *near, *features])
+
+    def lines() -> Iterator[list[object]]:
+        yield ["file", "label", "split", *near, *features]
         for row in range(len(table.vectors)):
-            line: list[object] = [table.files[row], table.labels[row], table.splits[row]]
-            if table.neighbours is not None:
-                line += [" ".join(map(str, each[row])) for each in table.neighbours]
-            writer.writerow([*line, *(f"{value:.9g}" for value in (table.vectors[row] if with_vectors else ()))])
+            others = [" ".join(map(str, each[row])) for each in table.neighbours or ()]
+            values = [f"{value:.9g}" for value in (table.vectors[row] if with_vectors else ())]
+            yield [table.files[row], table.labels[row], table.splits[row], *others, *values]
+
+    rewrite_csv(path, lines())
 
 
 def _blocks(count: int, size: int = _ROWS) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _pyarrow(path: Path) -> ModuleType:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise InputError(f"{path.name} needs pyarrow: pip install 'contrast-learning[parquet]'") from error
-    return pyarrow

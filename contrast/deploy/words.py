@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contrast.data.text.vectors import save_vectors
 from contrast.encoders.subwords import Subwords
-from contrast.errors import InputError
+from contrast.errors import InputError, need
 from contrast.evaluation.words import nearest_words
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class WordEmbeddings:
     def number(self) -> dict[str, int]:
         """The row of each word."""
         return {word: row for row, word in enumerate(self.words)}
+
+    def __repr__(self) -> str:
+        return f"WordEmbeddings({len(self):,} words, {self.vectors.shape[1]} dimensions)"
 
     def __len__(self) -> int:
         return len(self.words)
@@ -83,16 +86,15 @@ class WordEmbeddings:
         With `subwords` they are FastTextKeyedVectors, which have a row for every bucket, and the same vectors for
         unknown words.
         """
-        try:
-            from gensim.models import KeyedVectors
-            from gensim.models.fasttext import FastTextKeyedVectors
-        except ImportError as error:
-            raise InputError("KeyedVectors need gensim: pip install 'contrast-learning[gensim]'") from error
+        need("gensim", "gensim", "to_keyed_vectors")
+        from gensim.models import KeyedVectors
+        from gensim.models.fasttext import FastTextKeyedVectors
+
         width, parts = self.vectors.shape[1], self.subwords
         if parts is None:
-            keyed = KeyedVectors(width, count=len(self.words))
+            keyed = KeyedVectors(width)
         else:
-            keyed = FastTextKeyedVectors(width, parts.minn, parts.maxn, parts.buckets, count=len(self.words))
+            keyed = FastTextKeyedVectors(width, parts.minn, parts.maxn, parts.buckets)
             keyed.vectors_ngrams = np.zeros((parts.buckets, width), np.float32)
             keyed.vectors_ngrams[parts.used.numpy()] = parts.vectors.numpy()
         keyed.add_vectors(list(self.words), self.vectors.numpy())

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from contrast.errors import InputError
 
-BUFFER = (
-    b"\nbytearray\n"  # the end of a name in a pickle that weights_only=True lets through: zeros, as many as it says
-)
+# the end of a name in a pickle that weights_only=True lets through: zeros, as many as it says
+BUFFER = b"\nbytearray\n"
 
 
 def check_archive(path: Path) -> None:

@@ -44,7 +44,7 @@ def checkpoint_activations(net: nn.Module) -> None:
         block.forward = partial(_checkpointed, block, block.forward)
 
 
-def _checkpointed(block: nn.Module, forward: Callable[..., T], *inputs: Any, **named: Any) -> T:
+def _checkpointed(block: nn.Module, forward: Callable[..., T], *inputs: object, **named: Any) -> T:
     if torch.compiler.is_compiling():  # which writes buffers once, however often it computes activations
         return checkpoint(forward, *inputs, use_reentrant=False, **named)
     contexts = nullcontext(), buffers_kept([block])  # of the first and of the second pass

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from contrast.encoders.pretrained import pretrained
-from contrast.errors import InputError
+from contrast.errors import InputError, one_line
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -86,5 +86,5 @@ def size_error(net: nn.Module, in_channels: int, size: int) -> str | None:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             functional_call(net, state, (images,))
     except Exception as error:  # every architecture refuses a size in its own way
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error)
     return None

@@ -2,21 +2,20 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torchvision import models
 
-from contrast.encoders.weights import load_encoder, read
-from contrast.errors import InputError
+from contrast.encoders.weights import Checkpoint, load_encoder, read
+from contrast.errors import InputError, named_errors, need
 from contrast.network import look_for_the_hub
 
 log = logging.getLogger(__name__)
 
-Checkpoint = Mapping[str, Any]  # the contents of a file of torch
 Statistics = tuple[Sequence[float] | Tensor, Sequence[float] | Tensor]  # mean and std of pixels in 0..1, [C] each
 
 
@@ -55,14 +54,11 @@ def weights_of(source: str | Path) -> Weights:
     """The weights that `source` names, as `pretrained` explains; files are read without running code in them."""
     kind, _, name = str(source).partition(":")
     if kind in SOURCES and name:
-        return SOURCES[kind](name)
+        with downloading(str(source)):
+            return SOURCES[kind](name)
     file = checkpoint_file(source)
     contents = read(file)
-    statistics: Statistics | None = None
-    if is_own(contents):
-        mean, std = (contents["state_dict"].get(f"normalize.{name}") for name in ("mean", "std"))
-        if isinstance(mean, Tensor) and isinstance(std, Tensor):
-            statistics = mean.flatten(), std.flatten()
+    statistics = own_statistics(contents) if is_own(contents) else None
     for each in (entry for model in models.list_models(module=models) for entry in models.get_model_weights(model)):
         if each.url.endswith(f"/{file.name}"):  # a file as torchvision publishes it
             statistics = _of_transforms(each)
@@ -84,6 +80,12 @@ def is_own(saved: Checkpoint) -> bool:
     return isinstance(saved.get("config"), Mapping) and isinstance(saved.get("state_dict"), Mapping)
 
 
+def own_statistics(saved: Checkpoint) -> Statistics | None:
+    """The mean and std by which a checkpoint of this library says that pixels are normalised."""
+    mean, std = (saved["state_dict"].get(f"normalize.{name}") for name in ("mean", "std"))
+    return (mean.flatten(), std.flatten()) if isinstance(mean, Tensor) and isinstance(std, Tensor) else None
+
+
 def statistics_of(encoder: nn.Module, images: "HasStatistics") -> Statistics:
     """The mean and std to normalise pixels by: those of the encoder's first weights, or else those of `images`."""
     own: Statistics | None = getattr(encoder, "pixel_statistics", None)
@@ -103,6 +105,11 @@ def published(label: str) -> dict[str, str] | None:
     return None
 
 
+def downloading(weights: str) -> AbstractContextManager[None]:
+    """Turns whatever a download of the weights raises into an InputError: every library raises errors of its own."""
+    return named_errors((Exception,), f"cannot get the weights {weights}")
+
+
 class HasStatistics(Protocol):
     """A data set as far as it matters here."""
 
@@ -118,40 +125,35 @@ def _torchvision(name: str) -> Weights:
     except ValueError as error:
         known = "resnet50 or ResNet50_Weights.IMAGENET1K_V1"
         raise InputError(f"torchvision has no weights '{name}'; names are like {known}") from error
-    with downloading(f"torchvision:{name}"):
-        return Weights(f"torchvision:{name}", chosen.get_state_dict(weights_only=True), _of_transforms(chosen))
+    return Weights(f"torchvision:{name}", chosen.get_state_dict(weights_only=True), _of_transforms(chosen))
 
 
-def _of_transforms(chosen: Any) -> Statistics | None:
+def _of_transforms(chosen: models.WeightsEnum) -> Statistics | None:
     preset = chosen.transforms()
     return (preset.mean, preset.std) if hasattr(preset, "mean") and hasattr(preset, "std") else None
 
 
 def _timm(name: str) -> Weights:
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(f"timm:{name} needs timm: pip install 'contrast-learning[timm]'") from error
+    need("timm", "timm", f"timm:{name}")
+    import timm
+
     look_for_the_hub()
-    with downloading(f"timm:{name}"):
-        net: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    net: Any = timm.create_model(name, pretrained=True, num_classes=0)
     return Weights(f"timm:{name}", net.state_dict(), (net.pretrained_cfg["mean"], net.pretrained_cfg["std"]))
 
 
 def _hugging_face(name: str) -> Weights:
-    try:
-        import huggingface_hub as hub
-    except ImportError as error:
-        raise InputError(f"hf:{name} needs huggingface_hub: pip install 'contrast-learning[timm]'") from error
+    need("huggingface_hub", "timm", f"hf:{name}")
+    import huggingface_hub as hub
+
     repository, _, wanted = name.partition(":")
     look_for_the_hub()
-    with downloading(f"hf:{name}"):
-        files = hub.list_repo_files(repository)
-        file = next((each for each in ([wanted] if wanted else HF_FILES) if each in files), None)
-        if file is None:
-            raise InputError(f"hf:{repository} has no {wanted or ' or '.join(HF_FILES)}; give hf:{repository}:FILE")
-        path = hub.hf_hub_download(repository, file)
-        config = json.loads(Path(hub.hf_hub_download(repository, HF_CONFIG)).read_text()) if HF_CONFIG in files else {}
+    files = hub.list_repo_files(repository)
+    file = next((each for each in ([wanted] if wanted else HF_FILES) if each in files), None)
+    if file is None:
+        raise InputError(f"hf:{repository} has no {wanted or ' or '.join(HF_FILES)}; give hf:{repository}:FILE")
+    path = hub.hf_hub_download(repository, file)
+    config = json.loads(Path(hub.hf_hub_download(repository, HF_CONFIG)).read_text()) if HF_CONFIG in files else {}
     config |= config.get("pretrained_cfg", {})  # where timm's repositories have it
     statistics = (config["mean"], config["std"]) if {"mean", "std"} <= set(config) else None
     return Weights(f"hf:{name}", read(Path(path)), statistics)
@@ -159,15 +161,3 @@ def _hugging_face(name: str) -> Weights:
 
 SOURCES: dict[str, Callable[[str], Weights]] = {"torchvision": _torchvision, "timm": _timm, "hf": _hugging_face}
 HF_FILES, HF_CONFIG = ("model.safetensors", "pytorch_model.bin"), "config.json"
-
-
-@contextmanager
-def downloading(what: str) -> Iterator[None]:
-    """Whatever a download raises, as an InputError of one line: every library of them raises its own."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise InputError(f"cannot get the weights {what}: {reason}") from error

@@ -32,19 +32,16 @@ def ngram_buckets(words: Sequence[str], minn: int, maxn: int, buckets: int) -> t
 
 def _hashes(words: Sequence[str], minn: int, maxn: int) -> tuple[np.ndarray, np.ndarray]:
     text = "".join(f"<{word}>" for word in words)
-    letters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)  # [C], of all words
+    data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.int8)
+    begins = np.flatnonzero(data >= -64)  # [C], where the letters of all words begin: other bytes are 10xxxxxx
+    size = np.diff(begins, append=len(data))  # bytes of each letter
+    signed = np.pad(data.astype(np.int32).view(np.uint32), (0, 3))
+    letter_bytes = [signed[begins + place] for place in range(4)]
     lengths = np.array([len(word) + 2 for word in words])
     word = np.repeat(np.arange(len(words)), lengths)  # [C], of each letter
-    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(letters))  # letters from here to the end of the word
-    size = np.searchsorted([0x80, 0x800, 0x10000], letters, side="right") + 1  # bytes in UTF-8
-    lead = np.array([0, 0, 0xC0, 0xE0, 0xF0], np.uint32)[size]
-    letter_bytes = []
-    for place in range(4):
-        byte = letters >> (6 * np.maximum(size - 1 - place, 0)).astype(np.uint32)
-        byte = byte | lead if place == 0 else (byte & np.uint32(0x3F)) | np.uint32(0x80)
-        letter_bytes.append(np.where(byte >= 0x80, byte | np.uint32(0xFFFFFF00), byte))  # signed
-    state, found, owner = np.full(len(letters), _START), [], []
-    at = np.arange(len(letters))  # where n-grams of the present length begin
+    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(begins))  # letters from here to the end of the word
+    state, found, owner = np.full(len(begins), _START), [], []
+    at = np.arange(len(begins))  # where n-grams of the present length begin
     for n in range(1, maxn + 1):
         at = at[left[at] >= n]
         last = at + n - 1
@@ -102,9 +99,8 @@ class Subwords(NamedTuple):
         row = torch.searchsorted(self.used, of_words).clamp(max=len(self.used) - 1)
         is_used = self.used[row] == of_words
         owner = torch.repeat_interleave(number)[is_used]
-        total = self.vectors.new_zeros(len(words), self.vectors.shape[1]).index_add(
-            0, owner, self.vectors[row[is_used]]
-        )
+        total = self.vectors.new_zeros(len(words), self.vectors.shape[1])
+        total.index_add_(0, owner, self.vectors[row[is_used]])
         has = torch.zeros(len(words), dtype=torch.bool).index_fill(0, owner, True)
         kept = [word for word, shares in zip(words, has.tolist(), strict=True) if shares]
         return kept, (total / number.clamp(min=1)[:, None])[has]
@@ -186,6 +182,9 @@ class SubwordTable(WordTable):
     def whole(self) -> Tensor:
         parts = torch.arange(len(self.number), device=self.weight.device).split(1 << 14)
         return torch.cat([self.forward(part) for part in parts])
+
+    def row_lists(self) -> tuple[Tensor, Tensor]:
+        return F.pad(self.number.cumsum(0), (1, 0)), self.rows
 
     def subwords(self) -> Subwords:
         """The n-grams with their vectors."""

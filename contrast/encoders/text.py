@@ -5,13 +5,12 @@ text of nothing but padding has features of zero.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from contrast.encoders.contract import finish
-from contrast.errors import InputError
+from contrast.errors import InputError, named_errors, need
 from contrast.network import look_for_the_hub
 
 PADDING = 0
@@ -93,7 +92,7 @@ def hf_text(
     trust_remote_code: bool = False,
     compile: bool = False,
     frozen: bool = False,
-    **options: Any,
+    **options: object,
 ) -> HFText:
     """A `transformers.AutoModel` by name or folder, [B, L] -> [B, F]: `pip install 'contrast-learning[transformers]'`.
 
@@ -112,22 +111,19 @@ def hf_text(
     Raises InputError without transformers, for a model that cannot be loaded, and if the tokenizer has more tokens or
     the texts are longer than the model takes.
     """
-    try:
-        from transformers import AutoConfig, AutoModel
-    except ImportError as error:
-        message = f"the text encoder '{name}' needs transformers: pip install 'contrast-learning[transformers]'"
-        raise InputError(message) from error
+    need("transformers", "transformers", f"the text encoder '{name}'")
+    from transformers import AutoConfig, AutoModel
+
     if not Path(name).exists():
         look_for_the_hub()
-    try:
+    kinds = OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError
+    with named_errors(kinds, f"transformers cannot build '{name}'"):
         if pretrained:
             options = {"use_safetensors": True, **options}  # the older format is a pickle
             net = AutoModel.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
         else:
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
             net = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        raise InputError(f"transformers cannot build '{name}': {' '.join(str(error).split())}") from error
     if getattr(net, "text_model", None) is not None:
         net = net.text_model
     elif net.config.is_encoder_decoder:

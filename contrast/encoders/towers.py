@@ -1,15 +1,24 @@
-"""The two towers of a model of open_clip: `pip install 'contrast-learning[open_clip]'`.
+"""The two towers of a model of open_clip: `pip install 'contrast-learning[open-clip]'`.
 
 B images or texts, S pixels a side, L tokens, D dimensions of the space that both towers share.
 """
 
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from contrast.encoders.contract import check_name, finish
 from contrast.encoders.pretrained import downloading
-from contrast.errors import InputError
+from contrast.errors import InputError, need
+
+
+class _Model(Protocol):
+    """A model of open_clip, as far as it matters here."""
+
+    visual: nn.Module
+    context_length: int
+
+    def encode_text(self, text: Tensor) -> Tensor: ...
 
 
 def open_clip_image(
@@ -33,16 +42,16 @@ def open_clip_image(
     """
     if in_channels != 3:
         raise InputError(f"open_clip's '{name}' takes 3 channels, not {in_channels}: data.channels=3")
-    model, dim = _model(name, pretrained, force_image_size=image_size)
-    net: Any = model.visual
-    net.pixel_statistics = net.image_mean, net.image_std
+    model, dim = _model(name, pretrained, image_size)
+    net = model.visual
+    net.pixel_statistics = net.image_mean, net.image_std  # type: ignore[assignment]
     return finish(net, dim, channels_last, compile, weights, prefix, frozen)
 
 
 class TextTower(nn.Module):
     """The part of a model of open_clip that embeds texts, [B, L] -> [B, D]."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: _Model) -> None:
         super().__init__()
         self.model = model
         model.visual = nn.Identity()
@@ -76,15 +85,14 @@ def open_clip_text(
     return finish(tower, dim, compile=compile, frozen=frozen)
 
 
-def _model(name: str, pretrained: str | None, **options: Any) -> tuple[Any, int]:
+def _model(name: str, pretrained: str | None, image_size: int | None = None) -> tuple[_Model, int]:
     """A model of open_clip and its D. Only the architectures that come with open_clip, not those of other places."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise InputError(f"'{name}' needs open_clip: pip install 'contrast-learning[open_clip]'") from error
+    need("open_clip", "open-clip", f"'{name}'")
+    import open_clip
+
     check_name(name, open_clip.list_models(), "model of open_clip")
     with downloading(f"open_clip:{name} {pretrained or ''}"):
-        model: Any = open_clip.create_model(name, pretrained=pretrained or None, **options)
+        model = open_clip.create_model(name, pretrained=pretrained or None, force_image_size=image_size)
     for key, parameter in model.named_parameters():
         if key.endswith(("embedding", "token_embedding.weight")):  # of classes, positions and tokens
             parameter.no_decay = True

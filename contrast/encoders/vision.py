@@ -15,7 +15,7 @@ from torchvision.models.resnet import ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
 from contrast.encoders.contract import check_name, finish, size_error
-from contrast.errors import InputError
+from contrast.errors import InputError, need, one_line
 from contrast.network import look_for_the_hub
 
 log = logging.getLogger(__name__)
@@ -167,10 +167,9 @@ def timm_model(
     Raises InputError without timm, for an unknown name, for options that the model does not take, and for a size that
     it does not accept.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(f"the encoder '{name}' needs timm: pip install 'contrast-learning[timm]'") from error
+    need("timm", "timm", f"the encoder '{name}'")
+    import timm
+
     architecture = name.partition(".")[0]  # vit_small_patch16_224.dino: an architecture and the tag of its weights
     check_name(architecture, timm.list_models(), "model of timm")
     published = timm.get_pretrained_cfg(architecture)
@@ -187,7 +186,7 @@ def timm_model(
             net = create(**options)
     except Exception as error:  # an option that does not fit, or whatever the library of a download raises
         given = ", ".join(f"{key}={value}" for key, value in options.items())
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = one_line(error)
         raise InputError(f"timm cannot build '{name}' with {given or 'its defaults'}: {why}") from error
     reason = size_error(net, in_channels, image_size)
     if reason:

@@ -5,9 +5,11 @@ keys are found is taken off, a classifier behind the encoder is passed over, and
 """
 
 import pickle
+import zipfile
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from contrast.encoders.archive import check_archive, check_sizes
-from contrast.errors import InputError
+from contrast.errors import InputError, first_few, one_line
 
-MAX_KEYS = 4  # of each kind in an error message
+Checkpoint = Mapping[str, Any]  # the contents of a file of torch
 # What follows an encoder in files of classifiers and of other methods; passed over if the encoder has no such part
 HEADS = ("fc.", "head.", "heads.", "classifier.", "projector.", "projection_head.", "predictor.")
 # Parts of the names of momentum copies. Where an encoder and its copy are in one file, the encoder is taken
@@ -26,9 +28,8 @@ COPIES = ("encoder_k", "key_encoder", "teacher", "momentum", "ema", "target")
 STEMS = {(7, 7): "imagenet", (3, 3): "cifar"}  # by the kernel of a ResNet's first layer
 OUTER = ("", "state_dict.", "model.", "model_state_dict.")  # names of a mapping around a state dict
 WRAPPERS = (*OUTER[1:], "module.", "_orig_mod.")
-COUNTER = (
-    "num_batches_tracked"  # which files from before torch 0.4.1 lack, torchvision's among them; no output needs it
-)
+# which files from before torch 0.4.1 lack, torchvision's among them; no output needs it
+COUNTER = "num_batches_tracked"
 
 
 def load_encoder(
@@ -50,7 +51,7 @@ def load_encoder(
     label = label or ("the state dict" if isinstance(source, Mapping) else str(source))
     state = dict(_tensors(saved))
     if not state:
-        raise InputError(f"{label} is no state dict: not tensors are {listed(saved)}")
+        raise InputError(f"{label} is no state dict: not tensors are {first_few(saved)}")
     own = encoder.state_dict()
     if not own:
         return f"{label}: the encoder has no weights"
@@ -70,7 +71,7 @@ def load_encoder(
         ],
     }
     if any(wrong.values()):
-        counts = [f"{len(keys)} {kind}{': ' if keys else ''}{listed(keys)}" for kind, keys in wrong.items()]
+        counts = [f"{len(keys)} {kind}{': ' if keys else ''}{first_few(keys)}" for kind, keys in wrong.items()]
         first = [state["conv1.weight"].shape[2:] for state in (own, given) if "conv1.weight" in state]
         stem = STEMS.get(tuple(first[-1])) if len({*first}) > 1 else None
         cure = f"; encoder.stem={stem} has the first layer of these weights" if stem else ""
@@ -78,12 +79,12 @@ def load_encoder(
     encoder.load_state_dict(given)
     others = Counter(key.partition(".")[0] + "." for key in heads)
     others.update(_first_parts(key for key in state if not key.startswith(start)))
-    passed = listed([f"{name} ({count})" for name, count in others.items()])
+    passed = first_few(f"{name} ({count})" for name, count in others.items())
     under = f" under '{start}'" if start else ""
     return f"{label}: {len(own)} tensors{under} are the encoder's" + (f"; passed over: {passed}" if passed else "")
 
 
-def read(path: Path) -> Mapping[str, Any]:
+def read(path: Path) -> Checkpoint:
     """The contents of a file of weights, on the CPU."""
     if not path.is_file():
         raise InputError(f"no such file of weights: {path}")
@@ -98,22 +99,25 @@ def read(path: Path) -> Mapping[str, Any]:
     except InputError:
         raise
     except Exception as error:  # damaged bytes can raise nearly any exception of pickle, zipfile or torch
-        reason = (str(error).splitlines() or [""])[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch's text advises running the code that the file holds
-            reason = (
-                "neither a checkpoint nor plain weights; a whole module is saved by torch.save(net.state_dict(), FILE)"
-            )
-        raise InputError(f"cannot read weights from {path}: {type(error).__name__}: {reason}") from error
+        size = f"{path.stat().st_size:,} bytes"
+        raise InputError(f"cannot read weights from {path} of {size}: {_what_is_wrong(path, error)}") from error
     if not isinstance(saved, Mapping) or not all(isinstance(key, str) for key in saved):
         raise InputError(f"{path} holds no state dict but {type(saved).__name__}")
     return saved
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first names, separated by commas, and the number of the others."""
-    names = list(names)
-    more = f" and {len(names) - MAX_KEYS} more" if len(names) > MAX_KEYS else ""
-    return ", ".join(names[:MAX_KEYS]) + more
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Why a file of weights cannot be read. torch itself says so at length, and advises running the file's code."""
+    is_zip = False
+    with suppress(OSError), path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    cut = isinstance(error, EOFError) or any(text in str(error) for text in ("unexpected EOF", "not fully covered"))
+    if cut or (is_zip and not zipfile.is_zipfile(path)):  # the list of a zip's parts is its end
+        return "it ends too early, as a file does whose download or copy was interrupted"
+    if isinstance(error, pickle.UnpicklingError):
+        return "neither a checkpoint nor plain weights; torch.save(net.state_dict(), FILE) saves a whole module"
+    first = one_line(error).partition(". ")[0]
+    return f"{type(error).__name__}: {first}"
 
 
 def _tensors(saved: Mapping[str, object], start: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -130,7 +134,7 @@ def _prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor], wanted: str 
     if wanted is not None:
         starts = [outer + wanted for outer in OUTER if any(key.startswith(outer + wanted) for key in state)]
         if not starts:
-            kinds = listed(_first_parts(state))
+            kinds = first_few(_first_parts(state))
             raise InputError(f"{label} has no key that starts with '{wanted}'; its keys start with {kinds}")
         return starts[0]
     counts: Counter[str] = Counter()
@@ -141,7 +145,7 @@ def _prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor], wanted: str 
     best = [start for start, n in counts.items() if n == max(counts.values())]
     best = [start for start in best if not any(copy in start for copy in COPIES)] or best
     if len(best) > 1:
-        raise InputError(f"{label} has {len(best)} encoders, choose one by prefix=: {listed(sorted(best))}")
+        raise InputError(f"{label} has {len(best)} encoders, choose one by prefix=: {first_few(sorted(best))}")
     return best[0] if best else ""
 
 

@@ -32,6 +32,11 @@ class WordTable(nn.Module):
         """The vectors of all words, [num_ids, D]."""
         return self.weight
 
+    def row_lists(self) -> tuple[Tensor, Tensor]:
+        """start [num_ids + 1] and row [m]: a word w is the mean of the rows row[start[w]:start[w + 1]] of `weight`."""
+        every = torch.arange(len(self.weight) + 1)
+        return every, every[:-1]
+
 
 class GRU(nn.Module):
     """Word vectors and gated recurrent units (Cho et al. 2014); the features are the last layer's states and a 1.

@@ -11,7 +11,7 @@ from torchmetrics.functional import classification
 
 
 class ByClass(NamedTuple):
-    """A class without an image counts in none of the means."""
+    """Metrics of each class and their means, which leave out classes without an image."""
 
     means: dict[str, float]  # macro_f1, the mean of the classes' F1; class_mean_accuracy
     class_accuracy: dict[str, float]  # by name
@@ -19,17 +19,17 @@ class ByClass(NamedTuple):
 
 
 def by_class(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> ByClass:
-    """What the predictions [M] are for labels [M] of K named classes."""
+    """Metrics by class of the predictions [M] for labels [M] of K named classes."""
     labels = labels.to(predicted.device)
     images, _, accuracy, f1 = per_class(predicted, labels, len(classes))
     some = images > 0
     means = {"macro_f1": float(f1[some].mean()), "class_mean_accuracy": float(accuracy[some].mean())}
-    found = {name: value for name, value, n in zip(classes, accuracy.tolist(), images.tolist(), strict=True) if n}
-    return ByClass(means, found, classification.multiclass_confusion_matrix(predicted, labels, len(classes)).tolist())
+    by_name = {name: value for name, value, n in zip(classes, accuracy.tolist(), images.tolist(), strict=True) if n}
+    return ByClass(means, by_name, classification.multiclass_confusion_matrix(predicted, labels, len(classes)).tolist())
 
 
 def per_class(predicted: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
-    """Images, precision, recall and F1 of each class, [K] each; 0 where a share is of nothing."""
+    """Number of images, precision, recall and F1 of each class, [K] each; 0 where a denominator is 0."""
     shares = (classification.multiclass_precision, classification.multiclass_recall, classification.multiclass_f1_score)
     of_each = (share(predicted, labels, classes, average="none") for share in shares)
     return [labels.bincount(minlength=classes), *of_each]

@@ -1,4 +1,4 @@
-"""Features of an encoder that is not trained any more: computed once, checked, kept.
+"""Features of an encoder that is not trained any more: computed once, checked and cached.
 
 N images, B of a batch, C channels, H x W pixels, F features.
 """
@@ -15,12 +15,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from contrast.candidates import as_ids
+from contrast.config.trust import Config
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.loader import Batches
 from contrast.data.store import cached, digest
 from contrast.errors import InputError
-from contrast.ids import as_ids
-from contrast.trust import Config
 
 Labelled = tuple[Tensor, Tensor | ArrayLike]  # features [N, F], labels [N]
 
@@ -35,7 +35,7 @@ class EvaluationData:
     seed     of what a protocol draws at random
     folder   where a protocol may leave files; None: nowhere
     config   of the run that trained the encoder, for a checkpoint that a protocol writes
-    details  what a protocol leaves here goes to metrics.json, too: accuracies by class, a confusion matrix
+    details  what a protocol adds here is written to metrics.json, too: accuracies by class, a confusion matrix
     """
 
     encoder: Callable[[Tensor], Tensor]
@@ -125,8 +125,8 @@ def batch_features(
 ) -> Tensor:
     """Features of batches of images in order, [N, F] float32 on the CPU. N is `count`.
 
-    encoder maps uint8 pixels [B, C, H, W] to [B, F]. It runs in eval mode without gradients; the training mode of
-    each of its modules is restored. Autocast is the caller's. A bar shows what takes longer than a second.
+    encoder maps uint8 pixels [B, C, H, W] to [B, F]. It runs in eval mode without gradients, and each of its modules
+    then returns to the mode that it had. The caller decides on autocast. A progress bar appears after a second.
     InputError for an empty set and for an encoder that does not return [B, F].
     """
     if count == 0:
@@ -151,6 +151,11 @@ def batch_features(
     return rows
 
 
+def with_float64(device: torch.device | str) -> torch.device:
+    """`device`, or the CPU in place of Apple's MPS, which has no float64."""
+    return torch.device("cpu" if torch.device(device).type == "mps" else device)
+
+
 def labelled_sets(
     what: str, train: Labelled, test: Labelled, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
@@ -165,7 +170,7 @@ def labelled_sets(
 
 
 def check_labelled(features: Tensor, labels: Tensor | ArrayLike, what: str, width: int | None = None) -> Tensor:
-    """The labels as int64 [N] where the features [N, F] are; `what` they belong to stands in the error message.
+    """The labels [N] as int64, on the device of the features [N, F]. Error messages begin with `what`.
 
     Raises InputError unless the features are finite, F is `width`, if that is given, and the labels are class numbers
     from 0 in any integer type, or whole floats. A row without a label (-1) is refused: select the labelled rows first.
@@ -174,7 +179,7 @@ def check_labelled(features: Tensor, labels: Tensor | ArrayLike, what: str, widt
     shapes = list(features.shape), list(labels.shape)
     if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
         raise InputError(
-            f"{what}: features [N, F] and labels [N] of 1 row or more wanted, got {shapes[0]} and {shapes[1]}"
+            f"{what}: expected features [N, F] and labels [N] of 1 row or more, got {shapes[0]} and {shapes[1]}"
         )
     unlabelled = int((labels < 0).sum())
     if unlabelled:

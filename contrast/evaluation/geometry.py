@@ -1,8 +1,8 @@
 """Geometry of an embedding: alignment, uniformity, effective rank.
 
 N rows of D numbers. Half-precision input is computed in float32, whatever autocast says; float64 stays float64.
-Each returns a tensor of no dimension on the input's device and does not wait for that device (the singular values of
-the effective rank excepted, where the CUDA library itself waits).
+Each returns a scalar tensor on the input's device and does not wait for that device, except for the singular values of
+the effective rank, where the CUDA library itself waits.
 """
 
 import math
@@ -21,7 +21,7 @@ def alignment(x: Tensor, y: Tensor) -> Tensor:
     so a collapsed embedding (all rows equal, or zero) gives 0. InputError where the shapes differ or N is 0.
     """
     if x.shape != y.shape or x.ndim != 2 or len(x) == 0:
-        raise InputError(f"alignment: two equal shapes [N, D] wanted, got {list(x.shape)} and {list(y.shape)}")
+        raise InputError(f"alignment: expected two equal shapes [N, D], got {list(x.shape)} and {list(y.shape)}")
     return (_unit(x) - _unit(y)).square().sum(dim=1).mean()
 
 
@@ -32,7 +32,7 @@ def uniformity(x: Tensor, t: float = 2.0, block: int = 1024) -> Tensor:
     a collapsed embedding gives 0. Computed over [block, N] tiles by log-sum-exp.
     """
     if x.ndim != 2 or len(x) < 2:
-        raise InputError(f"uniformity: [N, D] with at least 2 rows wanted, got {list(x.shape)}")
+        raise InputError(f"uniformity: expected [N, D] with at least 2 rows, got {list(x.shape)}")
     x = _unit(x)
     n = len(x)
     parts = []
@@ -52,11 +52,11 @@ def uniformity(x: Tensor, t: float = 2.0, block: int = 1024) -> Tensor:
 def effective_rank(x: Tensor) -> Tensor:
     """exp of the entropy of the singular values of x [N, D], between 1 and min(N, D); 0 for a matrix of zeros.
 
-    Roy and Vetterli 2007, definition 1; RankMe (Garrido et al. 2023, eq. 1) is this on raw, uncentred embeddings. All
-    rows equal gives 1, and anything that is not finite NaN.
+    Roy and Vetterli 2007, definition 1; RankMe (Garrido et al. 2023, eq. 1) is this on raw, uncentred embeddings. It is
+    1 if all rows are equal, and NaN if any number is not finite. InputError unless x is [N, D] and not empty.
     """
     if x.ndim != 2 or x.numel() == 0:
-        raise InputError(f"effective_rank: [N, D] wanted, got {list(x.shape)}")
+        raise InputError(f"effective_rank: expected [N, D], got {list(x.shape)}")
     with torch.autocast(x.device.type, enabled=False):
         finite = x.isfinite().all()  # LAPACK would raise
         values = torch.linalg.svdvals(torch.where(finite, _wide(x), 0))  # [min(N, D)]

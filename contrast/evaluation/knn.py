@@ -100,7 +100,7 @@ def knn_score(
     """Top-1 and top-5 of `knn_predict` on labelled test rows, computed on device (by default the features')."""
     train, labels, test, target, classes = labelled_sets("kNN", (train, train_labels), (test, test_labels), device)
     hit = knn_predict(train, labels, test, k, temperature, classes) == target[:, None]  # [M, min(5, K)]
-    top1, top5 = hit[:, 0].double().mean().item(), hit.any(dim=1).double().mean().item()
+    top1, top5 = (int(right.sum()) / len(hit) for right in (hit[:, 0], hit.any(dim=1)))
     return KNN(top1, top5 if classes > 5 else None)
 
 

@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from contrast.encoders.pretrained import Checkpoint
+from contrast.config.facts import complete
+from contrast.config.trust import Trust, from_file
+from contrast.encoders.weights import Checkpoint
 from contrast.errors import InputError
 from contrast.evaluation.encoder import architecture, loaded
 from contrast.evaluation.features import evaluating
 from contrast.evaluation.perplexity import PerWord, normalised, over_text, perplexity
-from contrast.facts import complete
 from contrast.heads import NCE, AdaptiveSoftmax
 from contrast.heads.head import Head
 from contrast.losses.similarity import similarity
 from contrast.negatives import Table, Targets, Tree
 from contrast.samplers import HuffmanTree, Sampler
-from contrast.trust import Trust, from_file
 
 PARTS = ("encoder", "negatives", "head")
-FEWEST = 1000  # words of a stream: its first ones have little context
+FEWEST = 1000  # the fewest words of a stream, because its first words have little context
 
 
 class NextWord(nn.Module):
@@ -87,7 +87,7 @@ class NextWord(nn.Module):
     def over_text(self, classes: Tensor, streams: int = 1, most: int | None = None) -> PerWord:
         """`log_probs` and the log frequency, `unigram`, of the words of a text, [N] each.
 
-        classes  [N], the words of the text; the end of a line is taken for what stands before it
+        classes  [N], the words of the text; the class before the first one is the end of a line
         streams, most  as `count` and `most` of `contrast.evaluation.perplexity.over_text`
         """
 
@@ -136,8 +136,8 @@ class TextData(NamedTuple):
 def text_perplexity(data: TextData, streams: int = 32) -> dict[str, float]:
     """The protocol: `NextWord.metrics` of a text, and the share of its words that are unknown.
 
-    streams  parts of the text that are read in parallel, each without what stands before it; fewer, of 1,000 words at
-             least, where the text is short
+    streams  parts of the text that are read in parallel, each without the context before it. A short text has fewer
+             of them, so that each has at least 1,000 words
     """
     if streams < 1:
         raise InputError(f"a text is read in 1 stream or more, not {streams}")
@@ -149,14 +149,14 @@ def text_perplexity(data: TextData, streams: int = 32) -> dict[str, float]:
 def next_word(saved: Checkpoint, trust: Trust = False) -> NextWord:
     """The language model in a checkpoint, in eval mode, built from the configuration inside it.
 
-    trust  what the configuration may call besides the parts of this library: see `contrast.trust`
+    trust  what the configuration may call besides the parts of this library: see `contrast.config.trust`
     """
     config = from_file({name: saved["config"].get(name) for name in PARTS}, "the checkpoint", trust)
     state, log_p = saved["state_dict"], saved["state_dict"].get("log_p")
-    if not isinstance(log_p, Tensor) or any(not isinstance(config[name], Mapping) for name in PARTS):
+    if not isinstance(log_p, Tensor) or log_p.ndim != 1 or any(not isinstance(config[name], Mapping) for name in PARTS):
         raise InputError("the checkpoint does not hold what a language model is built from")
     facts: dict[str, object] = {"num_ids": len(log_p), "counts": log_p.double().exp()}
-    if "negatives.path" in state:  # its shape depends on the counts, which are there as rounded frequencies alone
+    if "negatives.path" in state:  # its shape depends on the counts, of which the checkpoint has rounded frequencies
         path, sign = state["negatives.path"].long(), state["negatives.sign"]
         facts["counts"] = HuffmanTree(path, sign < 0, (path >= 0).sum(dim=1))
 

@@ -33,10 +33,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
-from contrast.data.images.subset import hold_out, labelled_subset
+from contrast.data.images.subset import hold_out_test, labelled_subset
 from contrast.errors import InputError
 from contrast.evaluation.by_class import by_class
-from contrast.evaluation.features import EvaluationData, check_labelled, labelled_sets
+from contrast.evaluation.features import EvaluationData, check_labelled, labelled_sets, with_float64
 
 LEARNING_RATES = (0.1, 0.3, 1.0, 3.0)
 WEIGHT_DECAYS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -48,7 +48,7 @@ MIN_RELATIVE_VARIANCE = 1e-10  # a principal axis whose variance is a smaller sh
 
 
 class Setting(NamedTuple):
-    """One point of the grid and what it reached on the held-out rows."""
+    """One point of the grid and its results on the held-out rows."""
 
     learning_rate: float
     weight_decay: float
@@ -64,7 +64,7 @@ class LinearProbe(NamedTuple):
     learning_rate: float
     weight_decay: float
     top5: float | None  # None below six classes
-    table: tuple[Setting, ...]  # what every setting reached on held-out rows; empty where nothing could be held out
+    table: tuple[Setting, ...]  # the results of every setting on held-out rows; empty where none could be held out
     predicted: tuple[int, ...]  # classes of the M test rows
 
 
@@ -196,7 +196,7 @@ def linear_probe(
     where the features are.
     """
     sets = (train, train_labels), (test, test_labels)
-    train, labels, test, target, classes = labelled_sets("linear probe", *sets, device)
+    train, labels, test, target, classes = labelled_sets("linear probe", *sets, with_float64(device or train.device))
     rates, decays = checked_grid(learning_rates, weight_decays, steps)
     table, held = validated(train, labels, classes, list(product(rates, decays)), steps, seed)
     if held:
@@ -206,7 +206,7 @@ def linear_probe(
         best = Setting(rates[len(rates) // 2], decays[len(decays) // 2], math.nan, math.nan)
         warnings.warn(
             f"linear probe: no class has two of the {len(train)} training rows, so none were held out and "
-            f"learning rate {best.learning_rate:g}, weight decay {best.weight_decay:g} were taken untested",
+            f"learning rate {best.learning_rate:g}, weight decay {best.weight_decay:g} are used without a comparison",
             stacklevel=2,
         )
     chosen = [best.learning_rate], [best.weight_decay]
@@ -225,8 +225,8 @@ def checked_grid(
     rates, decays = sorted(learning_rates), sorted(weight_decays)
     if steps < 1 or not rates or not decays or rates[0] <= 0 or decays[0] < 0:
         raise InputError(
-            f"linear probe: at least one step ({steps}), learning rates above 0 ({rates}) "
-            f"and weight decays not below 0 ({decays}) wanted"
+            f"linear probe: it needs at least one step ({steps}), learning rates above 0 ({rates}) "
+            f"and weight decays not below 0 ({decays})"
         )
     return rates, decays
 
@@ -235,15 +235,13 @@ def validated(
     x: Tensor, y: Tensor, classes: int, grid: list[tuple[float, float]], steps: int, seed: int
 ) -> tuple[tuple[Setting, ...], int]:
     """The grid measured on held-out rows, in its order, and their number: 0 where no class has two rows."""
-    alone = torch.bincount(y)[y] == 1  # [N] rows that are the only one of their class
-    if alone.all():
-        return (), 0
     draws, count = 1 if len(y) >= MIN_ROWS_ONE_DRAW else 5, 0
     total = torch.zeros(2, len(grid), dtype=torch.float64, device=x.device)
     rates, decays = zip(*grid, strict=True)
     for draw in range(draws):
-        fit, held = (rows.to(y.device) for rows in hold_out(y.masked_fill(alone, -1), HELD_OUT, seed + draw))
-        fit = torch.cat([fit, alone.nonzero().squeeze(1)])
+        fit, held = (rows.to(y.device) for rows in hold_out_test(y, HELD_OUT, seed + draw))
+        if not len(held):
+            return (), 0
         desc = f"linear probe, draw {draw + 1}/{draws}"
         classifiers = fit_linear(x[fit], y[fit], classes, rates, decays, steps, desc)
         total += torch.stack(measure(classifiers, x[held], y[held])) / draws
@@ -282,16 +280,16 @@ def linear(
 
     learning_rates, weight_decays  of which every pair is tried
     steps  of each fit
-    There is no val_top1 where no class has two images. The means over the classes are those of `by_class`, which leaves
-    what they are the means of in `data.details`.
+    There is no val_top1 where no class has two images. The means over the classes are those of `by_class`, whose
+    accuracies by class and confusion matrix are added to `data.details`.
     """
     checked_grid(learning_rates, weight_decays, steps)  # before features are computed
     train, test = (data.train_features, data.train.labels), (data.test_features, data.test.labels)
     probe = linear_probe(*train, *test, learning_rates, weight_decays, steps, data.seed, data.device)
-    found = by_class(torch.tensor(probe.predicted), data.test.labels, data.test.classes)
-    data.details.update(class_accuracy=found.class_accuracy, confusion=found.confusion)
+    classwise = by_class(torch.tensor(probe.predicted), data.test.labels, data.test.classes)
+    data.details.update(class_accuracy=classwise.class_accuracy, confusion=classwise.confusion)
     numbers = {name: value for name, value in probe._asdict().items() if isinstance(value, float) and value == value}
-    return numbers | found.means
+    return numbers | classwise.means
 
 
 def few_labels(data: EvaluationData, per_class: int, draws: int = 5) -> float | None:

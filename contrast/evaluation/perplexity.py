@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contrast.candidates import as_ids
 from contrast.errors import InputError
-from contrast.ids import as_ids
 
 State = TypeVar("State")  # of a recurrent encoder
 Encode = Callable[[Tensor, State | None], tuple[Tensor, State]]  # ids [S, T], state -> queries [S, T, D], state
@@ -52,9 +52,11 @@ def over_text(
     ids = as_ids("words of a text", ids)
     if not len(ids):
         raise InputError("perplexity needs held-out text of at least 1 word")
+    if most is not None and most < 1:
+        raise InputError(f"perplexity needs at least 1 word, got most={most}")
     if int(ids.min()) < 0:
         raise InputError(f"words of a text are classes from 0, but {int((ids < 0).sum())} of {len(ids)} are below")
-    before, target = streams(ids, min(count, len(ids), most or len(ids)), first)
+    before, target = streams(ids, min(count, len(ids), len(ids) if most is None else most), first)
     if most is not None:
         before, target = before[:, : most // len(before)], target[:, : most // len(target)]
     state: State | None = None
@@ -80,7 +82,7 @@ def normalised(
 
     score    queries [B, D], vectors [C, D] -> scores [B, C]
     query    [B, D]; ids [B] int64, the class of each query; vectors [V, D]
-    offsets  [O, V], added to the scores: as many softmaxes of the same scores
+    offsets  [O, V], added to the scores: each of the O rows gives a softmax of its own
 
     Scores of `block` classes at a time, in their own precision; sums over blocks in float64.
     """

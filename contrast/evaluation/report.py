@@ -5,26 +5,26 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from contrast.atomic import replacing
+from contrast.config.trust import Config
 from contrast.data.images.image_set import ImageFiles, Images, Splits
 from contrast.data.images.subset import stratified
 from contrast.evaluation.features import EvaluationData
 from contrast.evaluation.knn import knn
 from contrast.evaluation.linear_probe import few_labels, linear
+from contrast.evaluation.retrieval import DIRECTIONS, retrieval_names
 from contrast.evaluation.unlabelled import NAMES as UNLABELLED
 
-RETRIEVAL = {"image_to_text": "captions for images", "text_to_image": "images for captions"}
 ROWS = {
     "knn_top1": "kNN top-1",
     "linear_top1": "linear probe top-1",
     "linear_{n}_per_class_top1": "linear probe, {n} labels a class",
-    "held_out_top1": "the other view found, top-1",
+    "held_out_top1": "other view nearest, top-1",
     "held_out_loss": "loss of held-out views",
     "effective_rank": "effective rank",
     "uniformity": "uniformity",
@@ -33,7 +33,7 @@ COLUMNS = {"pixels_": "raw pixels", "untrained_": "untrained", "": "trained"}
 
 
 def frozen_data(
-    cfg: Mapping[str, Any],
+    cfg: Config,
     encoder: Callable[[Tensor], Tensor],
     splits: Splits,
     device: torch.device,
@@ -70,7 +70,7 @@ def metric_names(cfg: DictConfig, splits: Splits) -> set[str]:
     if not cfg.enabled or splits.test is None:
         return names
     if splits.train.text is not None:
-        names |= {f"{name}_recall{k}" for name in RETRIEVAL for k in (1, 5, 10)}
+        names |= retrieval_names(captions=True)
     if not has_labels(splits):
         prefixes = ["", *["untrained_"] * cfg.untrained] if len(splits.test) > 1 else []
         return names | {prefix + name for prefix in prefixes for name in UNLABELLED}
@@ -88,10 +88,10 @@ def metric_names(cfg: DictConfig, splits: Splits) -> set[str]:
     return names | {prefix + name for prefix in prefixes for name in frozen}
 
 
-def labelled(images: Images | ImageFiles, most: int | None, seed: int = 0) -> Images | ImageFiles:
-    """The labelled images; of more than `most` a stratified sample of so many, drawn from seed."""
+def labelled(images: Images | ImageFiles, most: int | None) -> Images | ImageFiles:
+    """The labelled images; of more than `most` a stratified sample of so many, the same in every run."""
     labels = images.labels
-    return images.select((labels >= 0).nonzero().flatten() if most is None else stratified(labels, most, seed))
+    return images.select((labels >= 0).nonzero().flatten() if most is None else stratified(labels, most, 0))
 
 
 def has_labels(splits: Splits) -> bool:
@@ -115,8 +115,8 @@ def raw_pixels(pixels: Tensor) -> Tensor:
 
 def metric_rows(metrics: Mapping[str, float]) -> tuple[dict[str, str], dict[str, str]]:
     """Columns and rows of the table of metrics: the prefixes and the rest of the names, each with its heading."""
-    found = (re.fullmatch(r"linear_(\d+)_per_class_top1", name) for name in metrics)
-    numbers = sorted({int(match[1]) for match in found if match})
+    matches = (re.fullmatch(r"linear_(\d+)_per_class_top1", name) for name in metrics)
+    numbers = sorted({int(match[1]) for match in matches if match})
     rows = {
         key.format(n=n): label.format(n=n) for key, label in ROWS.items() for n in (numbers if "{n}" in key else [0])
     }
@@ -125,7 +125,7 @@ def metric_rows(metrics: Mapping[str, float]) -> tuple[dict[str, str], dict[str,
 
 
 def table(metrics: Mapping[str, float]) -> str:
-    """The metrics as a small text table: a row a protocol, a column a kind of features."""
+    """The metrics as a small text table: a row for each protocol, a column for each kind of features."""
     heads, rows = metric_rows(metrics)
     lines = [" " * 32 + "".join(f"{head:>12}" for head in heads.values())]
     for key, label in rows.items():
@@ -139,7 +139,7 @@ def table(metrics: Mapping[str, float]) -> str:
 def recall_rows(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Recalls of images and captions by k, in each direction that was measured."""
     rows = {}
-    for name, label in RETRIEVAL.items():
+    for name, label in DIRECTIONS.items():
         start = f"{name}_recall"
         rows[label] = {key.removeprefix(start): value for key, value in metrics.items() if key.startswith(start)}
     return {label: recalls for label, recalls in rows.items() if recalls}

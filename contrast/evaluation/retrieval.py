@@ -13,14 +13,21 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
+from contrast.candidates import as_ids
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.store import digest
 from contrast.errors import InputError
 from contrast.evaluation.encoder import Towers
-from contrast.evaluation.features import EvaluationData, check_finite, check_labelled, evaluating, features
-from contrast.ids import as_ids
+from contrast.evaluation.features import (
+    EvaluationData,
+    check_finite,
+    check_labelled,
+    evaluating,
+    features,
+    with_float64,
+)
 
-DIRECTIONS = ("image_to_text", "text_to_image")
+DIRECTIONS = {"image_to_text": "captions for images", "text_to_image": "images for captions"}
 
 
 @torch.no_grad()
@@ -29,8 +36,8 @@ def recall(
 ) -> dict[int, float]:
     """Recall at k, for each k: the share of the queries, 0 to 1, with a right answer among the k most similar keys.
 
-    query [M, D], key [N, D], on one device. Similarity is the cosine, in float64, over tiles of [block, block]; a row
-    of zeros is similar to nothing. (Karpathy and Fei-Fei 2015, section 4.2)
+    query [M, D], key [N, D], on one device. Similarity is the cosine, in float64, over tiles of [block, block]; that of
+    a row of zeros is 0. (Karpathy and Fei-Fei 2015, section 4.2)
 
     pairs  [P, 2] whole numbers: key pairs[p, 1] is a right answer to query pairs[p, 0]. If equal labels make a key
            right, these are `(query_labels[:, None] == key_labels).nonzero()`. Keys should be distinct, because copies
@@ -66,11 +73,11 @@ def recall(
 def recall_by_label(
     features: Tensor, labels: Tensor | ArrayLike, k: Sequence[int] = (1, 5, 10), block: int = 2**22
 ) -> dict[str, float]:
-    """Each image is searched among all others; those with its label are right. Shares, 0 to 1, over the queries.
+    """Each image is a query among all others; those with its label are right. Shares, 0 to 1, over the queries.
 
     recall1  of the queries: whether one of the k = 1 most similar images is right; and so on for each k
     map      mean average precision: the mean over the right images, in order, of the share of right ones up to there
-    queries_left_out  the number of images that no other image shares its label with: they are searched for no others
+    queries_left_out  the number of images whose label no other image has: they are no queries
 
     features [N, F], labels [N], from 0. Similarity is the cosine, in float64, for so many queries at a time that one
     tensor has at most `block` elements, or N. A wrong image that is as similar as a right one comes before it, as in
@@ -124,9 +131,9 @@ def _tiles(query: Tensor, key: Tensor, pairs: Tensor, block: int) -> Iterator[tu
 def _checked(query: Tensor, key: Tensor, pairs: Tensor | ArrayLike) -> Tensor:
     pairs = as_ids("recall: pairs", pairs).to(query.device)
     if query.ndim != 2 or key.ndim != 2 or query.shape[1] != key.shape[1] or not (len(query) and len(key)):
-        raise InputError(f"recall: query [M, D] and key [N, D] wanted, got {list(query.shape)} and {list(key.shape)}")
+        raise InputError(f"recall: expected query [M, D] and key [N, D], got {list(query.shape)} and {list(key.shape)}")
     if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise InputError(f"recall: pairs [P, 2] of a query and a key wanted, got {list(pairs.shape)}")
+        raise InputError(f"recall: expected pairs [P, 2] of a query and a key, got {list(pairs.shape)}")
     check_finite(query, "recall", "queries")
     check_finite(key, "recall", "keys")
     outside = int(((pairs < 0) | (pairs >= pairs.new_tensor([len(query), len(key)]))).any(dim=1).sum())
@@ -147,13 +154,12 @@ def retrieval(data: EvaluationData, ks: Sequence[int] = (1, 5, 10)) -> dict[str,
     of the data set; those to a caption are the images of its own rows. Where the test images have no captions,
     `recall_by_label` measures the features of these images.
 
-    ks  how many answers count as found, for each recall
+    ks  the k of each recall: how many of the most similar answers are considered
     """
     _check_sizes(ks, block=1)  # before features are computed
     images = data.test
     if images.text is None:
-        device = "cpu" if data.device.type == "mps" else data.device  # float64 is needed
-        return recall_by_label(data.test_features.to(device), images.labels, ks)
+        return recall_by_label(data.test_features.to(with_float64(data.device)), images.labels, ks)
     if not isinstance(data.encoder, Towers):
         raise InputError("retrieval of captions needs a checkpoint with an encoder of captions (method=clip or siglip)")
     image_rows, image_of = distinct(image_keys(images))

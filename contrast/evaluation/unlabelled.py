@@ -17,7 +17,7 @@ from contrast.losses.functions import nt_xent
 from contrast.rng import generator
 
 NAMES = ("held_out_top1", "held_out_loss", "effective_rank", "uniformity")
-MOST, BLOCK = 2000, 128  # images: that are measured, and of a batch
+MOST, BLOCK = 2000, 128  # images that are measured at most, and images of a batch
 TEMPERATURE = 0.2  # the same for every run, so that losses can be compared
 
 
@@ -41,21 +41,19 @@ def unlabelled(
     view       a random view of pixels [B, C, H, W] uint8, floats in 0..1 [B, C, S, S]
     """
     chosen = images.select(torch.randperm(len(images), generator=generator(seed, 0))[:MOST])
-    parts: list[tuple[Tensor, Tensor]] = []  # for each view, features and projections
+    of_views, projected = [], []  # of each batch, [2, B, F] and [2, B, D]
     with evaluating(encoder), torch.inference_mode():
         for number, batch in enumerate(Batches(chosen, BLOCK, 0, shuffle=False, device=device, workers=workers)):
-            both = []
-            for stream in (1, 2):
-                features = encoder(view(batch.pixels, generator(seed, number, stream)))  # [B, F]
-                both.append((features.float(), F.normalize(projector(features).float(), dim=1)))
-            parts.append((torch.stack([each[0] for each in both]), torch.stack([each[1] for each in both])))
-        features, z = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))  # [2, N, F], [2, N, D]
+            both = [encoder(view(batch.pixels, generator(seed, number, stream))) for stream in (1, 2)]  # [B, F] each
+            of_views.append(torch.stack(both).float())
+            projected.append(torch.stack([F.normalize(projector(each).float(), dim=1) for each in both]))
+        features, z = torch.cat(of_views, dim=1), torch.cat(projected, dim=1)  # [2, N, F], [2, N, D]
         scores = z.flatten(0, 1) @ z.flatten(0, 1).T  # [2 N, 2 N]
         partner = torch.arange(2 * len(chosen), device=device).roll(len(chosen))[:, None]  # [2 N, 1]
         own = scores.gather(1, partner)
         others = scores.fill_diagonal_(-2).scatter_(1, partner, -2)
         values = {
-            "held_out_top1": (own > others.amax(dim=1, keepdim=True)).double().mean(),  # ties count against a view
+            "held_out_top1": (own > others.amax(dim=1, keepdim=True)).float().mean(),  # ties count against a view
             "held_out_loss": nt_xent(z[0], z[1], TEMPERATURE),
             "effective_rank": effective_rank(features.flatten(0, 1)),
             "uniformity": uniformity(features.flatten(0, 1)),

@@ -1,8 +1,8 @@
 """Evaluation of word vectors: agreement with human judgements of similarity, analogies, nearest words.
 
 V words, D dimensions, P pairs, Q questions. `number` maps a word to its row of the vectors; lower rows are the more
-frequent words. Questions and vocabulary are compared in small letters; of words that differ only in these the most
-frequent stands for all (as gensim's `case_insensitive`).
+frequent words. Questions and vocabulary are compared in small letters; of words that differ only in case, the most
+frequent one represents all (as gensim's `case_insensitive`).
 """
 
 import math
@@ -51,11 +51,11 @@ def similarity_score(vectors: Tensor, number: Mapping[str, int], file: str | Pat
     """Spearman's correlation, with average ranks, of the cosines of word pairs with the scores in `file`.
 
     vectors [V, D]. The file has a pair a line, `read_pairs`: WordSim-353 (Finkelstein et al. 2002), SimLex-999 (Hill
-    et al. 2015). Pairs with an unknown word are left out and counted. A vector of zeros is similar to nothing.
+    et al. 2015). Pairs with an unknown word are left out and counted. The cosine of a vector of zeros is 0.
 
     Raises InputError as `read_pairs`, and for vectors that are not [V, D] or not finite.
     """
-    from scipy.stats import spearmanr  # here, as it takes a second to import and a trained encoder never needs it
+    from scipy.stats import spearmanr  # imported here: it takes a second, and encoders of images never need it
 
     _check(vectors, number, "similarity")
     pairs, known = read_pairs(file), _lowercase(number)
@@ -147,8 +147,8 @@ def word_scores(
     for name, file in zip(names, pairs, strict=True):
         scores[name] = similarity_score(vectors, number, file)
         if subwords is not None:
-            wanted = [word for pair in read_pairs(file) for word in pair[:2] if word not in known]
-            more, of_all = subwords.extend(words, vectors, wanted)
+            unknown_words = [word for pair in read_pairs(file) for word in pair[:2] if word not in known]
+            more, of_all = subwords.extend(words, vectors, unknown_words)
             with_unknown = similarity_score(of_all, {word: row for row, word in enumerate(more)}, file)
             unknown[f"{name}_unknown"] = (with_unknown.used - scores[name].used) / with_unknown.all
             scores[name] = with_unknown
@@ -184,25 +184,27 @@ def nearest_words(
     k: int = 10,
     negative: str | Sequence[str] = (),
 ) -> list[tuple[str, float]]:
-    """The k words whose vectors have the largest cosine with a target, and these; of vectors [V, D] of `words` [V].
+    """The k words whose vectors have the largest cosine with a target, and these cosines.
+
+    vectors [V, D] are those of `words` [V].
 
     The target is the sum of the vectors of `positive` less those of `negative`, all of length 1; these words are no
     answers (3CosAdd, as in `analogies`). k above the number of answers is cut.
 
     Raises InputError for a word that is not in `words`, no words, and k below 1.
     """
-    added, taken = as_list(positive), as_list(negative)
+    added, subtracted = as_list(positive), as_list(negative)
     if len(words) != len(vectors) or vectors.ndim != 2:
         raise InputError(f"nearest words: {len(words)} words have vectors {list(vectors.shape)}, not [V, D]")
     if k < 1:
         raise InputError(f"nearest words: k must be 1 or more, not {k}")
-    if not added and not taken:
+    if not added and not subtracted:
         raise InputError("nearest words: neither a positive nor a negative word")
-    for word in (*added, *taken):
+    for word in (*added, *subtracted):
         if word not in words:
             raise InputError(f"'{word}' is none of the {len(words):,} words")
-    rows = [words.index(word) for word in (*added, *taken)]
-    sign = torch.tensor([1.0] * len(added) + [-1.0] * len(taken), dtype=torch.float64, device=vectors.device)
+    rows = [words.index(word) for word in (*added, *subtracted)]
+    sign = torch.tensor([1.0] * len(added) + [-1.0] * len(subtracted), dtype=torch.float64, device=vectors.device)
     target = sign @ F.normalize(vectors[rows].double(), dim=1)  # [n] x [n, D] -> [D]
     unit = F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
     cosine = unit @ F.normalize(target, dim=0).to(unit)  # [V, D] x [D] -> [V]
@@ -212,12 +214,12 @@ def nearest_words(
 
 
 def neighbour_lines(
-    vectors: Tensor, words: Sequence[str], wanted: Sequence[str], k: int, subwords: Subwords | None = None
+    vectors: Tensor, words: Sequence[str], queries: Sequence[str], k: int, subwords: Subwords | None = None
 ) -> list[str]:
-    """For each of the `wanted` words a line of its k nearest; an unknown word has a line that says so."""
+    """For each word of `queries` a line of its k nearest words; an unknown word has a line that says so."""
     known = set(words)
     lines = []
-    for word in wanted:
+    for word in queries:
         more, of_all = (words, vectors) if subwords is None else subwords.extend(words, vectors, [word])
         is_known = word in known or len(more) > len(words)
         near = nearest_words(of_all, more, word, k) if is_known else ()

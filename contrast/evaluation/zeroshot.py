@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from contrast.data.text.tokenizer import tokenizer_of
-from contrast.errors import InputError
+from contrast.errors import InputError, named_errors
 from contrast.evaluation.encoder import Towers
 from contrast.evaluation.features import EvaluationData
 from contrast.evaluation.retrieval import distinct, in_common_space, recall
@@ -32,8 +32,7 @@ def zeroshot(
         raise InputError("zero-shot classification needs a checkpoint with an encoder of captions (clip, siglip)")
     if not templates or any("{}" not in template for template in templates):
         raise InputError(f"templates are texts with {{}} in place of the name of a class, not {list(templates)}")
-    names = [line for line in Path(classes).read_text().splitlines() if line] if isinstance(classes, str) else classes
-    names = list(data.test.classes if names is None else names)
+    names = list(data.test.classes if classes is None else read_names(classes) if isinstance(classes, str) else classes)
     if len(names) != len(data.test.classes):
         raise InputError(f"{len(names)} names for the {len(data.test.classes)} classes of the data set")
     facts = data.config["text"]
@@ -48,3 +47,10 @@ def zeroshot(
     pairs = torch.stack([torch.arange(len(pictures)), data.test.labels.cpu()], dim=1)
     shares = recall(pictures, of_class, pairs, (1, 5) if len(names) > 5 else (1,))
     return {f"top{k}": share for k, share in shares.items()}
+
+
+def read_names(file: str) -> list[str]:
+    """The lines of a file that are not empty. Raises InputError if it cannot be read."""
+    with named_errors((OSError, UnicodeDecodeError), f"protocol.classes={file} cannot be read"):
+        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""Adaptive softmax, torch's own, as a head: it holds its classes itself.
+"""torch's adaptive softmax as a head, which holds the class vectors itself.
 
 B queries, D dimensions, N classes.
 """
@@ -19,8 +19,9 @@ class AdaptiveSoftmax(ScalarOwner):
 
     dim      D, of the queries
     num_ids  N, number of classes
-    cutoffs  where the head ends and each tail cluster begins; None: `usual_cutoffs`
-    div_value  by which the dimension falls from each cluster to the next
+    cutoffs  the first class of each tail cluster; the classes before the first cutoff are the head. None:
+             `usual_cutoffs`
+    div_value  the factor by which the number of dimensions falls from each cluster to the next
     Takes `Candidates` without vectors (`negatives.Targets`): only the class of each query is read.
     """
 
@@ -31,11 +32,11 @@ class AdaptiveSoftmax(ScalarOwner):
             raise InputError(
                 f"the cutoffs of {num_ids} classes must rise between 1 and {num_ids - 1}, got {list(cutoffs)}"
             )
-        widths = [int(dim // div_value ** (n + 1)) for n in range(len(cutoffs))]  # as torch has them
+        widths = [int(dim // div_value ** (n + 1)) for n in range(len(cutoffs))]  # as torch computes them
         if 0 in widths:
             raise InputError(
                 f"clusters of {dim} dimensions divided by {div_value}, its square, ... have {widths} dimensions, and "
-                f"in 0 all classes are equal: fewer than {len(cutoffs)} cutoffs, or a smaller div_value"
+                f"a cluster needs 1 or more: give fewer than {len(cutoffs)} cutoffs, or a smaller div_value"
             )
         self.softmax = nn.AdaptiveLogSoftmaxWithLoss(dim, num_ids, list(cutoffs), div_value)
 
@@ -44,7 +45,7 @@ class AdaptiveSoftmax(ScalarOwner):
         counted = torch.ones_like(candidates.query_ids, dtype=torch.bool)
         with torch.autocast(query.device.type, enabled=False):
             losses = -self.softmax(self._as_weights(query), candidates.query_ids).output  # [B]
-        if world_size() > 1:  # a tail cluster without a target has no gradient, which DDP takes for an error
+        if world_size() > 1:  # DDP raises an error if a tail cluster without a target has no gradient
             losses = losses + 0 * sum(parameter.sum() for parameter in self.softmax.parameters())
         return losses, counted
 
@@ -61,10 +62,10 @@ class AdaptiveSoftmax(ScalarOwner):
 
 
 def usual_cutoffs(size: int, dim: int, div_value: float = 4.0) -> list[int]:
-    """A head of 2,000 classes, but at most a fifth of all, and clusters that begin at 4 times as many in turn.
+    """The first cutoff is 2,000, but at most a fifth of all classes; each further one is 4 times the one before.
 
-    None begins in the second half, and only the first may have fewer than 2 dimensions: with 128 dimensions 10,000
-    classes have [2000], 50,000 have [2000, 8000], and 200,000 have [2000, 8000, 32000].
+    No further cluster begins in the second half of the classes or has fewer than 2 dimensions: with 128 dimensions
+    10,000 classes have [2000], 50,000 have [2000, 8000], and 200,000 have [2000, 8000, 32000].
     """
     cutoffs = [max(1, min(2000, size // 5))]
     while 8 * cutoffs[-1] <= size and dim / div_value ** (len(cutoffs) + 1) >= 2:

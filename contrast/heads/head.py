@@ -1,20 +1,33 @@
-"""What all heads share: a temperature, a similarity, a margin, and the metrics that are logged of the scores.
+"""What all heads share: a temperature, a similarity, a margin, and the logged metrics of the scores.
 
 B queries, C candidates, P positives of each query's own, D dimensions.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from contrast.candidates import Candidates
+from contrast.candidates import LOWEST_LOG_Q, Candidates
 from contrast.heads.scalars import ScalarOwner, Temperature, as_temperature
-from contrast.losses.band import Output
+from contrast.losses.band import Output, PairLoss
 from contrast.losses.plan import Scoring, plan
-from contrast.losses.scores import Scores, gathered, in_blocks, score_matrix
-from contrast.losses.similarity import LOWEST_LOG_Q
+from contrast.losses.scores import Scores, in_blocks, masked_mean, score_matrix
 
 MAX_DESCRIBED_QUERIES = 1024
 MAX_DESCRIBED_SCORES = 2**17
+
+
+class LossHead(Protocol):
+    """What training needs of a head, whoever wrote it."""
+
+    def __call__(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]: ...
+
+    def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]: ...
+
+    def plan(self, steps: int) -> None: ...
+
+    def advance(self) -> None: ...
 
 
 class Head(ScalarOwner):
@@ -39,7 +52,7 @@ class Head(ScalarOwner):
         self.cosine, self.margin, self.tiled = cosine, margin, tiled
 
     def scoring(self) -> Scoring:
-        """How similarities become scores. A head that overrides `forward` says it there as well."""
+        """How similarities become scores. A head that overrides `forward` must use the same there."""
         return Scoring(self.temperature(), self.cosine, self.margin, tiled=self.tiled)
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
@@ -49,9 +62,8 @@ class Head(ScalarOwner):
         queries, each of them again in the backward pass, so that memory is linear in queries and candidates.
         """
         how = plan(query, candidates, self.scoring(), lists=False, masks=False, triton=False)
-        if how.method == "matrix":
-            return self.row_losses(query, gathered(candidates))
-        losses, counted = in_blocks(self.row_losses, query, gathered(candidates), list(self.parameters()), self.cosine)
+        used = list(self.parameters())
+        losses, counted = in_blocks(self.row_losses, query, candidates, used, self.cosine, how.method == "matrix")
         return losses, counted
 
     def row_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
@@ -82,16 +94,20 @@ class Head(ScalarOwner):
             scores.append(dots)
         return scores[0], scores[1]
 
+    def pair_loss(self, draws: int) -> PairLoss | None:
+        """The loss of a pair with `draws` draws, in plain numbers; None if one of them is learned or estimated."""
+        return None
+
     def noise_weight(self, draws: int) -> float:
-        """For how many pairs each of so many draws counts, in the limit on the pairs of a row: all of them for one."""
+        """How many pairs each of `draws` draws counts as, in the limit on the pairs of a row: together they are one."""
         return 1 / draws
 
     def slopes(self, output: Output, near: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes of the sum of the pairs' losses in their `band_scores` near and shared, which are overwritten."""
+        """Derivatives of the sum of the pairs' losses by the `band_scores` near and shared, which are overwritten."""
         raise NotImplementedError
 
     def total_loss(self, output: Output, near: Tensor, shared: Tensor) -> Tensor:
-        """The sum of the pairs' losses, a scalar, from the same scores."""
+        """The sum of the pairs' losses, a scalar, from the `band_scores` near and shared."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -101,8 +117,8 @@ class Head(ScalarOwner):
         They are means over the first queries that have a positive and a negative: at most MAX_DESCRIBED_QUERIES, with
         about MAX_DESCRIBED_SCORES scores, but 64 queries at least. Around a ring the candidates are this rank's alone.
 
-        temperature         the present one
-        uncounted           queries without a positive
+        temperature         the current one
+        uncounted           number of queries without a positive
         top1                share of queries of which a positive scores higher than every negative
         positive_score      mean score (margin(similarity) / temperature) of the positives; negative_score likewise
         """
@@ -115,10 +131,10 @@ class Head(ScalarOwner):
         lowest = torch.finfo(values.dtype).min
         best_negative = values.masked_fill(~negative, lowest).amax(dim=1)
         metrics = {
-            # a tie counts against the positive: a collapsed encoder, of which all scores are equal, has top1 = 0
+            # a tie counts against the positive: a collapsed encoder, whose scores are all equal, has top1 = 0
             "top1": (values.masked_fill(~positive, lowest).amax(dim=1) > best_negative).to(values.dtype),
-            "positive_score": _row_mean(values, positive),
-            "negative_score": _row_mean(values, negative),
+            "positive_score": masked_mean(values, positive),
+            "negative_score": masked_mean(values, negative),
         }
         if part.log_q is not None or part.positives_log_q is not None:
             del values, scores
@@ -133,11 +149,7 @@ class Head(ScalarOwner):
 
 
 def described(query: Tensor, candidates: Candidates) -> tuple[Tensor, Candidates]:
-    """The first queries, so few that a step that is logged costs little more than another, and their candidates."""
+    """The first queries and their candidates: so few that a logged step costs little more than any other step."""
     few = max(64, MAX_DESCRIBED_SCORES // max(1, len(candidates)))
     rows = slice(0, min(len(query), MAX_DESCRIBED_QUERIES, few))
     return query[rows], candidates.tile(rows, slice(None))
-
-
-def _row_mean(scores: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, scores, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

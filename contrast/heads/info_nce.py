@@ -11,11 +11,11 @@ from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.heads.head import Head, described
 from contrast.heads.scalars import Temperature
-from contrast.losses.band import Output
+from contrast.losses.band import Output, PairLoss
 from contrast.losses.plan import Scoring
 from contrast.losses.scores import Scores
 from contrast.losses.soft_targets import soft_target_rows, teacher_targets
-from contrast.losses.softmax import debiased, loss_of, positive_weighting, softmax_loss, statistics
+from contrast.losses.softmax import softmax_loss, softmax_losses
 
 
 class InfoNCE(Head):
@@ -23,13 +23,13 @@ class InfoNCE(Head):
 
     temperature      a positive number, or a `Temperature` (`Learnable`, `Cosine`)
     cosine           cosine similarity; False: dot product
-    margin           taken from the positives: `CosFace`, `ArcFace`, `LSoftmax`
+    margin           applied to the cosine of the positives: `CosFace`, `ArcFace`, `LSoftmax`; or None
     decoupled        positives are left out of the denominator: DCL (Yeh et al. 2022, eq. 6)
     positive_sigma   DCLW's sigma (same, eq. 7), usually 0.5: a query's positive score is weighted by
                      2 - exp(cos / sigma) / mean over queries, cos without margin and log_q; the weight is a constant.
                      None: 1
     class_prior      tau+ of the debiased loss (Chuang et al. 2020, eq. 8): share of the negatives that are false
-    hardness         beta of hard-negative weighting (Robinson et al. 2021, eq. 4); with class_prior it is theirs
+    hardness         beta of hard-negative weighting (Robinson et al. 2021, eq. 4). Their full loss also has class_prior
     label_smoothing  share of the target that is spread over all candidates that count
     tiled            as in `Head`
 
@@ -67,15 +67,9 @@ class InfoNCE(Head):
             return super().forward(query, candidates)  # by `row_losses`
         if candidates.log_q is not None and (self.class_prior or self.hardness):
             raise InputError("class_prior and hardness reweight a batch's negatives, not draws that carry log_q")
-        temperature, weighted = self.temperature(), self.positive_sigma is not None
-        scoring = Scoring(temperature, self.cosine, self.margin, tiled=self.tiled)
-        stats = statistics(query, candidates, scoring, self.hardness, self.label_smoothing > 0, weighted)
-        if self.class_prior:
-            stats = debiased(stats, self.class_prior, -1 / temperature)
-        loss = loss_of(stats, self.decoupled, self.label_smoothing)
-        if self.positive_sigma is not None:
-            loss = loss + positive_weighting(stats, self.positive_sigma)
-        return loss, stats.num_positives > 0
+        scoring = Scoring(self.temperature(), self.cosine, self.margin, tiled=self.tiled)
+        options = (self.decoupled, self.positive_sigma, self.class_prior, self.hardness, self.label_smoothing)
+        return softmax_losses(query, candidates, scoring, *options)
 
     def row_losses(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """With a teacher's distribution as the target; every query that has a candidate counts."""
@@ -90,7 +84,8 @@ class InfoNCE(Head):
         """As `Head.describe`; with a teacher two metrics over the first queries in place of those of positives.
 
         agreement       share of queries that give the highest score to the same candidate as the teacher
-        target_entropy  mean entropy of the targets, in nats: 0 one-hot, log of the number of candidates uniform
+        target_entropy  mean entropy of the targets, in nats: 0 for a one-hot target, and log of the number of
+                        candidates for a uniform one
         """
         if candidates.teacher is None:
             return super().describe(query, candidates)
@@ -100,19 +95,27 @@ class InfoNCE(Head):
         best = values.masked_fill(~valid, torch.finfo(values.dtype).min).argmax(dim=1)
         some = valid.any(dim=1)
         rows = {
-            "agreement": (best == target.argmax(dim=1)).double(),
+            "agreement": (best == target.argmax(dim=1)).to(values.dtype),
             "target_entropy": torch.special.entr(target).sum(1),
         }
         means = {name: torch.where(some, row, 0).sum() / some.sum() for name, row in rows.items()}  # 0 / 0 is NaN
         return means | {"temperature": self.temperature(), "uncounted": (~some).sum()}
 
     def has_slopes(self) -> bool:
-        """For the plain softmax of dot products."""
+        """True for the plain softmax of dot products."""
         options = self.decoupled or self.class_prior or self.hardness or self.label_smoothing
         return type(self).forward is InfoNCE.forward and not (self.cosine or self.margin or options)
 
+    def pair_loss(self, draws: int) -> PairLoss | None:
+        if not self.has_slopes() or any(each.requires_grad for each in self.parameters()):
+            return None
+        return PairLoss(True, 1 / float(self.temperature()), 0.0, True, 1.0)
+
     def slopes(self, output: Output, near: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
-        """One log-sum-exp of the shared columns for each query: -(1 - p) of a pair, whose 1 - p they divide."""
+        """With p the softmax probability of a pair's target, the derivative by the pair's own score is -(1 - p).
+
+        The shared columns divide 1 - p in proportion to exp(score), so one log-sum-exp of them per query is enough.
+        """
         highest = shared.amax(dim=2, keepdim=True)
         share = shared.sub_(highest).exp_()  # [N, L, M]
         total = share.sum(dim=2, keepdim=True)

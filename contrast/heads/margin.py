@@ -1,4 +1,4 @@
-"""Margins: what is taken from the cosine of a positive, so that it has to win by more. Pure functions of the cosine."""
+"""Margins lower the cosine of a positive, so that it has to exceed the negatives by more. Functions of the cosine."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from contrast.errors import InputError
 
-_EDGE = 1e-7  # of 1 - cos^2: the slope of its root is infinite at 0
+_EDGE = 1e-7  # the least 1 - cos^2 whose root is differentiated: the derivative is infinite at 0
 
 
 class CosFace(nn.Module):
@@ -47,7 +47,7 @@ class LSoftmax(nn.Module):
     """psi(theta) = (-1)^k cos(m theta) - 2k for theta in [k pi / m, (k + 1) pi / m] (Liu et al. 2016, eq. 5).
 
     m          a whole number, at least 1
-    annealing  the share of the plain cosine: (annealing cos + psi) / (1 + annealing). The authors let it fall
+    annealing  weight of the plain cosine: (annealing cos + psi) / (1 + annealing). The authors lower it in training
     With dot products it is L-Softmax, with unit class vectors A-Softmax (Liu et al. 2017).
     """
 

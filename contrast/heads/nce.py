@@ -13,7 +13,7 @@ from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.heads.head import Head
 from contrast.heads.scalars import Bias, Temperature, as_bias
-from contrast.losses.band import Output
+from contrast.losses.band import Output, PairLoss
 from contrast.losses.logistic import log_partition, logistic_losses
 from contrast.losses.plan import Scoring
 from contrast.losses.scores import Scores
@@ -47,7 +47,7 @@ class NCE(Head):
     ) -> None:
         super().__init__(temperature, cosine, margin, tiled)
         if num_noise is not None and not num_noise > 0:
-            raise InputError(f"a datum is contrasted with more than 0 draws of noise, got num_noise={num_noise}")
+            raise InputError(f"the number of noise draws for a datum must be above 0, got num_noise={num_noise}")
         self.bias, self.correction, self.num_noise = as_bias(bias), correction, num_noise
         if self.bias.needs_log_z and not correction:
             raise InputError("an estimate of Z needs correction=true: without log_q it is biased")
@@ -56,8 +56,7 @@ class NCE(Head):
         return Scoring(self.temperature(), self.cosine, self.margin, self.correction, self.tiled)
 
     def forward(self, query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        scoring = Scoring(self.temperature(), self.cosine, self.margin, self.correction, self.tiled)
-        lists = None
+        scoring, lists = self.scoring(), None
         if self.bias.needs_log_z and self.training and torch.is_grad_enabled():
             log_z, lists = log_partition(query, candidates, scoring)
             self.bias.observe_log_z(log_z)
@@ -69,7 +68,7 @@ class NCE(Head):
         return scores._replace(values=scores.values + self.bias())
 
     def has_slopes(self) -> bool:
-        """For dot products without a margin."""
+        """True for dot products without a margin."""
         return type(self).forward is NCE.forward and not (self.cosine or self.margin)
 
     def noise_weight(self, draws: int) -> float:
@@ -87,8 +86,15 @@ class NCE(Head):
             bias = bias - math.log(self.noise_weight(output.draws))
         return (near + bias, shared + bias) if bias.requires_grad or float(bias) else (near, shared)
 
+    def pair_loss(self, draws: int) -> PairLoss | None:
+        if not self.has_slopes() or self.bias.needs_log_z or any(each.requires_grad for each in self.parameters()):
+            return None
+        weight = self.noise_weight(draws)
+        shift = float(self.bias()) - (math.log(weight) if self.correction else 0.0)
+        return PairLoss(False, 1 / float(self.temperature()), shift, self.correction, weight)
+
     def slopes(self, output: Output, near: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
-        """total (sigmoid(s) - positive) of each column. A pair's own target is no noise of it."""
+        """total (sigmoid(s) - positive) of each column. A pair's own target is not part of its noise."""
         weight = self.noise_weight(output.draws)
         near.sigmoid_()
         near = near.mul_(1 - weight) if output.holds_targets else near
@@ -105,5 +111,5 @@ class NCE(Head):
 
     @torch.no_grad()
     def describe(self, query: Tensor, candidates: Candidates) -> dict[str, Tensor]:
-        """As every head's, and log_z: minus the bias."""
+        """The metrics of `Head.describe`, and log_z, which is minus the bias."""
         return super().describe(query, candidates) | {"log_z": -self.bias()}

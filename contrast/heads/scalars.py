@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from contrast.distributed import log_mean_exp_over_ranks
 from contrast.errors import InputError
+from contrast.losses.modules import LearnableTemperature
 
 
 class Scalar(nn.Module):
-    """A scalar tensor: calling it gives the present value."""
+    """A scalar tensor: calling it gives the current value."""
 
     def plan(self, steps: int) -> None:
         """Called once before training with the number of steps it will take. Only a schedule uses it."""
@@ -58,25 +59,14 @@ class Fixed(Temperature):
         return self.value
 
 
-class Learnable(Temperature):
+class Learnable(Temperature, LearnableTemperature):
     """exp of a parameter, so that it stays positive, kept in [minimum, maximum] after every step.
 
-    The parameter itself is clamped: a clamp inside `forward` would have no gradient beyond the bounds, and the
-    temperature would stick there. As a scalar it has no weight decay (contrast.optim.groups). CLIP (Radford et al.
-    2021, section 2.5) clips at 0.01.
+    As a scalar it has no weight decay (contrast.optim.groups). CLIP (Radford et al. 2021, section 2.5) clips at 0.01.
 
     initial           the temperature at the start
     minimum, maximum  its bounds
     """
-
-    def __init__(self, initial: float = 0.07, minimum: float = 0.01, maximum: float = 1.0) -> None:
-        super().__init__()
-        if not 0 < minimum <= initial <= maximum:
-            raise InputError(
-                f"a learnable temperature needs 0 < minimum <= initial <= maximum, got {minimum}, {initial}, {maximum}"
-            )
-        self.bounds = (math.log(minimum), math.log(maximum))
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(initial)))
 
     def forward(self) -> Tensor:
         return self.log_temperature.exp()
@@ -162,7 +152,7 @@ class LearnedBias(Bias):
 
 
 class Estimated(Bias):
-    """-log Z, Z a running mean of its estimates from noise (the constant of Wu et al. 2018, section 3.2, kept current).
+    """-log Z, with Z a running mean of its estimates from noise. In Wu et al. (2018, section 3.2) Z is a constant.
 
     The head's estimate of one batch (`contrast.losses.logistic.log_partition`) is unbiased, but varies by orders of
     magnitude. So over the first `warmup` steps Z is the mean of all estimates so far, and from there an exponential

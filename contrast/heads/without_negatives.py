@@ -9,7 +9,7 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.heads.head import Head
-from contrast.losses.scores import Scores
+from contrast.losses.scores import Scores, masked_mean
 
 
 class Alignment(Head):
@@ -24,7 +24,7 @@ class Alignment(Head):
 
     def losses(self, scores: Scores) -> Tensor:
         """scores [B, P + C] -> [B]; 0 without a positive."""
-        cosine = scores.values.masked_fill(~scores.positive, 0).sum(dim=1) / scores.positive.sum(dim=1).clamp(min=1)
+        cosine = masked_mean(scores.values, scores.positive)
         return torch.where(scores.positive.any(dim=1), 2 - 2 * cosine, 0)
 
 

@@ -1,7 +1,7 @@
-"""Pairs of queries and targets that are near each other in a sequence, and the rows of an output layer they meet.
+"""Pairs of queries and targets that are near each other in a sequence, and the rows of an output layer that score them.
 
-S queries, D dimensions. The targets are in n groups of G; a group meets R = G + `lead` consecutive queries, so that its
-scores are one small product. N blocks of L = S / N queries share M further rows, such as draws of noise.
+S queries, D dimensions. The targets are in n groups of G. A group is paired with R = G + `lead` consecutive queries, so
+that its scores are one small product. N blocks of L = S / N queries share M further rows, such as draws of noise.
 """
 
 from typing import NamedTuple
@@ -13,9 +13,9 @@ from torch import Tensor
 class Band(NamedTuple):
     """Which of a group's targets are paired with which of its queries.
 
-    pairs    [n, G, R] float, 1 for a pair, 0 for none. Group g meets the queries g G - lead .. g G + G - 1
+    pairs    [n, G, R] float, 1 for a pair, else 0. The window of group g is the queries g G - lead .. g G + G - 1
     number   [S, 1] float, how many targets each query has
-    lead     queries before the first target of a group that it may be paired with
+    lead     how many queries before its first target a group may be paired with
     """
 
     pairs: Tensor
@@ -23,7 +23,7 @@ class Band(NamedTuple):
     lead: int
 
     def windows(self, values: Tensor) -> Tensor:
-        """Values of the queries as the groups meet them, [S, D] -> [n, R, D], 0 beyond the ends. The groups overlap."""
+        """Values of the queries in each group's window, [S, D] -> [n, R, D], 0 beyond the ends. Windows overlap."""
         groups, size, width = self.pairs.shape
         padded = F.pad(values, (0, 0, self.lead, groups * size - len(self.number)))
         return padded.unfold(0, width, size).mT
@@ -41,8 +41,8 @@ class Columns(NamedTuple):
     """Rows of an output layer, and how often each counts for a query: [n, K, R] near, [N, L, M] shared.
 
     ids       [n, K] or [N, M] int64
-    total     how many pairs meet the row; may have size 1 where it is equal
-    positive  the share of them that have it as a positive, a number or of a shape that broadcasts
+    total     how many of the query's pairs are scored against the row; size 1 in a dimension along which it is constant
+    positive  the share of these pairs for which the row is positive, a number or of a shape that broadcasts
     log_q     log expected count of the row among the draws, [n, K, 1] or [N, 1, M]; None: no correction
     """
 
@@ -53,12 +53,12 @@ class Columns(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What the pairs of a band are compared with.
+    """The columns that the pairs of a band are scored against.
 
     near    columns that belong to the targets, in the groups of the band: target-first, [n, K, R]
     shared  columns that all queries of a block share: query-first, [N, L, M]
-    draws   how many of the shared columns are noise of a pair; 0: they are no noise
-    holds_targets  a pair's own target is among the shared columns, and is no noise of the pair
+    draws   how many of the shared columns are noise of a pair; 0: none is noise
+    holds_targets  a pair's own target is among the shared columns, and is not noise of the pair
     """
 
     band: Band
@@ -66,3 +66,35 @@ class Output(NamedTuple):
     shared: Columns
     draws: int = 0
     holds_targets: bool = False
+
+
+class ClassRows(NamedTuple):
+    """The rows of an output layer that a pair with target class c is scored against: row[start[c]:start[c + 1]].
+
+    start     [V + 1] int64, for V classes
+    row       [m] int32
+    positive  [m] float32, 1 for a positive row, else 0
+    log_q     [rows], log expected count of each row among the draws; None: there are none
+    common    how many rows, the last ones, most classes share
+    """
+
+    start: Tensor
+    row: Tensor
+    positive: Tensor
+    log_q: Tensor | None = None
+    common: int = 0
+
+
+class PairLoss(NamedTuple):
+    """The loss of a single pair, for training on one pair at a time. Its scores are scale * dot + shift - log_q.
+
+    softmax       one log-sum-exp of the target and all draws; False: a logistic loss for each column
+    corrected     whether log_q is subtracted
+    noise_weight  how often a draw counts in a logistic loss
+    """
+
+    softmax: bool
+    scale: float
+    shift: float
+    corrected: bool
+    noise_weight: float

@@ -11,12 +11,12 @@ Vectors are compared by their cosine, or by their dot product with `normalize=Fa
 reading it would wait for the device. `reduction="mean"` is the mean over the queries that have a positive, `"none"` one
 loss per query, 0 without a positive.
 
-Scores are computed tile by tile where that is faster, and are then never held as a whole: 65,536 views need less than
-1 GiB. `torch.compile(..., fullgraph=True)` traces the functions, as one matrix of scores.
+Scores are computed tile by tile where that is faster, so that the whole matrix is never in memory: 65,536 views need
+less than 1 GiB. `torch.compile(..., fullgraph=True)` traces the functions with one matrix of scores.
 
 `gather=True` takes the candidates of all ranks, with an exact gradient. The mean is then this rank's share of the mean
-over the queries of all ranks, times W, because DDP divides the gradients by W: so two ranks train as one would. Every
-rank has to call the function, with the same number of rows.
+over the queries of all ranks, times W, because DDP divides the gradients by W. Several ranks thus train as one process
+would. Every rank has to call the function, with the same number of rows.
 
 Raises InputError for shapes that do not fit, a temperature that is not positive, and a batch without negatives.
 """
@@ -28,16 +28,15 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from contrast.candidates import Candidates
+from contrast.candidates import Candidates, as_ids
 from contrast.distributed import gather as gather_rows
 from contrast.distributed import rank, world_size
 from contrast.errors import InputError
-from contrast.ids import as_ids
 from contrast.losses.logistic import logistic_losses
 from contrast.losses.plan import PairLists, Scoring, pair_lists
 from contrast.losses.sampled import Reduction, checked, reduced
 from contrast.losses.similarity import at_least_float32
-from contrast.losses.softmax import loss_of, pair_losses, statistics
+from contrast.losses.softmax import pair_losses, softmax_losses
 
 
 def nt_xent(
@@ -73,8 +72,8 @@ def dcl(
         loss_i = -s_ij / T + log sum_{k != i, j} exp(s_ik / T).
     """
     z, candidates, lists = _views(z1, z2, None, gather)
-    stats = statistics(z, candidates, _scoring(temperature, normalize), lists=lists)
-    return reduced(loss_of(stats, decoupled=True), None, reduction, gather)
+    losses, _ = softmax_losses(z, candidates, _scoring(temperature, normalize), decoupled=True, lists=lists)
+    return reduced(losses, None, reduction, gather)
 
 
 def sup_con(
@@ -97,8 +96,8 @@ def sup_con(
     if labels.shape != z1.shape[:1]:
         raise InputError(f"sup_con needs a label for each of {len(z1)} rows, got labels of shape {list(labels.shape)}")
     z, candidates, _ = _views(z1, z2, labels, gather)
-    stats = statistics(z, candidates, _scoring(temperature, normalize))
-    return reduced(loss_of(stats), stats.num_positives > 0, reduction, gather)
+    losses, counted = softmax_losses(z, candidates, _scoring(temperature, normalize))
+    return reduced(losses, counted, reduction, gather)
 
 
 def info_nce(
@@ -145,7 +144,7 @@ def clip_loss(
 ) -> Tensor:
     """CLIP's symmetric loss (Radford et al. 2021, figure 3): mean of InfoNCE from image to text and from text to image.
 
-    image, text [N, D]. "none": [N], of a pair the mean of its two directions.
+    image, text [N, D]. "none": [N], the mean of both directions of each pair.
 
         loss_i = -1/2 log( exp(s_ii / T) / sum_k exp(s_ik / T) ) - 1/2 log( exp(s_ii / T) / sum_k exp(s_ki / T) )
     """
@@ -170,10 +169,10 @@ def siglip_loss(
     normalize: bool = True,
     gather: bool = False,
 ) -> Tensor:
-    """SigLIP's sigmoid loss (Zhai et al. 2023, algorithm 1): is this image and text a pair? For all N^2 of them.
+    """SigLIP's sigmoid loss (Zhai et al. 2023, algorithm 1): do image i and text j match? For all N^2 combinations.
 
-    image, text [N, D]; T = 1 / t of the paper, where it starts at 0.1 and the bias at -10. "none": [N], of an image.
-    With y_ij = 1 for i = j and -1 otherwise,
+    image, text [N, D]; T = 1 / t of the paper, where T starts at 0.1 and the bias at -10. "none": [N], one loss for
+    each image. With y_ij = 1 for i = j and -1 otherwise,
 
         loss_i = -sum_j log sigmoid(y_ij (s_ij / T + bias)).
     """
@@ -195,7 +194,7 @@ def _info_nce(
     gather: bool,
 ) -> Tensor:
     if lists is None:
-        return reduced(loss_of(statistics(query, candidates, scoring)), None, reduction, gather)
+        return reduced(softmax_losses(query, candidates, scoring)[0], None, reduction, gather)
     return pair_losses(query, candidates, scoring, lists, checked(reduction))[0]  # the candidates of one rank
 
 
@@ -203,7 +202,8 @@ def _scoring(temperature: float | Tensor, normalize: bool) -> Scoring:
     if not isinstance(temperature, Tensor):
         if not 0 < temperature < math.inf:
             raise InputError(f"temperature must be a positive number, got {temperature!r}")
-        return Scoring(torch.tensor(temperature, dtype=torch.float64), normalize)  # a scalar: scores stay float32
+        make = _fixed.__wrapped__ if torch.compiler.is_compiling() else _fixed
+        return make(temperature, normalize)
     if temperature.numel() != 1:
         raise InputError(f"temperature must be a scalar, got shape {list(temperature.shape)}")
     if not torch.compiler.is_compiling() and temperature.device.type == "cpu" and not 0 < temperature.item() < math.inf:
@@ -211,39 +211,45 @@ def _scoring(temperature: float | Tensor, normalize: bool) -> Scoring:
     return Scoring(temperature.reshape(()), normalize)
 
 
+@lru_cache(maxsize=16)
+def _fixed(temperature: float, normalize: bool) -> Scoring:
+    """Kept between calls: a new tensor would be a thirtieth of the time of a small batch."""
+    with torch.inference_mode(False):  # training cannot use tensors made in inference mode
+        return Scoring(torch.tensor(temperature, dtype=torch.float64), normalize)  # a scalar: scores stay float32
+
+
 def _views(
     z1: Tensor, z2: Tensor | None, labels: Tensor | None, gather: bool
 ) -> tuple[Tensor, Candidates, PairLists | None]:
-    """All views against all, [2N] or [2 W N], or [N] without a second view; the lists of pairs where they are known."""
+    """The views [2N, D], or [N, D] without a second one, all views as their candidates, and lists of pairs if known."""
     _check_pairs("z1", z1, "z2", z1 if z2 is None else z2, gather)
     z = at_least_float32(z1) if z2 is None else torch.cat([at_least_float32(z1), at_least_float32(z2)])  # [2N, D]
     if labels is None and not gather:
-        rules, lists = _known_rules(2, len(z1), z.device)
+        rules, lists = _known_rules(2, z1.shape[0], z.device)
         return z, rules(z), lists
     if labels is None:
         labels = rank() * len(z1) + torch.arange(len(z1), device=z.device)
-    ids, self_index = labels.repeat(len(z) // len(z1)), torch.arange(len(z), device=z.device)
-    if gather:
-        vectors, all_ids = gather_rows(z), gather_rows(ids)
-        candidates = Candidates(vectors, ids, all_ids, self_index=rank() * len(z) + self_index, symmetric=True)
-    else:
-        candidates = Candidates(z, ids, ids, self_index=self_index, symmetric=True)
-    return z, candidates, None
+    ids = labels.repeat(len(z) // len(z1))
+    vectors, all_ids = (gather_rows(z), gather_rows(ids)) if gather else (z, ids)
+    self_index = torch.arange(len(z), device=z.device) + (rank() * len(z) if gather else 0)
+    return z, Candidates(vectors, ids, all_ids, self_index=self_index, symmetric=True), None
 
 
 def _paired(query: Tensor, key: Tensor, gather: bool) -> tuple[Candidates, PairLists | None]:
     """Queries against the keys of the whole batch, key i the positive of query i; the lists of pairs where known."""
     if not gather or world_size() == 1:
-        rules, lists = _known_rules(1, len(query), query.device)
+        rules, lists = _known_rules(1, query.shape[0], query.device)
         return rules(key), lists
     ids = rank() * len(query) + torch.arange(len(query), device=query.device)
     return Candidates(gather_rows(key), ids, gather_rows(ids)), None
 
 
 def _known_rules(views: int, n: int, device: torch.device) -> tuple[Callable[[Tensor], Candidates], PairLists | None]:
-    """Candidates of given vectors, `views` views of n images among themselves (2) or n pairs (1), and their lists.
+    """A function from vectors to `Candidates`, and the lists of their pairs.
 
-    On a CPU they are kept from call to call. torch.compile traces them instead, and needs no lists.
+    views  2: two views of n images, compared with each other; 1: n pairs of a query and a key
+
+    On a CPU both are cached between calls. torch.compile traces the rules instead, and needs no lists.
     """
     if torch.compiler.is_compiling() or device.type != "cpu":
         return _rules(views, n, device), None
@@ -252,7 +258,7 @@ def _known_rules(views: int, n: int, device: torch.device) -> tuple[Callable[[Te
 
 @lru_cache(maxsize=16)
 def _kept_rules(views: int, n: int) -> tuple[Callable[[Tensor], Candidates], PairLists | None]:
-    with torch.inference_mode(False):  # a tensor made in it cannot be used in training, where the lists are used again
+    with torch.inference_mode(False):  # training uses the lists again and cannot use tensors made in inference mode
         rules = _rules(views, n, torch.device("cpu"))
         return rules, pair_lists(rules(torch.empty(views * n, 0)))
 
@@ -266,5 +272,5 @@ def _rules(views: int, n: int, device: torch.device) -> Callable[[Tensor], Candi
 def _check_pairs(one: str, a: Tensor, other: str, b: Tensor, gather: bool, least: int = 2) -> None:
     if a.ndim != 2 or a.shape != b.shape:
         raise InputError(f"{one} and {other} are [N, D] both, got {list(a.shape)} and {list(b.shape)}")
-    if len(a) * (world_size() if gather else 1) < least:
+    if a.shape[0] * (world_size() if gather else 1) < least:
         raise InputError(f"a batch of {len(a)} has no negatives: {one} and {other} need at least {least} rows")

@@ -2,8 +2,8 @@
 
 B queries, C candidates. A score is the log odds of "data, not noise"; it is not a probability.
 
-`logistic_loss` is the definition, on a matrix of scores with its masks. `logistic_losses` computes the same in the way
-that is fastest.
+`logistic_loss` is the definition, on a matrix of scores with its masks. `logistic_losses` computes the same by the
+fastest method.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contrast.candidates import Candidates
 from contrast.losses.plan import PairLists, Plan, Scoring, plan
-from contrast.losses.scores import gathered, in_blocks, own_positive_scores, score_matrix
+from contrast.losses.scores import in_blocks, own_positive_scores, score_matrix
 from contrast.losses.softmax import statistics
 from contrast.losses.tiled.cpu import list_sums
 from contrast.losses.tiled.fused import fused_logistic
@@ -24,7 +24,8 @@ def logistic_loss(scores: Tensor, positive: Tensor, valid: Tensor, num_noise: fl
     """Binary cross entropy of every valid candidate, summed: softplus(-s) of positives, softplus(s) of the rest.
 
     scores [B, C] float; positive, valid [B, C] bool, every positive valid. Returns [B]; 0 for a query without a
-    positive, whose gradient is 0 too. With `num_noise` the rest of a query weighs as much as so many of them.
+    positive, whose gradient is 0 too. With `num_noise`, the rest of a query together weighs as much as `num_noise`
+    candidates.
 
     With scores s - log(k q) this is NCE (Gutmann and Hyvarinen 2010, eq. 3; Mnih and Teh 2012, eq. 9), without the
     correction negative sampling (Mikolov et al. 2013, eq. 4), over all pairs of a batch SigLIP (Zhai et al. 2023,
@@ -50,7 +51,7 @@ def logistic_losses(
 
     bias       scalar tensor that is added to every score
     num_noise  k: the noise of a query weighs as much as k draws, and log_q, which is log(C q), becomes log(k q)
-    lists      the pairs of the candidates' rules, where the caller knows them already
+    lists      the candidates' rules as lists of pairs, if the caller has them already
     """
     how = Plan("lists", lists) if lists is not None and num_noise is None else None
     how = how or _plan(query, candidates, scoring, num_noise)
@@ -63,7 +64,6 @@ def logistic_losses(
         if own is not None:
             losses, num_positives = losses + F.softplus(-(own + bias)).sum(dim=1), num_positives + own.shape[1]
         return torch.where(num_positives > 0, losses, 0), num_positives > 0
-    candidates = gathered(candidates)
 
     def of_rows(query: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         values, positive, valid = score_matrix(query, candidates, scoring)
@@ -73,9 +73,8 @@ def logistic_losses(
             values = values + (number / num_noise).log()
         return logistic_loss(values, positive, valid, num_noise), positive.any(dim=1)
 
-    if how.method == "matrix":
-        return of_rows(query, candidates)
-    losses, counted = in_blocks(of_rows, query, candidates, [scoring.temperature, bias], scoring.cosine)
+    used = [scoring.temperature, bias]
+    losses, counted = in_blocks(of_rows, query, candidates, used, scoring.cosine, how.method == "matrix")
     return losses, counted
 
 
@@ -111,7 +110,7 @@ def _plan(query: Tensor, candidates: Candidates, scoring: Scoring, num_noise: fl
     how = plan(query, candidates, scoring, masks=num_noise is None, triton=num_noise is None)
     if how.lists is not None and num_noise is not None:
         number = how.lists.num_negatives
-        if candidates.ring or not bool((number == number[:1]).all()):  # every query has a shift of its own then
+        if candidates.ring or not bool((number == number[:1]).all()):  # then every query needs a shift of its own
             return plan(query, candidates, scoring, lists=False, masks=False, triton=False)
     return how
 

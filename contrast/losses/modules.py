@@ -18,23 +18,20 @@ from contrast.losses import functions as F
 from contrast.losses.functions import Reduction
 
 
-class Settings(TypedDict, total=False):
-    """The keyword arguments that all modules share; `ContrastiveLoss` describes them."""
-
-    learnable: bool
-    minimum: float
-    maximum: float
-    gather: bool
-    reduction: Reduction
-    normalize: bool
-
-
-class FunctionOptions(TypedDict):
+class FunctionOptions(TypedDict, total=False):
     """The keyword arguments that all functions share."""
 
     gather: bool
     reduction: Reduction
     normalize: bool
+
+
+class Settings(FunctionOptions, total=False):
+    """The keyword arguments that all modules share; `ContrastiveLoss` describes them."""
+
+    learnable: bool
+    minimum: float
+    maximum: float
 
 
 class ContrastiveLoss(nn.Module):
@@ -87,7 +84,7 @@ class LearnableTemperature(nn.Module):
     temperature would stick there.
     """
 
-    def __init__(self, initial: float, minimum: float, maximum: float) -> None:
+    def __init__(self, initial: float = 0.07, minimum: float = 0.01, maximum: float = 1.0) -> None:
         super().__init__()
         if not 0 < minimum <= initial <= maximum:
             raise InputError(

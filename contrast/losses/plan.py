@@ -6,7 +6,8 @@ negatives, because tiles leave those out of the product.
 B queries, C candidates, M pairs.
 """
 
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,16 @@ from contrast.candidates import ABSENT, Candidates
 from contrast.losses.tiled.triton import can_run
 
 MIN_SCORES_CPU = 64 * 64  # from this many scores on, lists and tiles are no slower than the matrix with its masks
-MAX_SCORES_CROSS_ENTROPY = (
-    160 * 160
-)  # up to so many, a masked cross entropy is faster still, where it is the whole loss
+MAX_SCORES_CROSS_ENTROPY = 160 * 160  # up to so many, a masked cross entropy is faster still, if it is the whole loss
 MIN_SCORES_MASKED = 256 * 256  # the same for tiles that make their masks
 MIN_SCORES_BLOCKS = 2**22  # the same for blocks of rows: 16 MiB in float32
 MIN_SCORES_TRITON = 1024 * 1024  # a guess: no GPU has been measured yet
 MIN_SCORES_TORCH_GPU = 4096 * 4096  # likewise
 TRITON_DEVICES = ("cuda",)
-TILE_ROWS, TILE_COLUMNS = 768, 768  # on a CPU: 2.3 MiB in float32, of which two or three stay in the caches
+TILE_ROWS, TILE_COLUMNS = 768, 768  # on a CPU: 2.3 MiB in float32, and two or three such tiles fit into the caches
 MAX_PAIRS_PER_ROW = 32  # of a list, for each query and each candidate: about 100 bytes a pair
-MIN_PAIRS_PER_ROW = 4  # so many are always listed. Beyond them:
-SCORES_PER_PAIR = 64  # one pair for so many scores, because a listed pair takes as long as the masks of 64 scores
+MIN_PAIRS_PER_ROW = 4  # up to so many are always listed
+SCORES_PER_PAIR = 64  # beyond these, one pair for so many scores: a listed pair costs as much as the masks of 64 scores
 
 
 class Scoring(NamedTuple):
@@ -58,9 +57,9 @@ class Tiles:
 
     excluded       pairs that are left out, or None
     rows, columns  of a tile; None: TILE_ROWS, TILE_COLUMNS
-    parts          of every tile its slices of rows and columns, and the positions in the flattened tile of the pairs
+    parts          for every tile its slices of rows and columns, and the positions in the flattened tile of the pairs
                    that are left out, or None
-    single         one tile is all
+    single         whether there is only one tile
     """
 
     def __init__(
@@ -90,14 +89,9 @@ class Tiles:
         self.parts = [(i, j, part) for (i, j), part in zip(grid, left_out, strict=True)]
 
 
-class Ring(Protocol):
-    """Tiles of the candidates of one rank after another (`contrast.losses.tiled.ranks`)."""
-
-    def sums(
-        self, query: Tensor, vectors: Tensor, cosine: bool, scale: Tensor, bias: Tensor | None, logistic: bool
-    ) -> tuple[Tensor, None, Tensor, None]:
-        """The fields of `contrast.losses.tiled.cpu.Sums`, over the candidates of all ranks."""
-        ...
+# (query, vectors, cosine, scale, bias, logistic) -> the fields of `contrast.losses.tiled.cpu.Sums`, over the candidates
+# of one rank after another (`contrast.losses.tiled.ranks.ring_sums`)
+RingSums = Callable[[Tensor, Tensor, bool, Tensor, Tensor | None, bool], tuple[Tensor, None, Tensor, None]]
 
 
 class PairLists(NamedTuple):
@@ -108,16 +102,17 @@ class PairLists(NamedTuple):
     absent: Tensor | None  # [C] bool, candidates that never count; None: there are none
     num_positives: Tensor  # [B] int64
     num_negatives: Tensor  # [B] int64
-    one_positive: bool  # every query has exactly one
-    ring: "Ring | None" = None  # with `candidates.ring`: the tiles of all ranks
+    one_positive: bool  # every query has exactly one listed positive
+    ring: RingSums | None = None  # with `candidates.ring`: the sums over the tiles of all ranks
 
 
 class Plan(NamedTuple):
     """How to compute the scores.
 
     matrix  the whole matrix, under autograd
-    lists   tiles in torch; the pairs that are no plain negatives are listed. With `candidates.ring` around the ranks
-    masks   tiles in torch that make their masks: there are too many positives for a list
+    lists   tiles in torch; the pairs that are no plain negatives are listed. With `candidates.ring`, the candidates are
+            passed around the ranks
+    masks   tiles in torch, each with its own masks, where there are too many positives for a list
     blocks  blocks of rows under autograd, computed again in the backward pass: for any loss of a row of scores
     triton  fused kernels on a GPU
     """
@@ -131,10 +126,10 @@ def plan(
 ) -> Plan:
     """Decides how the scores of `query` [B, D] are computed.
 
-    Ranks decide alike where the way sends messages: around a ring, and for symmetric candidates of several ranks.
-    Elsewhere they may differ, so no other way may send any.
+    All ranks choose the same method where it communicates: around a ring, and for symmetric candidates of several
+    ranks. Elsewhere their choices may differ, so no other method may communicate.
 
-    lists, masks, triton  whether the loss can be computed in these ways
+    lists, masks, triton  whether the loss can be computed by these methods
     """
     vectors, ring = candidates.vectors, candidates.ring
     count = len(query) * vectors.shape[-2]
@@ -165,13 +160,10 @@ def pair_lists(candidates: Candidates) -> PairLists | None:
     if candidates.vectors.ndim != 2 or any(rule.ndim == 2 for rule in rules):
         return None
     queries, count = len(candidates.query_ids), len(candidates.vectors)
-    most = max_pairs(queries, count)
-    if candidates.symmetric and not candidates.ring:  # ranks have to decide alike: by the pairs of all of them
-        if any(num_equal_pairs(rule) > max_pairs(count, count) for rule in rules):
-            return None
-        most = queries * count
-    if candidates.ring:
-        most = queries * count
+    alike = candidates.symmetric and not candidates.ring  # ranks have to decide alike: by the pairs of all of them
+    if alike and any(num_equal_pairs(rule) > max_pairs(count, count) for rule in rules):
+        return None
+    most = queries * count if candidates.symmetric or candidates.ring else max_pairs(queries, count)
     positive = positive_pairs(candidates, most)
     excluded = None if positive is None else excluded_pairs(candidates, positive, most)
     if positive is None or excluded is None:

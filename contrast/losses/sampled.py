@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from contrast.candidates import LOWEST_LOG_Q
 from contrast.distributed import mean_counted
 from contrast.errors import InputError
 from contrast.losses.logistic import logistic_loss
 from contrast.losses.scores import Scores
-from contrast.losses.similarity import LOWEST_LOG_Q, at_least_float32
+from contrast.losses.similarity import at_least_float32
 from contrast.losses.softmax import softmax_loss
 
 Reduction = Literal["mean", "none"]

@@ -3,16 +3,12 @@
 B queries, C candidates, D dimensions.
 """
 
-import math
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from contrast.errors import InputError
-
-# Of a class that is never drawn log_q is -inf, and inf - inf would be NaN: so log_q is at least this, about -87.
-LOWEST_LOG_Q = math.log(torch.finfo(torch.float32).tiny)
 
 
 def unit(vectors: Tensor) -> Tensor:

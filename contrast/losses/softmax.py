@@ -2,8 +2,8 @@
 
 B queries, C candidates. Scores are already divided by the temperature; they are not probabilities.
 
-`softmax_loss` is the definition, on a matrix of scores with its masks. `statistics` computes what the loss needs of the
-scores in whichever way is fastest, and `loss_of` is the loss as a function of these statistics.
+`softmax_loss` is the definition, on a matrix of scores with its masks. `softmax_losses` computes the same by the
+fastest method: `statistics` is what the loss needs of the scores, and `loss_of` is the loss as a function of it.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.distributed import log_mean_exp_over_ranks, mean_over_ranks
 from contrast.losses.plan import MAX_SCORES_CROSS_ENTROPY, PairLists, Plan, Scoring, plan
-from contrast.losses.scores import gathered, in_blocks, own_positive_scores, positive_similarity, score_matrix
+from contrast.losses.scores import in_blocks, own_positive_scores, positive_similarity, score_matrix
 from contrast.losses.similarity import similarity as score_similarity
 from contrast.losses.tiled.cpu import list_sums
 from contrast.losses.tiled.fused import fused_statistics
@@ -57,6 +57,32 @@ def softmax_loss(
     return loss_of(stats, decoupled, label_smoothing)
 
 
+def softmax_losses(
+    query: Tensor,
+    candidates: Candidates,
+    scoring: Scoring,
+    decoupled: bool = False,
+    positive_sigma: float | None = None,
+    class_prior: float = 0.0,
+    hardness: float = 0.0,
+    label_smoothing: float = 0.0,
+    lists: PairLists | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Losses of `query` [B, D], and which queries count: those with a positive. Both [B].
+
+    positive_sigma  sigma of `positive_weighting`, or None; class_prior: as in `debiased`; the others as in `loss_of`
+                    and `statistics`
+    """
+    weighted = positive_sigma is not None
+    stats = statistics(query, candidates, scoring, hardness, label_smoothing > 0, weighted, lists)
+    if class_prior:
+        stats = debiased(stats, class_prior, -1 / scoring.temperature)
+    loss = loss_of(stats, decoupled, label_smoothing)
+    if positive_sigma is not None:
+        loss = loss + positive_weighting(stats, positive_sigma)
+    return loss, stats.num_positives > 0
+
+
 def loss_of(stats: Statistics, decoupled: bool = False, label_smoothing: float = 0.0) -> Tensor:
     """The loss of each query, [B].
 
@@ -84,7 +110,7 @@ def loss_of(stats: Statistics, decoupled: bool = False, label_smoothing: float =
 
 
 def debiased(stats: Statistics, class_prior: float, lowest_score: Tensor) -> Statistics:
-    """The negatives without the share of them that are positives in truth (Chuang et al. 2020, eqs. 7 and 8).
+    """Removes from the negatives the share that are in truth positives (Chuang et al. 2020, eqs. 7 and 8).
 
     class_prior   tau+, the probability that a negative is of its query's class
     lowest_score  the score of opposite vectors, -1 / temperature
@@ -111,7 +137,7 @@ def positive_weighting(stats: Statistics, sigma: float) -> Tensor:
     assert stats.similarity is not None
     counted = stats.num_positives > 0
     raised = (stats.similarity.detach() / sigma).masked_fill(~counted, torch.finfo(stats.mean_pos.dtype).min)  # [B]
-    log_total = log_mean_exp_over_ranks(raised.logsumexp(dim=0))  # of a rank, as the count
+    log_total = log_mean_exp_over_ranks(raised.logsumexp(dim=0))  # log of the mean over ranks of the sum
     count = mean_over_ranks(counted.sum().to(raised.dtype))
     weight = 2 - count * (raised - log_total).exp()
     in_loss = counted & (stats.num_negatives > 0)  # where the loss holds mean_pos
@@ -131,20 +157,14 @@ def statistics(
 
     hardness    beta of `matrix_statistics`
     mean_valid, similarity  whether these are requested
-    lists       the pairs of the candidates' rules, where the caller knows them already
+    lists       the candidates' rules as lists of pairs, if the caller has them already
     """
     if lists is not None:
         how = Plan("lists", lists)
     else:
-        from_scores = not similarity or _scores_are_similarities(candidates, scoring)
-        how = plan(
-            query,
-            candidates,
-            scoring,
-            not mean_valid,
-            from_scores and not (mean_valid or hardness),
-            from_scores and not mean_valid,
-        )
+        # these two methods return the statistics of scores alone, and no mean over all that count
+        fused = not mean_valid and (not similarity or _scores_are_similarities(candidates, scoring))
+        how = plan(query, candidates, scoring, lists=not mean_valid, masks=fused and not hardness, triton=fused)
     if how.lists is not None:
         return _of_lists(query, candidates, scoring, how.lists, hardness, similarity)
     if how.method in ("triton", "masks"):
@@ -154,7 +174,6 @@ def statistics(
             stats = Statistics(*masked_statistics(query, candidates, scoring))
         stats = _with_own(stats, query, candidates, scoring)
         return stats._replace(similarity=stats.mean_pos * scoring.temperature) if similarity else stats
-    candidates = gathered(candidates)
 
     def of_rows(query: Tensor, candidates: Candidates) -> list[Tensor]:
         stats = matrix_statistics(*score_matrix(query, candidates, scoring), hardness, mean_valid)
@@ -162,11 +181,7 @@ def statistics(
             stats = stats._replace(similarity=positive_similarity(query, candidates, scoring))
         return [x for x in stats if x is not None]
 
-    out = (
-        of_rows(query, candidates)
-        if how.method == "matrix"
-        else in_blocks(of_rows, query, candidates, [scoring.temperature], scoring.cosine)
-    )
+    out = in_blocks(of_rows, query, candidates, [scoring.temperature], scoring.cosine, how.method == "matrix")
     lse_neg, lse_pos, mean_pos, num_positives, num_negatives, *more = out
     return Statistics(
         lse_neg, lse_pos, mean_pos, num_positives, num_negatives,
@@ -229,7 +244,7 @@ def pair_losses(
     reduction: Literal["mean", "none"] = "none",
     two_way: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """InfoNCE of queries with one positive each among plain candidates, [B] or the mean, without further statistics.
+    """InfoNCE of queries with one positive each, without log_q and margin, [B] or the mean; no other statistics.
 
     two_way  the losses of candidates against queries, too, from one pass over the scores: CLIP, where candidate i is
              the positive of query i
@@ -239,7 +254,7 @@ def pair_losses(
         if candidates.symmetric:  # the queries are the candidates, and none is its own negative
             scores.fill_diagonal_(-torch.inf)
         target = lists.positive.column
-        to_candidates = F.cross_entropy(scores, target, reduction=reduction)  # the mean at once is one node less
+        to_candidates = F.cross_entropy(scores, target, reduction=reduction)  # a separate mean would be a node more
         return to_candidates, F.cross_entropy(scores.T, target, reduction=reduction) if two_way else None
     sums = list_sums(query, candidates, scoring, lists, columns=two_way, loss=True)
     if reduction == "none":

@@ -1,4 +1,4 @@
-"""Sources of negatives: calling one reads, its `update` alone writes."""
+"""Sources of negatives: a call only reads a source's state, and `update` and `advance` change it."""
 
 from contrast.negatives.bank import Bank
 from contrast.negatives.in_batch import InBatch, Paired

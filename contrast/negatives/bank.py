@@ -6,18 +6,19 @@ P views, B images of this rank, W ranks, D dimensions, N rows, K draws.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from contrast.candidates import Candidates
+from contrast.candidates import Candidates, as_rows
 from contrast.distributed import gather, rank, world_size
 from contrast.errors import InputError
-from contrast.losses.similarity import similarity, unit
-from contrast.negatives.source import Queries, Source, as_rows
+from contrast.losses.similarity import similarity
+from contrast.negatives.source import Queries, Source
 from contrast.samplers import Sampler
 
 
 class Bank(Source):
-    """A row for each image, unit vectors, moved towards the image's embedding after every step it takes part in.
+    """A unit vector for each image, moved towards the image's embedding after every step that contains the image.
 
     num_ids    N, number of images; ids are rows. dim  D
     sampler    draws the noise; None: the whole bank is scored, a softmax over all instances
@@ -26,7 +27,7 @@ class Bank(Source):
     proximity  draws from softmax(cosine / proximity) over the rows instead, K rows for every query: hard negatives with
                their exact log_q. This scores the whole bank, without gradient
     momentum   row <- unit(momentum row + (1 - momentum) embedding), the embedding the unit mean of the image's views
-    of_keys    the embedding is that of the keys, such as a teacher's features in CRD (Tian et al. 2020), not of queries
+    of_keys    the embedding is that of the keys, not of the queries: a teacher's features in CRD (Tian et al. 2020)
 
     Every rank holds all N rows and writes all rows of a step, so that the ranks agree. The rows start as random unit
     vectors.
@@ -58,7 +59,7 @@ class Bank(Source):
             raise InputError(f"proximity={proximity} must be positive, and takes the place of a sampler")
         self.sampler, self.draws, self.proximity, self.momentum = sampler, draws, proximity, momentum
         self.of_keys = of_keys
-        self.register_buffer("vectors", unit(torch.randn(num_ids, dim)))
+        self.register_buffer("vectors", F.normalize(torch.randn(num_ids, dim), dim=-1))
 
     def forward(
         self,
@@ -71,14 +72,14 @@ class Bank(Source):
         """One direction for all P views. `groups` are not used. InputError for ids that are no rows."""
         if self.of_keys and key is None:
             raise InputError("a bank of keys needs keys: key=teacher, or a second view")
-        flat, ids = query.flatten(0, 1), as_rows(ids, len(self.vectors)).repeat(len(query))  # [P B, D], [P B]
+        ids = as_rows(ids, len(self.vectors)).repeat(len(query))  # [P B]
+        flat = query.flatten(0, 1)  # [P B, D]
         if self.sampler is None and self.proximity is None:
             everything = torch.arange(len(self.vectors), device=ids.device)
             return [(flat, Candidates(self.vectors, ids, ids=everything))]
         if self.sampler is not None:
             drawn = self.sampler.draw((self.draws,), generator)  # [K]
-            log_q = self.sampler.log_prob(drawn)
-            own_log_q = self.sampler.log_prob(ids)  # [P B]
+            log_q, own_log_q = self.sampler.log_prob(torch.cat([drawn, ids])).split([self.draws, len(ids)])
         else:
             drawn, log_q, own_log_q = self._near(query, ids, generator)  # [P B, K], [P B, K], [P B]
         candidates = Candidates(
@@ -97,7 +98,7 @@ class Bank(Source):
         views, images, _ = query.shape
         scores = similarity(query.detach().flatten(0, 1), self.vectors) / self.proximity  # [P B, N]
         log_q = scores.log_softmax(dim=1)
-        # for the whole batch on every rank, of which each takes its part: two ranks draw what one process draws
+        # every rank draws for the whole batch and takes its own part, so that two ranks draw what one process draws
         shape = (views, world_size() * images, self.draws)
         uniforms = torch.rand(shape, generator=generator, dtype=torch.float64)[:, rank() * images :][:, :images]
         steps = log_q.double().exp().cumsum(dim=1)  # [P B, N]
@@ -108,9 +109,11 @@ class Bank(Source):
     @torch.no_grad()
     def update(self, query: Tensor, key: Tensor | None, ids: Tensor, groups: Tensor | None = None) -> None:
         rows = query if key is None or not self.of_keys else key
-        embedding = gather(unit(unit(rows.to(self.vectors.dtype)).mean(dim=0)))  # [P, B, D] -> [W B, D]
+        mean = F.normalize(rows.to(self.vectors.dtype), dim=-1).mean(dim=0)  # [P, B, D] -> [B, D]
+        embedding = gather(F.normalize(mean, dim=-1))  # [W B, D]
         ids = gather(as_rows(ids, len(self.vectors)))
         # if an image is in the batch twice, every rank writes the same embedding, the first one
         order = ids.argsort(stable=True)
         embedding = embedding[order[torch.searchsorted(ids[order], ids)]]
-        self.vectors[ids] = unit(self.momentum * self.vectors[ids] + (1 - self.momentum) * embedding)
+        mixed = self.momentum * self.vectors[ids] + (1 - self.momentum) * embedding
+        self.vectors[ids] = F.normalize(mixed, dim=-1)

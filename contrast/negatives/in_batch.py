@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from contrast.candidates import Candidates
-from contrast.distributed import gather, rank, world_size
+from contrast.distributed import gather, world_size
 from contrast.errors import InputError
+from contrast.losses.scores import gathered
 from contrast.negatives.source import Queries, Source
 
 
@@ -42,24 +43,17 @@ class InBatch(Source):
         _check_images(images * ranks)
         flat, ids = query.flatten(0, 1), ids.repeat(views)  # [V, B, D] -> [V B, D], [V B]
         groups = None if groups is None else groups.repeat(views)
-        index = torch.arange(len(flat), device=ids.device)
-        if ranks == 1 or self.ring:
-            everything = flat, ids, groups
-        else:
-            everything = gather(flat), gather(ids), None if groups is None else gather(groups)  # [W V B, D], [W V B]
-            index = rank() * len(flat) + index
-        vectors, all_ids, all_groups = everything
         candidates = Candidates(
-            vectors=vectors,
+            vectors=flat,
             query_ids=ids,
-            ids=all_ids,
-            self_index=index,
-            excluded_groups=all_groups,
+            ids=ids,
+            self_index=torch.arange(len(flat), device=ids.device),
+            excluded_groups=groups,
             query_groups=groups,
             symmetric=True,
-            ring=self.ring and ranks > 1,
+            ring=ranks > 1,
         )
-        return [(flat, candidates)]
+        return [(flat, candidates if self.ring or ranks == 1 else gathered(candidates))]
 
 
 class Paired(Source):
@@ -85,13 +79,14 @@ class Paired(Source):
         """A direction for each of the P pairs, twice as many with `reverse`. InputError for a batch of one image."""
         if key is None:
             raise InputError("paired negatives need a key encoder, or a second view")
-        _check_images(len(ids) * world_size())
-        ring = self.ring and world_size() > 1
-        all_ids = ids if ring else gather(ids)
-        all_groups = groups if ring or groups is None else gather(groups)
+        ranks = world_size()
+        _check_images(len(ids) * ranks)
+        ring, gathers = self.ring and ranks > 1, ranks > 1 and not self.ring
+        all_ids = gather(ids) if gathers else ids
+        all_groups = gather(groups) if gathers and groups is not None else groups
 
         def direction(queries: Tensor, keys: Tensor) -> tuple[Tensor, Candidates]:
-            vectors = keys if ring else gather(keys)
+            vectors = gather(keys) if gathers else keys
             rules = Candidates(vectors, ids, all_ids, excluded_groups=all_groups, query_groups=groups, ring=ring)
             return queries, rules
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from contrast.candidates import ABSENT, Candidates, Teacher
 from contrast.distributed import gather
 from contrast.errors import InputError
-from contrast.ids import as_ids
 from contrast.losses.similarity import similarity
 from contrast.negatives.in_batch import Paired
 from contrast.negatives.source import Queries, Source
@@ -20,7 +19,7 @@ _NO_POSITIVE = ABSENT + 1  # the id of a row that is no query's positive
 class Rows(nn.Module):
     """A ring of K vectors with an id each; all of it is in the state dict. A row not filled yet has the id ABSENT.
 
-    The same rows in the same order on every rank: those of a push are gathered, in the order of the whole batch.
+    All ranks hold the same rows in the same order: `push_all_ranks` gathers new rows in the order of the whole batch.
     """
 
     vectors: Tensor
@@ -46,8 +45,8 @@ class Rows(nn.Module):
         self.head.copy_((self.head + len(ids)) % size)
 
     def push_all_ranks(self, key: Tensor, ids: Tensor) -> None:
-        """The keys [P, B, D] of every rank, pair after pair in the order of the whole batch."""
-        ids = gather(as_ids("ids", ids))
+        """Write the keys [P, B, D] of every rank, pair after pair in the order of the whole batch."""
+        ids = gather(ids)
         for each in key:
             self.push(gather(each), ids)
 
@@ -145,10 +144,12 @@ class Queue(Source):
 
 
 class Nearest(Source):
-    """NNCLR: the key's nearest neighbour in a queue stands for it (Dwibedi et al. 2021, eqs. 2 and 3).
+    """NNCLR: the key's nearest neighbour in a queue replaces it (Dwibedi et al. 2021, eqs. 2 and 3).
 
-    size  rows of the support set; dim  D. The neighbours ask and the batch's queries answer, as in the paper's
-    algorithm 1. While the queue is empty a key is its own neighbour. Keys enter it after the optimiser's step.
+    size  rows of the support set; dim  D
+
+    The neighbours are the queries and the batch's queries are their candidates, as in the paper's algorithm 1. While
+    the queue is empty a key is its own neighbour. Keys enter the queue after the optimiser's step.
     """
 
     def __init__(self, size: int, dim: int) -> None:

@@ -1,16 +1,16 @@
-"""The contract of a source of negatives: calling it reads, `update` alone writes."""
+"""The contract of a source of negatives: a call only reads its state, and `update` and `advance` change it."""
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from contrast.candidates import Candidates
-from contrast.errors import InputError
-from contrast.ids import as_ids
 
 Queries = list[tuple[Tensor, Candidates]]  # queries [Q, D] with their candidates, once for each direction of the loss
 
 
-class Source(nn.Module):
+class Source(nn.Module, ABC):
     """A source of negatives: it turns a batch's queries into queries with candidates.
 
     P pairs of views, B images of this rank, D dimensions.
@@ -25,6 +25,7 @@ class Source(nn.Module):
     needs_labels = False
     supports_groups = True
 
+    @abstractmethod
     def forward(
         self,
         query: Tensor,
@@ -41,21 +42,9 @@ class Source(nn.Module):
         groups     [B] whole numbers. Images of one group are no negatives of each other; None: all others are negatives
         generator  on the CPU, in the same state on every rank: for whatever is drawn for this batch
         """
-        raise NotImplementedError
 
     def update(self, query: Tensor, key: Tensor | None, ids: Tensor, groups: Tensor | None = None) -> None:
         """Store what this source remembers of the batch. Called after the optimiser's step, without gradient."""
 
     def advance(self) -> None:
         """Called once after every optimiser step, after `update` with each of its batches."""
-
-
-def as_rows(ids: Tensor, size: int) -> Tensor:
-    """Ids that index a table of `size` rows, as int64. InputError if one is out of range: -1 would mean the last row.
-
-    On a GPU the range is not checked, because reading the ids would wait for the device.
-    """
-    ids = as_ids("ids", ids)
-    if ids.device.type == "cpu" and len(ids) and not (ids.min() >= 0 and ids.max() < size):
-        raise InputError(f"ids must be rows 0..{size - 1}, but lie between {int(ids.min())} and {int(ids.max())}")
-    return ids

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contrast.candidates import Candidates
+from contrast.candidates import LOWEST_LOG_Q, Candidates, as_rows
 from contrast.errors import InputError
-from contrast.losses.band import Band, Columns, Output
-from contrast.negatives.source import Queries, Source, as_rows
+from contrast.losses.band import Band, ClassRows, Columns, Output
+from contrast.negatives.source import Queries, Source
 from contrast.samplers import Poisson, Sampler
 
 
@@ -23,8 +23,8 @@ class Table(Source):
     sampler  None: every class is a candidate. Otherwise one of the two exact pairings for a sampled softmax:
              a `Sampler` with `draws` K: independent draws with replacement. A draw of the query's own class stays
                  noise, and all scores, the positive's too, are corrected by log(K q)
-             a `Poisson` sample: every class is in it on its own with a probability pi; the query's own class is left
-                 out of the noise, and all scores, the positive's too, are corrected by log pi
+             a `Poisson` sample: every class is in it with a probability pi, independently of all others; the query's
+                 own class is left out of the noise, and all scores, the positive's too, are corrected by log pi
              A fixed number of distinct draws is biased with either correction, so it is not offered.
     draws    K, of a `Sampler`
     std      of the normal distribution that the vectors start from
@@ -72,57 +72,64 @@ class Table(Source):
                 self.vectors, ids, excluded_groups=everything, query_groups=ids, positives=positives, classes=everything
             )
             return [(flat, candidates)]
+        excluded: Tensor | None = None
         if isinstance(self.sampler, Poisson):
-            drawn = self.sampler.draw(generator)  # [n], n random
-            candidates = Candidates(
-                vectors=self.rows(drawn),
-                query_ids=ids,
-                excluded_groups=drawn,
-                query_groups=ids,
-                log_q=self.sampler.log_inclusion(drawn),
-                positives=positives,
-                positives_log_q=self.sampler.log_inclusion(ids)[:, None],
-                classes=drawn,
-            )
+            drawn = excluded = self.sampler.draw(generator)  # [n], n random
         else:
             drawn = self.sampler.draw((self.draws,), generator)  # [K]
-            candidates = Candidates(
-                vectors=self.rows(drawn),
-                query_ids=ids,
-                log_q=self.sampler.log_prob(drawn) + math.log(self.draws),
-                positives=positives,
-                positives_log_q=self.sampler.log_prob(ids)[:, None] + math.log(self.draws),
-                classes=drawn,
-            )
+        candidates = Candidates(
+            vectors=self.rows(drawn),
+            query_ids=ids,
+            excluded_groups=excluded,
+            query_groups=ids,
+            log_q=self.log_count(drawn),
+            positives=positives,
+            positives_log_q=self.log_count(ids)[:, None],
+            classes=drawn,
+        )
         return [(flat, candidates)]
 
+    def log_count(self, ids: Tensor) -> Tensor:
+        """log expected count of the classes `ids` among the draws: log pi or log(K q)."""
+        if isinstance(self.sampler, Poisson):
+            return self.sampler.log_inclusion(ids)
+        assert self.sampler is not None
+        return self.sampler.log_prob(ids) + math.log(self.draws)
+
     def has_output(self) -> bool:
-        """Whether `output` is defined: Poisson draws leave out each query's own class, so that they are not shared."""
+        """Whether `output` is defined: Poisson draws leave out each query's own class, so queries cannot share them."""
         return not isinstance(self.sampler, Poisson)
 
     def draw(self, blocks: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draws for so many blocks of queries, [blocks, K]; None if all classes are candidates."""
+        """Draws for `blocks` blocks of queries, [blocks, K]; None if all classes are candidates."""
         return self.sampler.draw((blocks, self.draws), generator) if isinstance(self.sampler, Sampler) else None
 
     def output(self, band: Band, ids: Tensor, drawn: Tensor | None, corrected: bool = True) -> Output:
-        """What `forward` compares the pairs of a band with.
+        """The rows that the pairs of a band are scored against, as in `forward`.
 
-        ids        [n, G], the classes that are its targets
+        ids        [n, G], the classes that are the band's targets
         drawn      [N, K], of `draw`, each shared by a block of consecutive queries
         corrected  whether log_q is needed
         """
-        sampler = self.sampler
-        if not isinstance(sampler, Sampler) or drawn is None:
+        if drawn is None:
             everything = torch.arange(len(self.vectors), device=ids.device)[None]
             near, shared = Columns(ids, band.pairs, 1.0), Columns(everything, band.number[None], 0.0)
             return Output(band, near, shared, len(self.vectors) - 1, holds_targets=True)
-
-        def log_q(ids: Tensor) -> Tensor | None:
-            return sampler.log_prob(ids) + math.log(self.draws) if corrected else None
-
-        near_q, shared_q = log_q(ids[:, :, None]), log_q(drawn[:, None])
+        near_q, shared_q = (self.log_count(x) if corrected else None for x in (ids[:, :, None], drawn[:, None]))
         shared = Columns(drawn, band.number.view(len(drawn), -1, 1), 0.0, shared_q)
         return Output(band, Columns(ids, band.pairs, 1.0, near_q), shared, self.draws)
+
+    def has_class_rows(self) -> bool:
+        """Whether `class_rows` is defined: the noise has to be independent draws."""
+        return isinstance(self.sampler, Sampler)
+
+    def class_rows(self) -> ClassRows:
+        """Each class has one row, its own."""
+        assert isinstance(self.sampler, Sampler)
+        every = torch.arange(len(self.vectors) + 1)
+        log_q = self.sampler.log_prob(every[:-1].to(self.vectors.device)).double() + math.log(self.draws)
+        log_q = log_q.clamp(min=LOWEST_LOG_Q)
+        return ClassRows(every, every[:-1].int(), torch.ones(len(self.vectors)), log_q)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Vectors of the classes `ids` [K], [K, D]."""
@@ -130,7 +137,7 @@ class Table(Source):
 
 
 class Targets(Source):
-    """No vectors, only the class of each query: for a head that holds its classes itself (adaptive softmax)."""
+    """No vectors, only the class of each query: for a head that holds the class vectors itself (adaptive softmax)."""
 
     ids_are_rows = needs_labels = True
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contrast.candidates import ABSENT, Candidates
+from contrast.candidates import ABSENT, Candidates, as_rows
 from contrast.errors import InputError
-from contrast.losses.band import Band, Columns, Output
+from contrast.losses.band import Band, ClassRows, Columns, Output
 from contrast.losses.similarity import similarity
-from contrast.negatives.source import Queries, Source, as_rows
+from contrast.negatives.source import Queries, Source
 from contrast.samplers import HuffmanTree, huffman
 
 
@@ -21,7 +21,8 @@ class Tree(Source):
     counts  of the classes, for a Huffman tree (Mikolov et al. 2013, section 2.1), or a `HuffmanTree` of your own
     dim     D
     sparse  the gradient is sparse, as that of a `Table`
-    shared  how many nodes `output` has all queries share; the results are the same. Too many and too few are slow
+    shared  number of nodes near the root that `output` scores for all queries. It changes the speed and not the
+            results: too many and too few are both slow
 
     P(class | query) is the product over its path of sigmoid((1 - 2 turn) x_node . query), and sums to 1 over the
     classes. The candidates are the nodes of the path, negated where the turn is 1, and all positive: the logistic loss
@@ -33,9 +34,9 @@ class Tree(Source):
     path: Tensor
     sign: Tensor
     top: Tensor  # [T], the nodes that most paths pass
-    top_turns: Tensor  # [N, l], of each class the columns of its left (0..T-1) and right turns there; 2 T: none
+    top_turns: Tensor  # [N, l], for each class the columns of its left (0..T-1) and right (T..2 T-1) turns; 2 T: none
     below: Tensor  # the other nodes of each class, one class after another
-    below_left: Tensor  # its turns there
+    below_left: Tensor  # whether a class turns left at these nodes
     below_start: Tensor  # [N], where a class begins; below_number: how many nodes it has
     below_number: Tensor
 
@@ -77,10 +78,12 @@ class Tree(Source):
         """A tree has no noise."""
 
     def output(self, band: Band, ids: Tensor, drawn: Tensor | None = None, corrected: bool = True) -> Output:
-        """What `forward` compares the pairs of a band with; `ids` [n, G] are the classes that are its targets.
+        """The nodes that the pairs of a band are scored against, as in `forward`.
 
-        The nodes that most paths pass are shared by all queries. How many pairs of a query turn left and right there is
-        one product, of the pairs and of the turns of the targets. The nodes below belong to few targets and are near
+        ids  [n, G], the classes that are the band's targets
+
+        The nodes that most paths pass are shared by all queries. A product of the pairs and of the turns of the targets
+        counts how many pairs of a query turn left and right there. The nodes below belong to few targets and are near
         columns, one for each target and node.
         """
         (groups, group, width), flat = band.pairs.shape, ids.reshape(-1)  # [n G]
@@ -107,8 +110,19 @@ class Tree(Source):
         near = Columns(nodes.long(), total, left[:, :, None].to(total.dtype))
         return Output(band, near, shared)
 
+    def has_class_rows(self) -> bool:
+        return True
+
+    def class_rows(self) -> ClassRows:
+        """The nodes of each class's path, positive if it turns left there. `huffman` numbers those at the root last."""
+        on_path = self.path >= 0
+        start = F.pad(on_path.sum(dim=1).cumsum(0), (1, 0))
+        return ClassRows(
+            start, self.path[on_path], (self.sign[on_path] > 0).float(), common=min(1023, len(self.vectors))
+        )
+
     def _arrange(self, *_: object) -> None:
-        """Divides the nodes into those near the root and those below, of each class one after another."""
+        """Divides the nodes into those near the root and those below, which are listed class after class."""
         nodes = self.path.clamp(min=0).long()
         on_path, left = self.path >= 0, self.sign > 0
         weight = torch.exp2(-on_path.sum(dim=1, keepdim=True).double()).expand(nodes.shape)  # about P(class)
@@ -128,7 +142,7 @@ class Tree(Source):
             "below_number": number,
             "below_start": number.cumsum(0) - number,
         }
-        # the last one stands for no node
+        # the last entry of `below` stands for no node
         parts |= {"below": torch.cat([self.path[below], top[-1:].int()]), "below_left": F.pad(left[below], (0, 1))}
         for name, value in parts.items():
             self.register_buffer(name, value, persistent=False)

@@ -20,26 +20,17 @@ def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> Gr
     (class tokens, position embeddings; `copy.deepcopy` drops the attribute). An empty group is left out. Raises
     InputError if nothing is trainable.
     """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    seen: set[nn.Parameter] = set()
+    decays: dict[nn.Parameter, bool] = {}
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
-            if not parameter.requires_grad or parameter in seen:
-                continue
-            seen.add(parameter)
-            exempt = (
-                parameter.ndim <= 1
-                or name.endswith("bias")
-                or isinstance(part, NORMS)
-                or getattr(parameter, "no_decay", False)
-            )
-            (no_decay if exempt else decay).append(parameter)
-    if not seen:
+            exempt = name.endswith("bias") or isinstance(part, NORMS) or getattr(parameter, "no_decay", False)
+            if parameter.requires_grad:
+                decays.setdefault(parameter, parameter.ndim > 1 and not exempt)
+    if not decays:
         raise InputError(f"{type(module).__name__} has no trainable parameter")
-    groups: Groups = []
-    if decay:
-        groups.append({"params": decay} | ({} if weight_decay is None else {"weight_decay": weight_decay}))
-    if no_decay:
-        groups.append({"params": no_decay, "weight_decay": 0.0, "adapt": False})
-    return groups
+    groups: Groups = [
+        {"params": [each for each in decays if decays[each]]}
+        | ({} if weight_decay is None else {"weight_decay": weight_decay}),
+        {"params": [each for each in decays if not decays[each]], "weight_decay": 0.0, "adapt": False},
+    ]
+    return [group for group in groups if group["params"]]

@@ -45,12 +45,10 @@ def warmup_cosine(
     unless 0 <= warm-up < total_steps and 0 <= final <= 1.
     """
     total = math.inf if total_steps is None else total_steps
-    if warmup_steps is None and total == math.inf:
-        warmup_steps = 0
-        if warmup_fraction:
+    if warmup_steps is None:
+        if total == math.inf and warmup_fraction:
             warnings.warn(f"no warm-up: {warmup_fraction=} of an unknown length; set warmup_steps", stacklevel=2)
-    elif warmup_steps is None:
-        warmup_steps = round(warmup_fraction * total)
+        warmup_steps = 0 if total == math.inf else round(warmup_fraction * total)
     if not 0 <= warmup_steps < total:
         raise InputError(f"a warm-up of {warmup_steps} steps does not fit a training of {total_steps}")
     if not 0 <= final <= 1:

@@ -15,7 +15,7 @@ from typing import TypedDict
 
 from typing_extensions import NotRequired
 
-from contrast.atomic import replacing
+from contrast.atomic import rewrite
 
 SCRIPTS = ("base", "charts", "map", "page")  # the files of the code, in the order in which they run
 Section = dict[str, object]
@@ -38,8 +38,7 @@ def write_page(path: Path, page: Page) -> None:
     # names of files and classes are data: no `<` in them can end the element
     script = "".join(part(f"{name}.js") for name in SCRIPTS)
     parts = {"data": text.replace("<", "\\u003c"), "style": part("page.css"), "script": script}
-    with replacing(path) as file:
-        file.write_text(re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], part("page.html")), encoding="utf-8")
+    rewrite(path, re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], part("page.html")))
 
 
 def part(name: str) -> str:

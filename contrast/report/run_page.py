@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from contrast.config.trust import Config
 from contrast.data.images.image_set import ImageFiles, Images, Splits
 from contrast.data.images.subset import stratified
 from contrast.deploy.card import shown_command, training
@@ -34,7 +35,6 @@ from contrast.report.page import Page, Section, picture, table, write_page
 from contrast.report.pictures import sprite
 from contrast.report.probe import Predictions, predictions, worst
 from contrast.run.folder import record, title
-from contrast.trust import Config
 
 MISTAKES, QUERIES, NEIGHBOURS, CAPTIONS = 24, 10, 8, 3  # how many of each are shown
 PER_CLASS = "Of the linear probe, on all test images. A click on a heading sorts."

@@ -1,4 +1,4 @@
-"""The apparatus of a run: Hydra's application, run folders, resuming, sweeps, logging. No science in here."""
+"""The infrastructure of a run: Hydra's application, run folders, resuming, sweeps, logging. No methods are in here."""
 
 from contrast.run.app import Command, run
 

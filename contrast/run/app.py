@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -24,15 +24,11 @@ from contrast.run.help import help_text
 from contrast.run.lock import locked
 
 
-class NoSettings(TypedDict):
-    """Of a configuration without values beside those of classes."""
-
-
 class Command(NamedTuple):
     """A console command: a task with the configuration `conf/<name>.yaml`.
 
     restored  parts of the configuration that the task's checkpoint restores; a resumed run cannot change them
-    settings  the TypedDict of the values of the configuration that belong to no class (contrast.run.schema)
+    settings  the TypedDict of the values of the configuration that belong to no class (contrast.run.schema); dict: none
     finish    called with the folder of a sweep that has ended, if its configuration has report=true
     check     called with the configuration, Hydra's part included, before anything is written or read: it raises
               InputError for what cannot work. A sweep calls it for its jobs before the first one
@@ -41,13 +37,14 @@ class Command(NamedTuple):
     task: Task
     name: str
     restored: Sequence[str] = ()
-    settings: type = NoSettings
+    settings: type = dict
     check: Callable[[DictConfig], object] | None = None
     finish: Callable[[Path], None] | None = None
 
     def verify(self, cfg: DictConfig) -> None:
         """Raises InputError for a configuration that cannot work, as far as it shows without the data."""
         compose.check_groups(cfg)
+        schema.check_keys(cfg, self.settings)
         schema.check(folder.run_config(cfg), self.settings)
         if self.check is not None:
             self.check(cfg)
@@ -87,12 +84,12 @@ def start(command: Command, words: list[str]) -> int:
     if args.help or args.version:
         try:
             print(help_text(conf, name) if args.help else versions(), flush=True)
-        except BrokenPipeError:  # whatever reads it, such as `head`, has read enough
+        except BrokenPipeError:  # a reader such as `head` has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     flags = [word for word in words if word not in args.overrides]
     arguments = [*flags, "--config-path", str(conf), "--config-name"]
-    if only_shows and not args.cfg:
+    if only_shows and not args.cfg and args.info not in ("all", "config"):  # --hydra-help needs no configuration
         compose.call_hydra(task, [*arguments, name, *overrides])
         return 0
     with compose.config_loader(conf) as loader:
@@ -121,13 +118,13 @@ def start(command: Command, words: list[str]) -> int:
         if command.finish is not None and cfg.get("report"):
             command.finish(run_dir)
         return status
-    is_new = False
+    created = list[Path]()
     if resumed is not None:
         if not compose.check_differences(resumed, cfg, command.restored):
             return 0
     elif folder.is_first_rank():
-        run_dir, is_new = folder.claim(run_dir)
-    run_single(task, arguments, run_dir, is_new)
+        run_dir, created = folder.claim(run_dir)
+    run_single(task, arguments, run_dir, created)
     return 0
 
 
@@ -157,10 +154,10 @@ def versions() -> str:
     return f"contrast {contrast.__version__} (Python {platform.python_version()}, {', '.join(named)})"
 
 
-def run_single(task: Task, arguments: list[str], run_dir: Path, is_new: bool) -> None:
-    """One run, in `run_dir`, which goes if it is new and the run takes no step.
+def run_single(task: Task, arguments: list[str], run_dir: Path, created: Sequence[Path]) -> None:
+    """One run, in `run_dir`. A new folder is removed if the run takes no step.
 
-    The task of a resumed run itself calls `compose.begin`: until it trains, the folder stays as it was.
+    The task of a resumed run calls `compose.begin` itself, so that its folder stays as it was until it trains.
     """
     errors: list[Exception] = []
 
@@ -170,16 +167,15 @@ def run_single(task: Task, arguments: list[str], run_dir: Path, is_new: bool) ->
         try:
             if folder.is_first_rank() and cfg.get("resume") is None:
                 compose.begin(cfg, run_dir)
-            task(cfg)
+            compose.quietly(task, cfg)
         except Exception as error:  # Hydra would print a part of the traceback and exit
             errors.append(error)
-            if (line := failure(error, run_dir)) is not None:
-                errors.append(InputError(line))
-                errors[-1].__cause__ = error
-                if is_new:
-                    folder.discard(run_dir)
 
     with locked(run_dir) if folder.is_first_rank() else nullcontext():
         compose.call_hydra(job, [*arguments, f"hydra.run.dir={folder.quoted(run_dir)}", "hydra.mode=RUN"])
-    if errors:
-        raise errors[-1]
+        for error in errors:
+            if (line := failure(error, run_dir)) is None:
+                raise error
+            if created:
+                folder.discard(run_dir, created)
+            raise InputError(line) from error

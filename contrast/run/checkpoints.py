@@ -1,8 +1,9 @@
 """Checkpoints that a crash cannot harm, and when they are written: by epochs, by steps, and at a signal."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
@@ -24,15 +25,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Local folders only, one writing process per folder. What a killed process left behind is removed by the next save.
     Reading is torch's default, which runs no code from the file.
+
+    needed  names without which a file is no checkpoint
     """
 
+    def __init__(self, needed: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.needed = needed
+
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+        self, path: str | Path, map_location: Callable[..., object] | None = None, weights_only: bool | None = None
+    ) -> dict[str, object]:
         """What `save_checkpoint` wrote; InputError for a damaged file, which names the newest one that is whole."""
         try:
             check_whole(Path(path))
-            return super().load_checkpoint(path, map_location, weights_only)
+            saved = super().load_checkpoint(path, map_location, weights_only)
+            _ = [saved[name] for name in self.needed]  # KeyError if one is not there
+            return saved
         except Exception as error:  # damaged bytes can raise nearly any exception of pickle, zipfile or torch
             whole = newest(Path(path).parents[1], but=Path(path))
             instead = f"{resume_command(whole[0])} goes on from step {whole[1]}" if whole else "there is no other one"
@@ -58,7 +67,7 @@ class Checkpoints(Checkpoint):
 
     The file also holds the state of torch's global generators on every rank. It is restored when training starts, so
     that dropout in a resumed run draws what it would have drawn without the interruption. Rows of a `MetricsLog` that
-    will be logged again are declared void.
+    will be logged again are marked as void.
     """
 
     def __init__(
@@ -98,8 +107,8 @@ class Checkpoints(Checkpoint):
         self._generators = []
 
     def _save_within_epoch(self, trainer: pl.Trainer, *unused: object) -> None:
-        # Not after the last batch of an epoch: a run resumed there would skip the hooks at the epoch's end, so that
-        # these come first and then the checkpoint.
+        # Not after the last batch of an epoch: a run resumed there would skip the hooks at the epoch's end. There,
+        # `on_train_epoch_end` writes the checkpoint.
         if trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self._save_last(trainer)
 
@@ -132,9 +141,9 @@ class Checkpoints(Checkpoint):
         checkpoint["generators"] = states
 
     def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, object]
     ) -> None:
-        self._generators = checkpoint.get("generators", [])
+        self._generators = cast(list[dict[str, torch.Tensor]], checkpoint.get("generators", []))
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         if trainer.global_step != self._saved_step:

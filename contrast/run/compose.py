@@ -4,6 +4,7 @@
 worker process of any launcher knows them as soon as it unpickles its job.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,26 +23,11 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from contrast.config.trust import Trust, from_file, shown
 from contrast.errors import InputError
-from contrast.run import resolvers  # noqa: F401  # registers them
+from contrast.run import folder, resolvers  # noqa: F401  # registers them
 from contrast.run.console import logged_warnings
 from contrast.run.errors import configuration_error
-from contrast.run.folder import (
-    CONFIG,
-    absolute,
-    conf_folder,
-    has_checkpoint,
-    is_complete,
-    is_first_rank,
-    make_absolute,
-    quoted,
-    read_config,
-    read_overrides,
-    run_config,
-    without_hydra,
-    write_config,
-)
-from contrast.trust import Trust, from_file
 
 sys.path.append(str(Path(__file__).parent / "plugins"))  # Hydra takes sweepers from packages named hydra_plugins alone
 
@@ -79,13 +65,13 @@ def search_path(config_dir: str | None) -> list[str]:
         return []
     if not Path(config_dir).is_dir():
         raise InputError(f"--config-dir {config_dir}: no such folder")
-    return [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).absolute()}')}]"]
+    return [f"hydra.searchpath=[{folder.quoted(f'file://{Path(config_dir).absolute()}')}]"]
 
 
 def quoted_range(word: str) -> str:
     """A word such as KEY=shards/{000..099}.tar with quotes around its value: Hydra takes braces for a mapping."""
     key, _, value = word.partition("=")
-    return f"{key}={quoted(value)}" if re.match(r"[^'\"\[{]*\{\d+\.\.\d+\}", value) else word
+    return f"{key}={folder.quoted(value)}" if re.match(r"[^'\"\[{]*\{\d+\.\.\d+\}", value) else word
 
 
 def files_of_pattern(word: str) -> str:
@@ -96,7 +82,7 @@ def files_of_pattern(word: str) -> str:
     files = sorted(glob(str(Path(pattern).expanduser())))
     if not files:
         raise InputError(f"{word}: there is no such file")
-    return f"{key}={','.join(map(quoted, files))}"
+    return f"{key}={','.join(map(folder.quoted, files))}"
 
 
 def parse_overrides(overrides: list[str], loader: ConfigLoader) -> list[Override]:
@@ -110,21 +96,21 @@ def config_groups(loader: ConfigLoader, parent: str = "") -> list[str]:
 
 
 def check_values(
-    cfg: DictConfig, folder: Path, verify: Callable[[DictConfig], None], swept: Collection[str] = ()
+    cfg: DictConfig, run_dir: Path, verify: Callable[[DictConfig], None], swept: Collection[str] = ()
 ) -> None:
     """Raises InputError for a value that is `???` or cannot be computed, and as `verify` does.
 
     Swept keys get their values in each job.
     """
     with read_write(cfg.hydra), open_dict(cfg.hydra):
-        cfg.hydra.runtime.output_dir = str(folder)
+        cfg.hydra.runtime.output_dir = str(run_dir)
     choices = OmegaConf.create(OmegaConf.to_container(cfg.hydra.runtime.choices))
-    missing = sorted(OmegaConf.missing_keys(without_hydra(cfg)) | OmegaConf.missing_keys(choices))
+    missing = sorted(OmegaConf.missing_keys(folder.without_hydra(cfg)) | OmegaConf.missing_keys(choices))
     needed = [key for key in missing if not any(f"{key}.".startswith(f"{each}.") for each in swept)]
     if needed:
         raise InputError(f"{' and '.join(needed)} must be given: {needed[0]}=...")
     if not missing:
-        run_config(cfg) if swept else verify(cfg)
+        folder.run_config(cfg) if swept else verify(cfg)
 
 
 def check_groups(cfg: DictConfig) -> None:
@@ -149,10 +135,18 @@ def call_hydra(job: Task, arguments: list[str]) -> None:
         sys.argv = argv
 
 
+def quietly(task: Task, cfg: DictConfig) -> float | None:
+    """Calls the task, with the messages of libraries that would hide what it prints silenced."""
+    from contrast.run.quiet import quiet  # with torch, which only a run needs
+
+    quiet()
+    return task(cfg)
+
+
 def resolve(cfg: DictConfig) -> list[str]:
     """Resolves a job's configuration, so that its task gets the values of config.yaml; returns the job's overrides."""
     OmegaConf.resolve(cfg)
-    make_absolute(cfg)
+    folder.make_absolute(cfg)
     return [str(item) for item in HydraConfig.get().overrides.task]
 
 
@@ -180,7 +174,7 @@ def requested_run(overrides: Sequence[Override], loader: ConfigLoader) -> Path |
 
 def resumed_run(words: Sequence[str]) -> Path:
     """The folder of the run that the last of the `resume=` among the words of a command line names."""
-    with config_loader(conf_folder()) as loader:
+    with config_loader(folder.conf_folder()) as loader:
         run = requested_run(parse_overrides(list(words), loader), loader)
     assert run is not None
     return run
@@ -192,13 +186,13 @@ def run_of(target: str | Path) -> Path:
     Raises:
         InputError: no such file or folder, no run around it, or no checkpoint in it to continue from.
     """
-    path = absolute(Path(target).expanduser())
+    path = folder.absolute(Path(target).expanduser())
     if not path.exists():
         raise InputError(f"resume={target}: no such run folder or checkpoint")
-    run = path if path.is_dir() else next((up for up in path.parents if (up / CONFIG).is_file()), path)
-    if not (run / CONFIG).is_file():
-        raise InputError(f"resume={target}: no run folder, for it has no {CONFIG}")
-    if run == path and not has_checkpoint(run):
+    run = path if path.is_dir() else folder.run_around(path)
+    if run is None or not (run / folder.CONFIG).is_file():
+        raise InputError(f"resume={target}: no run folder, for it has no {folder.CONFIG}")
+    if run == path and not folder.has_checkpoint(run):
         raise InputError(f"resume={target}: nothing to continue from, for it has no checkpoints/last.ckpt")
     from contrast.encoders.archive import check_archive  # with torch, which only a resumed run needs here
 
@@ -214,28 +208,51 @@ def store_config(run: Path, overrides: Sequence[Override] = (), folders: Sequenc
     overrides  of the command line: what they set is the user's own
     folders    of configurations, from the command line: the targets that they name are the user's own, too
 
-    Raises InputError for a configuration that calls more, and for a link in the folder through which the run would
-    write to another place.
+    Raises InputError for a configuration that calls more, and for what would make the run write to another place: a
+    link in the folder, or a store of MLflow that the folder names.
     """
-    saved = read_config(run)
+    saved = folder.read_config(run)
     if "resume" not in saved:
-        raise InputError(f"{run} holds no run that this command can continue: see its {CONFIG}")
+        raise InputError(f"{run} holds no run that this command can continue: see its {folder.CONFIG}")
     given = [override for override in overrides if override.key_or_group == "trust"]
     if given and given[-1].is_sweep_override():
         raise InputError(f"{given[-1].input_line}: a list is written trust=[a,b]")
     trust = cast(Trust, given[-1].value() if given else False)
-    links = [path for path in sorted(run.iterdir()) if path.is_symlink()]
-    if links and trust is not True:
-        raise InputError(f"{links[0]} is a link, through which the run would write: if you trust it, give trust=true")
     if trust is not True:
+        if (path := irregular_file(run)) is not None:
+            raise InputError(
+                f"{path} is a link, or no regular file, through which the run would write: if you trust it, trust=true"
+            )
+        if (store := folder.foreign_store(run)) is not None:
+            raise InputError(
+                f"{run / folder.MLFLOW} says that the run is logged to {shown(store)}: if you trust it, give "
+                "trust=true or set MLFLOW_TRACKING_URI"
+            )
         files = [path.read_text(encoding="utf-8") for each in folders for path in sorted(Path(each).rglob("*.yaml"))]
         own = {name for text in files for name in re.findall(r"_target_: *([\w.]+)", text)}
         trust = own | ({trust} if isinstance(trust, str) else set(trust or ()))
     typed = [key for each in overrides for key in set_keys(each.key_or_group, each.value())]
-    saved = from_file(saved, str(run / CONFIG), trust, typed)
-    node = {**saved, "trust": False, "defaults": ["_self_", "runs"]}
+    checked = from_file(saved, str(run / folder.CONFIG), trust, typed)
+    node = {**checked, "trust": False, "defaults": ["_self_", "runs"]}
     ConfigStore.instance().store(name=RESUMED, node=node)
     return RESUMED
+
+
+def irregular_file(run: Path) -> Path | None:
+    """A link, a pipe or a device in a run folder, through which the run could write to another place; None without one.
+
+    W&B makes links of its own within its folder, which lead to files of the run.
+    """
+    inside = run.resolve()
+    for place, folders, files in os.walk(run):
+        for path in (Path(place, name) for name in sorted(folders + files)):
+            if path.is_symlink():
+                leads_out = path.parent == run or inside not in path.resolve().parents
+            else:
+                leads_out = not (path.is_file() or path.is_dir())
+            if leads_out:
+                return path
+    return None
 
 
 def set_keys(key: str, value: object) -> Iterator[str]:
@@ -255,15 +272,15 @@ def check_differences(run: Path, cfg: DictConfig, restored: Sequence[str]) -> bo
         InputError: a difference below one of the keys `restored`, which the checkpoint brings back; or other data for
             a run that is complete and does not train longer.
     """
-    if not is_first_rank():
+    if not folder.is_first_rank():
         return True
-    before = read_config(run)
-    make_absolute(before)  # that of an older version may not be
-    ended = is_complete(run, before) and absolute(Path(cfg.resume).expanduser()) in (
+    before = folder.read_config(run)
+    folder.make_absolute(before)  # that of an older version may not be
+    ended = folder.is_complete(run, before) and folder.absolute(Path(cfg.resume).expanduser()) in (
         run,
         run / "checkpoints" / "last.ckpt",
     )
-    lines = differences(before, run_config(cfg))
+    lines = differences(before, folder.run_config(cfg))
     longer = any(line.startswith(("trainer.max_", "trainer.limit_train")) for line in lines)
     for line in lines:
         key = re.split(r"[.:]", line)[0]
@@ -283,9 +300,9 @@ def check_differences(run: Path, cfg: DictConfig, restored: Sequence[str]) -> bo
 
 def begin(cfg: DictConfig, run_dir: Path) -> None:
     """Writes the configuration of this job, which a run calls as soon as it is under way; a resumed run adds to it."""
-    kept = [] if cfg.get("resume") is None else read_overrides(run_dir)
+    kept = [] if cfg.get("resume") is None else folder.read_overrides(run_dir)
     new = [str(item) for item in HydraConfig.get().overrides.task if not str(item).startswith("resume=")]
-    write_config(run_dir, run_config(cfg), kept + [item for item in new if item not in kept])
+    folder.write_config(run_dir, folder.run_config(cfg), kept + [item for item in new if item not in kept])
 
 
 def differences(before: Mapping[str, object], after: Mapping[str, object], prefix: str = "") -> list[str]:

@@ -8,12 +8,11 @@ from time import perf_counter
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from contrast.atomic import replacing
 from contrast.run.folder import read_metrics, title_of
-from contrast.run.metrics import FILE, read_rows
+from contrast.run.metrics import FILE, RunLog, read_rows
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Panel:
     """One plot: `lines` are logged metrics with their labels.
 
     `final` names the metric of metrics.json that belongs to a line: a star for the trained encoder's, a dashed line
-    for the untrained one's. `better` is HIGHER or LOWER where one of them is.
+    for the untrained one's. `better` is HIGHER, LOWER, or empty where neither is better.
     """
 
     title: str
@@ -54,29 +53,25 @@ PANELS = (
     Panel("Speed", "images / second", {"train/images_per_second": "speed"}, HIGHER),
 )
 
-EVERY = 60.0  # seconds at least between two pictures of a run that goes on
-SHARE = 0.01  # of its time, which drawing may take at most
+EVERY = 60.0  # the least number of seconds between two pictures while a run trains
+SHARE = 0.01  # the largest share of the run's time that drawing may take
 
 _COLOURS = ("#2f6db3", "#d9722e")
 _GREY = "#666666"
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
-class CurvesLog(Logger):
+class CurvesLog(RunLog):
     """A Lightning logger that draws `curves.png` again every minute, from the rows that `MetricsLog` has written.
 
     It draws less often where a picture takes more than 1 % of the time.
     """
 
-    name, version = "curves", ""
+    name = "curves"
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
         self.run_dir, self.due = run_dir, perf_counter() + EVERY
-
-    @rank_zero_only
-    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
-        """Nothing to do: a picture has no configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: object, step: int | None = None) -> None:
@@ -98,7 +93,7 @@ def save_curves(run_dir: str | os.PathLike[str]) -> Path | None:
 
 
 def figure_of(run_dir: Path) -> Figure | None:
-    """The figure with a panel for each that has a logged metric. `metrics.json`, if it exists, gives the results."""
+    """The panels that have a logged metric, with the results in `metrics.json`; None if there is no such panel."""
     shown, curves, final = drawn(run_dir)
     if not shown:
         return None

@@ -12,7 +12,7 @@ from contrast.run.folder import resume_command
 from contrast.run.whole import newest
 
 
-def failure(error: BaseException, run_dir: Path | None = None) -> str | None:
+def failure(error: BaseException, run_dir: Path) -> str | None:
     """The line for an error that ended a run: a full disk, or what `task_error` knows; None for any other error."""
     cause = next((each for each in causes(error) if isinstance(each, InputError | OSError)), None)
     if isinstance(cause, OSError) and cause.errno in FULL:
@@ -20,12 +20,10 @@ def failure(error: BaseException, run_dir: Path | None = None) -> str | None:
     return task_error(error)
 
 
-def out_of_space(error: OSError, run_dir: Path | None = None) -> str:
-    """The line for an `error` that a full disk caused; with `run_dir` it also says how to resume the run."""
-    place = Path(str(error.filename or run_dir or "."))
+def out_of_space(error: OSError, run_dir: Path) -> str:
+    """The line for an `error` that a full disk caused, with how to resume the run."""
+    place = Path(str(error.filename or run_dir))
     line = f"{os.strerror(error.errno or 0).lower()}: {free_text(place)}, and more is needed"
-    if run_dir is None:
-        return line
     if (last := newest(run_dir)) is None:
         return f"{line}; the run has no checkpoint yet: make room and start it again"
     checkpoint, step = last

@@ -12,7 +12,8 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 import contrast
-from contrast.atomic import replacing
+from contrast.atomic import rewrite
+from contrast.errors import named_errors
 
 PACKAGES = {
     "contrast-learning",
@@ -27,7 +28,7 @@ PACKAGES = {
 
 
 def environment() -> dict[str, object]:
-    """What is needed to run again what ran here; `git` is null unless the package runs from a git checkout."""
+    """What is needed to repeat this run; `git` is null unless the package runs from a git checkout."""
     versions = {each.name: each.version for each in importlib.metadata.distributions() if each.name in PACKAGES}
     return {
         "command": sys.argv,
@@ -47,9 +48,9 @@ def environment() -> dict[str, object]:
 def write_environment(run_dir: str | os.PathLike[str]) -> None:
     """Appends `environment()` to `<run_dir>/environment.json`, a list with one entry for each start of the run."""
     path = Path(run_dir) / "environment.json"
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps([*starts, environment()], indent=2) + "\n", encoding="utf-8")
+    with named_errors((ValueError, TypeError, RecursionError), f"{path} is damaged"):
+        starts = [*json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    rewrite(path, json.dumps([*starts, environment()], indent=2) + "\n")
 
 
 def git_state(folder: Path) -> dict[str, object] | None:

@@ -16,14 +16,14 @@ from contrast.errors import one_line as said
 NO_MEMORY = re.compile("out of memory|allocate memory|[Uu]nable to allocate")  # torch on a GPU and on a CPU, numpy
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_GROUP = re.compile(r"Could not override '(\S+)'\. No match in the defaults list")
-PLUGIN = re.compile(r"hydra/\w+/(joblib|submitit|ray)")  # brought by the extra of this package of that name
+PLUGIN = re.compile(r"hydra/\w+/(joblib|submitit|ray)")  # each is an extra of this package
 
 
 def task_error(error: BaseException) -> str | None:
-    """The line for an error of a task: an InputError at any depth, or what a library refused to make.
+    """The line for an error of a task that is no error of the program; None for any other error.
 
-    A part of the configuration that cannot be made is a mistake in it, whatever is raised. Files and folders that may
-    not be used, and too little memory, are no errors of the program either.
+    Such are an InputError at any depth, a part of the configuration that cannot be constructed, whatever its
+    constructor raised, files and folders without permission, and too little memory.
     """
     for cause in causes(error):
         if isinstance(cause, InputError):
@@ -35,6 +35,8 @@ def task_error(error: BaseException) -> str | None:
             return f"{key}: {one_line(text) if origin is None else said(origin)}"
         if isinstance(cause, MissingMandatoryValue):
             return f"{cause.full_key} must be given: {cause.full_key}=..."
+        if isinstance(cause, RuntimeError) and str(cause).startswith("Error(s) in loading state_dict"):
+            return f"the checkpoint is of other networks than its configuration: {str(cause).splitlines()[-1].strip()}"
         if type(cause).__name__ == "MisconfigurationException":  # of Lightning, which need not be imported here
             return f"trainer: {said(cause)}"
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename:
@@ -69,7 +71,7 @@ def configuration_error(error: BaseException, groups: Callable[[], Iterable[str]
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from. OmegaConf wraps a resolver's error without naming it as the cause."""
+    """The error and its causes, outermost first. OmegaConf wraps a resolver's error without naming it as the cause."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -77,11 +79,13 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def one_line(text: str) -> str:
-    return "; ".join(line.strip().rstrip(";") for line in text.splitlines() if line.strip())
+    """The lines as one. Characters that could control a terminal, as a name in a file may hold, become escapes."""
+    line = "; ".join(line.strip().rstrip(";") for line in text.splitlines() if line.strip())
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """`; did you mean 'head'?`, or nothing if nothing is near."""
+    """`; did you mean 'head'?`, or an empty text if no option is similar."""
     matches = difflib.get_close_matches(word, list(options), n=1)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
@@ -94,10 +98,14 @@ def _unknown_option(file: str, options: list[str]) -> str:
 
 
 def _unknown_key(error: ConfigAttributeError | ConfigKeyError, groups: Iterable[str]) -> str:
-    node = str(error.full_key).rpartition(".")[0]
+    node, groups = str(error.full_key).rpartition(".")[0], list(groups)
     keys = sorted(str(key) for key in error.parent_node or ())
-    if node:
-        known = f"; keys: {', '.join(keys)}; +{node}.{error.key}=... adds one" if keys else ""
+    if node and keys:
+        known = f"; keys: {', '.join(keys)}; +{node}.{error.key}=... adds one"
         return f"{node} has no key '{error.key}'{nearest(str(error.key), keys)}{known}"
+    if node:  # a value, which OmegaConf has replaced by an empty mapping by now
+        group = node.replace(".", "/")
+        option = f", +{group}=... puts an option with keys in its place" if "/" in group and group in groups else ""
+        return f"{node} has no keys, and so no '{error.key}': {node}=... sets it as a whole{option}"
     names = sorted(name for name in {*keys, *groups} if not name.startswith("hydra"))
     return f"there is no key or group '{error.key}'{nearest(str(error.key), names)}; known are {', '.join(names)}"

@@ -8,28 +8,28 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from contrast.atomic import replacing
-from contrast.errors import InputError
-from contrast.old_names import current
+from contrast.atomic import rewrite
+from contrast.config.old_names import current
+from contrast.config.trust import PATHS, PATHS_OR_NAMES, Config, needs_trust
+from contrast.errors import InputError, named_errors
 from contrast.run.lock import LOCK
-from contrast.trust import PATHS, PATHS_OR_NAMES, needs_trust
 
 CONFIG, OVERRIDES, METRICS, ERROR = "config.yaml", "overrides.yaml", "metrics.json", "error.txt"
+MLFLOW = "mlflow_id"  # the id of the run in MLflow and, in a second line, the store that has it
 PRUNED = "pruned_after_epochs"  # in the metrics of a job of a sweep that was ended early for being worse than others
-STARTED = {CONFIG, OVERRIDES, LOCK, "environment.json", "views.png", "wandb", "wandb_id", "mlflow_id", "tensorboard"}
+STARTED = {CONFIG, OVERRIDES, LOCK, "environment.json", "views.png", "wandb", "wandb_id", MLFLOW, "tensorboard"}
 NOT_OF_A_RUN = ("trust", "columns", "report")  # keys of the configuration that do not shape what a run computes
-# what sweeps optimise by default, and what without labels or captions
+# metrics that sweeps optimise by default -> the metrics that replace them for data without labels or captions
 INSTEAD = {"linear_val_top1": "held_out_top1", "image_to_text_recall1": "recall1"}
-ASIDE = ".aside-"  # in the name of a folder that made room for another run
-
-Config: TypeAlias = dict[str, object]  # plain values, nested
+ASIDE = ".aside-"  # in the name of a folder to which the files of another job were moved
 
 
 def conf_folder() -> Path:
@@ -41,33 +41,32 @@ def conf_folder() -> Path:
     raise InputError(f"no folder conf/ in {package} or next to it: the installation is not complete")
 
 
-def claim(folder: Path) -> tuple[Path, bool]:
+def claim(folder: Path) -> tuple[Path, list[Path]]:
     """Claims `folder` or, if another run has it, `folder_2`, `folder_3`, ..., by creating its config.yaml.
 
-    Returns the folder, and whether it was not there before.
+    Returns the folder, and the folders that had to be made: itself, then those around it; none if it was there.
 
     Creating a file exclusively is atomic: of two runs that start in the same second, one gets the next name.
     """
     for candidate in itertools.chain([folder], (folder.with_name(f"{folder.name}_{i}") for i in itertools.count(2))):
         try:
-            is_new = not candidate.exists()
+            created = [each for each in (candidate, *candidate.parents) if not each.exists()]
             candidate.mkdir(parents=True, exist_ok=True)
             (candidate / CONFIG).open("x").close()
-            return candidate, is_new
+            return candidate, created
         except OSError as error:
             if not isinstance(error, FileExistsError) or not candidate.is_dir():
                 raise InputError(f"{candidate} cannot be a run folder: {error.strerror}") from error
     raise AssertionError("unreachable: the candidates never end")
 
 
-def write_config(folder: Path, config: Config, overrides: list[str]) -> None:
+def write_config(folder: Path, config: dict[str, object], overrides: list[str]) -> None:
     """config.yaml: all that shapes the run, in plain values; overrides.yaml: the command line's part of it."""
     for name, content in ((CONFIG, config), (OVERRIDES, overrides)):
-        with replacing(folder / name) as file:
-            file.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
+        rewrite(folder / name, OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> dict[str, object]:
     """The configuration of the run in `folder`, under today's names.
 
     It is data to compare with: `compose.store_config` says what a stranger's may call.
@@ -93,12 +92,12 @@ def _read_yaml(path: Path) -> object:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def is_complete(folder: Path, config: Config) -> bool:
-    """Whether the run in `folder` reached its metrics, and with this very configuration."""
+def is_complete(folder: Path, config: dict[str, object]) -> bool:
+    """Whether the run in `folder` has its final metrics and no error, and has this configuration."""
     return (folder / METRICS).is_file() and not (folder / ERROR).exists() and has_config(folder, config)
 
 
-def has_config(folder: Path, config: Config) -> bool:
+def has_config(folder: Path, config: dict[str, object]) -> bool:
     """Whether the run in `folder` has this configuration, as it reads after a round trip through a file."""
     if not (folder / CONFIG).is_file():
         return False
@@ -113,10 +112,11 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / "checkpoints" / "last.ckpt").is_file()
 
 
-def prepare_folder(folder: Path, config: Config) -> bool:
-    """Makes `folder` ready for a job; True if it holds the beginning of this very job, to be continued.
+def prepare_folder(folder: Path, config: dict[str, object]) -> bool:
+    """Makes `folder` ready for a job; True if it holds the beginning of the same job, which is then continued.
 
-    Only the record of how the job ended is deleted. What another job has left there is moved aside, but for the lock.
+    Only the record of how the job ended is deleted. Files of another job, except for the lock, are moved to a folder
+    beside it.
     """
     if has_config(folder, config) and has_checkpoint(folder):
         for name in (METRICS, ERROR):
@@ -133,7 +133,7 @@ def prepare_folder(folder: Path, config: Config) -> bool:
 
 
 def metric_of(metrics: Mapping[str, float], name: str) -> float:
-    """As `value_of`; InputError with the names of all metrics if it is none of them."""
+    """As `value_of`; InputError with the names of all metrics if there is no such metric."""
     value = value_of(metrics, name)
     if value is None:
         raise InputError(f"metric={name} is none of the metrics: {', '.join(sorted(metrics))}")
@@ -141,7 +141,7 @@ def metric_of(metrics: Mapping[str, float], name: str) -> float:
 
 
 def value_of(metrics: Mapping[str, float], name: str) -> float | None:
-    """The metric called `name`, or what a run without labels or captions has in its place."""
+    """The metric called `name`, or the one that replaces it in a run without labels or captions; None without both."""
     return metrics.get(name, metrics.get(INSTEAD.get(name, name)))
 
 
@@ -154,24 +154,25 @@ def read_metrics(folder: Path) -> dict[str, float]:
 
 def run_around(what: str | Path) -> Path | None:
     """The run folder that `what` is, or that holds the checkpoint `what`; None if there is none."""
-    path = Path(what).expanduser().absolute()
+    path = absolute(Path(what).expanduser())
     return next((folder for folder in (path, *path.parents) if (folder / CONFIG).is_file()), None)
 
 
-def record(folder: Path | None) -> dict[str, Any]:
+def record(folder: Path | None) -> Config:
     """What the folder of a run says of it: its metrics, its command and the versions of packages; {} without one."""
     if folder is None:
         return {}
-    file = folder / "environment.json"
-    starts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else [{}]
-    packages = starts[-1].get("packages", {}) | {"python": starts[-1].get("python", "unknown")}
+    start: Config = {}
+    with suppress(OSError, ValueError, IndexError, TypeError):  # without the file, or with a damaged one
+        start = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8"))[-1])
+    packages = dict(start.get("packages") or {}) | {"python": start.get("python", "unknown")}
     return {"metrics": read_metrics(folder), "overrides": read_overrides(folder), "packages": packages}
 
 
-def title(config: Mapping[str, Any]) -> str:
+def title(config: Config) -> str:
     """What a run is, in a line: "simclr on digits, encoder conv_net"."""
 
-    def called(node: Mapping[str, Any]) -> str:
+    def called(node: Config) -> str:
         return str(node.get("name") or str(node.get("_target_", "")).rpartition(".")[2])
 
     data, encoder = config.get("data") or {}, config.get("encoder")
@@ -187,22 +188,21 @@ def title_of(folder: Path | None) -> str:
     return "" if folder is None or not (folder / CONFIG).is_file() else title(read_config(folder))
 
 
-def discard(folder: Path) -> None:
-    """Removes the folder of a run that took no step: it holds what was written at the start and no more.
+def discard(folder: Path, created: Sequence[Path]) -> None:
+    """Removes the folder of a run that took no step, if it holds only what is written at the start.
 
-    The empty folders around it go too, below the one in which the command was called.
+    created  the folders that `claim` has made: those around it are removed too, if they are empty
     """
     names = {path.name for path in folder.iterdir() if path.suffix != ".log"}
     if CONFIG in names and names <= STARTED:
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for each in (folder, *folder.parents):
-            if each != folder and (Path.cwd() not in each.parents or any(each.iterdir())):
-                break
-            each.rmdir()
+        for each in created:
+            if not any(each.iterdir()):
+                each.rmdir()
 
 
-def run_config(cfg: DictConfig) -> Config:
+def run_config(cfg: DictConfig) -> dict[str, object]:
     """The configuration of a run in plain values, without Hydra's part, NOT_OF_A_RUN and a value of `resume`."""
     plain = OmegaConf.to_container(without_hydra(cfg), resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
@@ -247,9 +247,36 @@ def is_first_rank() -> bool:
 
 
 def rank() -> str:
-    """The number of this process in a distributed run, as whoever started it has set it."""
+    """The number of this process in a distributed run, from the environment that its launcher has set."""
     numbers = (os.environ.get(name, "0") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
     return next((number for number in numbers if number != "0"), "0")
+
+
+def mlflow_store() -> Path:
+    """Where MLflow keeps the runs that are begun in this folder, unless MLFLOW_TRACKING_URI is set."""
+    return Path("runs", "mlflow.db").absolute()
+
+
+def read_mlflow(folder: Path) -> tuple[str | None, str]:
+    """The id of the run in MLflow and its store; None and an empty text of a run that was not logged there."""
+    path = folder / MLFLOW
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return (lines[0] if lines else None), (lines[1] if len(lines) > 1 else "")
+
+
+def foreign_store(folder: Path) -> str | None:
+    """The store of MLflow that a run folder names, unless a run in this place would use it anyway; else None.
+
+    A run creates its store if it does not exist. By default it is `runs/mlflow.db`, in a folder around that of the run.
+    """
+    if os.environ.get("MLFLOW_TRACKING_URI"):  # which is used instead
+        return None
+    with named_errors((OSError, UnicodeDecodeError), f"{folder / MLFLOW} is damaged"):
+        _, store = read_mlflow(folder)
+    default = mlflow_store()
+    around = [parent / default.name for parent in folder.absolute().parents if parent.name == default.parent.name]
+    known = ["", *(f"sqlite:///{path}" for path in (default, *around))]
+    return None if store in known else store
 
 
 def resume_command(target: Path) -> str:
@@ -274,4 +301,4 @@ def readable(word: str) -> str:
 
 def quoted(text: str | Path) -> str:
     """A text as a value on Hydra's command line, whatever its characters."""
-    return "'" + re.sub(r"\\*(?='|$)", lambda slashes: slashes[0] * 2, str(text)).replace("'", "\\'") + "'"
+    return QuotedString(str(text), Quote.single).with_quotes()

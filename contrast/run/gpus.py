@@ -1,4 +1,4 @@
-"""Jobs side by side on one machine take one GPU each, the one that the fewest others have."""
+"""Jobs that run at the same time on one machine take one GPU each, the one that the fewest others use."""
 
 import os
 import tempfile
@@ -23,9 +23,9 @@ def visible_gpus() -> list[str]:
 
 
 def take_one(gpus: Sequence[str]) -> None:
-    """This process sees one of the `gpus` alone from now on, through CUDA_VISIBLE_DEVICES; nothing for fewer than two.
+    """Restricts this process to one of the `gpus`, through CUDA_VISIBLE_DEVICES; does nothing for fewer than two.
 
-    A lock file stands for each place on a GPU, in the machine's temporary folder: a lock ends with its process.
+    Each place on a GPU has a lock file in the machine's temporary folder. A lock ends with its process.
     """
     if not _chosen and len(gpus) > 1:
         folder = Path(tempfile.gettempdir()) / f"contrast_gpus_{os.getuid() if hasattr(os, 'getuid') else 'all'}"

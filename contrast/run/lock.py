@@ -23,7 +23,9 @@ class InUse(InputError):
 
 @contextmanager
 def locked(folder: Path, waits: bool = False) -> Iterator[None]:
-    """Reserves `folder` for this process within the block; InUse names another process that has it, unless it `waits`.
+    """Reserves `folder` for this process within the block. InUse names another process that has it.
+
+    waits  True: waits until the other process releases it, in place of InUse
 
     This is a POSIX record lock. It ends with its process, however that ends, so another process can resume the run of
     a killed one. Forked processes do not inherit it, so a worker that outlives its parent does not keep the run locked.
@@ -51,12 +53,12 @@ def locked(folder: Path, waits: bool = False) -> Iterator[None]:
                 yield
             finally:
                 if _is_at(path, file):
-                    path.unlink()  # before it is released, when another process could have it
+                    path.unlink()  # before the lock is released, after which another process may hold the file
         return
 
 
 def _owner(file: IO[str], waits: bool) -> str | None:
-    """Locks the file: None if this process has the lock now, or else the process that has it."""
+    """Locks the file; None if this process has the lock now, else a description of the process that has it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
     except (BlockingIOError, PermissionError):  # POSIX allows either

@@ -7,7 +7,6 @@ import secrets
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -15,11 +14,11 @@ from urllib.parse import urlsplit
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from contrast.atomic import replacing
-from contrast.errors import InputError
+from contrast.atomic import rewrite
+from contrast.errors import InputError, need
 from contrast.network import is_reachable
-from contrast.run.folder import is_first_rank
-from contrast.run.metrics import FILE, read_rows
+from contrast.run.folder import MLFLOW, is_first_rank, mlflow_store, read_mlflow
+from contrast.run.metrics import FILE, RunLog, read_rows
 
 if TYPE_CHECKING:
     import wandb
@@ -29,10 +28,10 @@ Mode = Literal["online", "offline", "disabled", "shared"]
 STEP = "trainer/global_step"  # the horizontal axis of W&B's plots
 
 
-class WandbLog(Logger):
-    """Logs to an open W&B run. Lightning's own logger imports names of wandb that its coming versions leave out."""
+class WandbLog(RunLog):
+    """Logs to an open W&B run. Lightning's own logger imports names that future versions of wandb no longer have."""
 
-    name, version = "wandb", ""
+    name = "wandb"
 
     def __init__(self, run: "wandb.Run", run_dir: Path) -> None:
         super().__init__()
@@ -42,16 +41,12 @@ class WandbLog(Logger):
     def resume_at(self, step: int) -> None:
         """Logs the rows before `step` again where W&B does not continue a run, so that its new part is the whole run.
 
-        Offline each start is a part of its own. Uploaded after the first one, it takes the place of its rows.
+        Offline, each start is a part of its own. When it is uploaded, it replaces the rows of the parts before it.
         """
         file = self.run_dir / FILE
         for row in read_rows(file) if file.exists() and not self.run.resumed else ():
             if row["step"] < step:
                 self.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
-
-    @rank_zero_only
-    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
-        """Nothing to do: the run has its configuration from the start."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -66,27 +61,26 @@ class WandbLog(Logger):
 
 
 def wandb_logger(
-    run_dir: str | os.PathLike[str], name: str, config: Mapping[str, object] | None = None, **settings: Any
+    run_dir: str | os.PathLike[str], name: str, group: str | None, config: Mapping[str, object], **settings: Any
 ) -> WandbLog | None:
     """Starts the W&B run of this job on rank 0, prints its mode in one line and returns the logger for it.
 
     The run is offline if there is no login or no network; `WANDB_MODE`, if it is set, decides. It is None for
     `WANDB_MODE=disabled` and `WANDB_DISABLED=true`, and on other ranks. `<run_dir>/wandb_id` holds the run's id, so
     that a resumed job continues its run, or begins another one if that was deleted. A W&B run that an earlier job of
-    this process left open is finished first, or two jobs would share it. `config` is uploaded as it is: plain values.
-    `settings` go to wandb.init: project, group, entity, tags and the rest; the tags are by default the words of the
-    name.
+    this process left open is finished first, or two jobs would share it. `group` is that of a sweep's jobs. `config` is
+    uploaded as it is: plain values. `settings` go to wandb.init: project, entity, tags and the rest; the tags are by
+    default the words of the name.
 
     Raises:
         InputError: W&B refuses to start the run.
     """
+    if not is_first_rank():
+        return None
     run_dir = Path(run_dir).absolute()
     disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
     if disabled or os.environ.get("WANDB_MODE") == "disabled":
-        if is_first_rank():
-            print(f"W&B: disabled ({'WANDB_DISABLED' if disabled else 'WANDB_MODE'})")
-        return None
-    if not is_first_rank():
+        print(f"W&B: disabled ({'WANDB_DISABLED' if disabled else 'WANDB_MODE'})")
         return None
     import wandb
 
@@ -98,10 +92,11 @@ def wandb_logger(
         start = functools.partial(
             wandb.init,
             name=name,
+            group=group,
             dir=run_dir,
             resume="allow",
             mode=mode,
-            config=dict(config or {}),
+            config=dict(config),
             tags=settings.pop("tags", None) or [tag[:64] for tag in name.partition(" ")[0].split("-")],
             # The run folder has the console output and the commit; W&B need not capture them again.
             settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
@@ -140,54 +135,43 @@ def has_login(settings: "wandb.Settings") -> bool:
     if settings.api_key or getattr(settings, "identity_token_file", None):
         return True
     path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    path = path if path.exists() else path.with_name("_netrc")
     try:
-        machines = netrc.netrc(path if path.exists() else path.with_name("_netrc")).hosts
+        return urlsplit(settings.base_url).netloc in netrc.netrc(path).hosts
     except (OSError, netrc.NetrcParseError):  # absent or unreadable: W&B finds nothing in it either
         return False
-    hosts = [urlsplit(settings.base_url).netloc]
-    if settings.base_url == "https://api.wandb.ai":
-        hosts.append("api.wandb.ai")  # the usual name of the public server
-    return any(host in machines for host in hosts)
 
 
 def run_path(run_dir: Path) -> dict[str, str]:
-    """The id of the folder's W&B run, in a second in which none of its earlier starts falls.
+    """The id of the folder's W&B run and, if the folder names them, its entity and project.
 
-    Below `wandb agent` it is the run that the agent has set, whatever the folder's run was, for W&B takes no other.
-    `wandb_id` then holds ENTITY/PROJECT/ID, so that the run is found again without the agent.
-    W&B names a start's folder by its second: another start within it would overwrite what the folder holds.
+    Under `wandb agent` it is the run that the agent has set, whatever the folder's run was, because W&B accepts no
+    other. `wandb_id` then holds ENTITY/PROJECT/ID, so that the run can be resumed without the agent.
+    W&B names the folder of each start by the current second, and a second start within it would overwrite that folder.
+    So this waits until no earlier start has the current second.
     """
     path, agent = run_dir / "wandb_id", "WANDB_SWEEP_ID" in os.environ
     if agent or not path.exists():
         place = [os.environ.get(f"WANDB_{name}", "") for name in ("ENTITY", "PROJECT")] if agent else []
-        with replacing(path) as temporary:
-            text = "/".join([*place, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(6)])
-            temporary.write_text(f"{text}\n", encoding="utf-8")
+        rewrite(path, "/".join([*place, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(6)]) + "\n")
     *place, saved = path.read_text(encoding="utf-8").strip().split("/")
     while list(run_dir.glob(f"wandb/*run-{time.strftime('%Y%m%d_%H%M%S')}-{saved}")):
         time.sleep(0.05)
     return {"id": saved} | {key: value for key, value in zip(("entity", "project"), place, strict=False) if value}
 
 
-def tensorboard_logger(run_dir: str | os.PathLike[str], **unused: object) -> TensorBoardLogger:
-    """Lightning's logger, writing to `<run_dir>/tensorboard`; what other loggers need (name, group) is unused.
+def tensorboard_logger(run_dir: str | os.PathLike[str]) -> TensorBoardLogger:
+    """Lightning's logger, writing to `<run_dir>/tensorboard`.
 
     Raises:
         InputError: the package is not installed.
     """
-    if find_spec("tensorboard") is None:
-        raise InputError(
-            "logger=tensorboard needs the package tensorboard: pip install 'contrast-learning[tensorboard]'"
-        )
+    need("tensorboard", "tensorboard", "logger=tensorboard")
     return TensorBoardLogger(save_dir=str(Path(run_dir).absolute()), name="tensorboard", version="")
 
 
 def mlflow_logger(
-    run_dir: str | os.PathLike[str],
-    name: str,
-    group: str | None = None,
-    config: Mapping[str, object] | None = None,
-    **unused: object,
+    run_dir: str | os.PathLike[str], name: str, group: str | None, config: Mapping[str, object]
 ) -> Logger:
     """Lightning's logger to the MLflow store `runs/mlflow.db`, or to the one that MLFLOW_TRACKING_URI names.
 
@@ -197,12 +181,11 @@ def mlflow_logger(
     Raises:
         InputError: the package is not installed.
     """
-    if find_spec("mlflow") is None:
-        raise InputError("logger=mlflow needs the package mlflow: pip install 'contrast-learning[mlflow]'")
+    need("mlflow", "mlflow", "logger=mlflow")
     from mlflow.exceptions import MlflowException
 
-    path, store = Path(run_dir).absolute() / "mlflow_id", Path("runs", "mlflow.db").absolute()
-    run, kept = [*path.read_text(encoding="utf-8").split("\n"), ""][:2] if path.exists() else (None, "")
+    path, store = Path(run_dir).absolute() / MLFLOW, mlflow_store()
+    run, kept = read_mlflow(Path(run_dir))
     uri = os.environ.get("MLFLOW_TRACKING_URI") or kept or f"sqlite:///{store}"
     if uri.endswith(str(store)):
         store.parent.mkdir(exist_ok=True)
@@ -215,8 +198,7 @@ def mlflow_logger(
     except MlflowException:  # the run was deleted, or the store is another one
         logger = start()
         saved = logger.run_id
-    with replacing(path) as temporary:
-        temporary.write_text(f"{saved}\n{uri}\n", encoding="utf-8")
+    rewrite(path, f"{saved}\n{uri}\n")
     if saved != run:
-        logger.log_hyperparams(dict(config or {}))
+        logger.log_hyperparams(dict(config))
     return logger

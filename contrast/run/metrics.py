@@ -13,19 +13,28 @@ from torch import Tensor
 from contrast.errors import InputError
 
 FILE = "metrics.jsonl"
-RESUMED = "resumed_at"  # {"resumed_at": 20}: the rows of step 20 and later above are void
+RESUMED = "resumed_at"  # {"resumed_at": 20}: rows above it of step 20 and later are void
 
 Row = dict[str, float]  # metric -> value, and "step"
 
 
-class MetricsLog(Logger):
+class RunLog(Logger):
+    """A Lightning logger without hyperparameters: the resolved configuration is a file of its own in the run folder."""
+
+    version = ""
+
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
+        """Nothing to do."""
+
+
+class MetricsLog(RunLog):
     """A Lightning logger that appends `{"step": 19, "epoch": 0, "train/loss": 0.1}` to `<run_dir>/metrics.jsonl`.
 
     Every line reaches the operating system at once, so a killed process loses none. A number that is not finite
     becomes null. Ranks other than 0 write nothing.
     """
 
-    name, version = "jsonl", ""
+    name = "jsonl"
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         super().__init__()
@@ -35,10 +44,6 @@ class MetricsLog(Logger):
     @property
     def save_dir(self) -> str:
         return str(self.path.parent)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
-        """Nothing to do: the resolved configuration is a file of its own in the run folder."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | int | Tensor], step: int | None = None) -> None:

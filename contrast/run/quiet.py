@@ -1,4 +1,4 @@
-"""Notes of libraries on themselves, which would bury what a run prints."""
+"""Silences messages of libraries that would hide what a run prints."""
 
 import logging
 import warnings
@@ -10,13 +10,12 @@ from contrast.run.folder import is_first_rank
 
 
 def quiet() -> None:
-    """Leaves the warnings of Lightning and others, and drops their notes; our own notes are those of one rank.
+    """Drops the info messages of Lightning and others and some of their warnings. Only rank 0 gives info of its own.
 
     A log that cannot be written, because the disk is full, prints no traceback.
     """
     logging.raiseExceptions = False
-    if not is_first_rank():
-        logging.getLogger("contrast").setLevel(logging.WARNING)
+    logging.getLogger("contrast").setLevel(logging.NOTSET if is_first_rank() else logging.WARNING)
     for module in (pytorch_lightning, lightning_fabric):  # imported first: they set the levels of their own loggers
         logging.getLogger(module.__name__).setLevel(logging.WARNING)
     for name in ("faiss", "onnxscript", "onnx_ir"):

@@ -34,7 +34,7 @@ class Ranks(pl.Callback):
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.started: list[subprocess.Popen] = []  # by the first rank, from rank 1 on
-        self.ended = threading.Event()  # the training: what follows in this process is not watched
+        self.ended = threading.Event()  # set when training has ended: nothing after it is watched
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         processes = getattr(trainer.strategy.launcher, "procs", [])
@@ -99,7 +99,8 @@ class Ranks(pl.Callback):
     def cause(self, statuses: dict[int, int]) -> str:
         """Why a rank other than the first failed, according to its file or else to its exit status."""
         for file in sorted(self.run_dir.glob("error_rank*.txt"), key=lambda file: file.stat().st_mtime_ns):
-            return f"rank {file.stem.removeprefix('error_rank')}: {file.read_text(encoding='utf-8').splitlines()[0]}"
+            for line in file.read_text(encoding="utf-8").splitlines()[:1]:  # a full disk leaves the file empty
+                return f"rank {file.stem.removeprefix('error_rank')}: {line}"
         for rank, status in sorted(statuses.items(), key=lambda each: each[1]):  # signals are negative
             if status < 0:
                 return f"rank {rank} was ended by {signal.Signals(-status).name}, which may be for lack of memory"

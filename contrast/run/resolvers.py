@@ -1,7 +1,7 @@
 """The values that a configuration may compute, and the options that it may choose by others.
 
 `${linear_lr:0.3,${batch_size}}`, `${sqrt_lr:...}`, `${scaled:2.0,0.1}`, `${run_name:method,data}`,
-`${suited:views,${data}}`, `${sweep_digest:}`.
+`${suited:views,${data}}`, `${usual_draws:cbow}`, `${sweep_digest:}`.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from contrast.run.folder import NOT_OF_A_RUN
 from contrast.scaling import linear_scaled, sqrt_scaled
 
-OWN_NAMES = {"folder": "root", "captions": "file", "corpus": "path", "webdataset": "urls"}  # what these data are called
-DIGITS = ("digits", "digits_words", "mnist", "fashion_mnist", "svhn")  # small; a mirrored digit is another one
+OWN_NAMES = {"folder": "root", "captions": "file", "corpus": "path", "webdataset": "urls"}  # keys that name these data
+DIGITS = ("digits", "digits_words", "mnist", "fashion_mnist", "svhn")  # small images that must not be mirrored
 TABLE = r"\.(csv|tsv|txt|parquet)$"
 
 
@@ -47,6 +47,11 @@ def suited(group: str, data: str) -> str:
     return "digits" if data in DIGITS else "captions" if data == "captions" else "natural"
 
 
+def usual_draws(method: str) -> int:
+    """Draws of noise for a block of 32 centre words, each of which has one pair in CBOW and several in skip-gram."""
+    return 8 if method == "cbow" else 32
+
+
 def label(checkpoint: str) -> list[str]:
     """A checkpoint by its run, without the run's date, and by its file, unless that is the last one."""
     parts = [part for part in Path(checkpoint).parts if part not in ("checkpoints", "last.ckpt")]
@@ -74,6 +79,7 @@ def sweep_digest(*, _root_: DictConfig) -> str:
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("suited", suited, replace=True)
+OmegaConf.register_new_resolver("usual_draws", usual_draws, replace=True)
 OmegaConf.register_new_resolver("scaled", lambda value, factor: value * factor, replace=True)
 OmegaConf.register_new_resolver("linear_lr", linear_scaled, replace=True)
 OmegaConf.register_new_resolver("sqrt_lr", sqrt_scaled, replace=True)

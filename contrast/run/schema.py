@@ -5,26 +5,30 @@ pydantic checks the types. Whether a value of the right type is in range is chec
 
 import inspect
 import json
-import math
 import pydoc
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
+from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import Unpack
 
+from contrast.config.trust import Config
 from contrast.errors import InputError
 from contrast.run.errors import nearest
 
+MAX_FLOAT32 = 3.4e38  # about the largest; torch would refuse a larger one in the first step
+
 
 def check(config: Mapping[str, object], settings: type) -> None:
-    """Raises InputError for unknown arguments, for values of a wrong type, and for nan and inf.
+    """Raises InputError for unknown arguments, values of a wrong type, and numbers that float32 does not have, as inf.
 
     settings  a TypedDict with the types of the top-level values that have no `_target_`; an absent value is None
     """
     for key, value in leaves(config):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{key}={value} is no finite number")
+        if isinstance(value, float) and not abs(value) <= MAX_FLOAT32:  # so NaN is refused, too
+            raise InputError(f"{key}={value} is no finite number of float32")
     for name, hint in get_type_hints(settings, include_extras=True).items():
         try:
             check_type(name, config.get(name), hint)
@@ -35,10 +39,33 @@ def check(config: Mapping[str, object], settings: type) -> None:
                 f"the configuration has no {name}: contrast-words trains on text, contrast-pretrain on images, a run "
                 "is resumed by the command that began it"
             ) from error
+    check_targets(config)
+
+
+def check_keys(cfg: DictConfig, settings: type) -> None:
+    """Raises InputError for a top-level key that nothing reads, if `settings` forbids other keys than its own.
+
+    A key of the user's own is read where an interpolation names it: ${width}, ${oc.select:width}. A run that is resumed
+    may have keys of an older version.
+    """
+    if getattr(settings, "__pydantic_config__", {}).get("extra") != "forbid" or cfg.get("resume") is not None:
+        return
+    groups = map(str, OmegaConf.select(cfg, "hydra.runtime.choices") or ())
+    no_keys = {group for group in groups if not re.search("[/@]", group) and group not in cfg}  # such as method
+    known, text = sorted({*get_type_hints(settings), *no_keys}), OmegaConf.to_yaml(cfg)
+    for key in map(str, cfg):
+        if key not in (*known, "hydra") and not re.search(rf"\$\{{([^}}]*[:,]\s*)?\.*{re.escape(key)}\b", text):
+            raise InputError(
+                f"this command has no key or group '{key}'{nearest(key, known)}; known are {', '.join(known)}"
+            )
+
+
+def check_targets(config: Mapping[str, object]) -> None:
+    """Raises InputError for a `_target_` that nobody can call, and for arguments that it does not accept."""
     for key, node in target_nodes(config):
         name = node["_target_"]
         try:
-            target: Any = pydoc.locate(name)
+            target: object = pydoc.locate(name)
         except pydoc.ErrorDuringImport as error:
             raise InputError(f"{key}._target_={name} cannot be imported: {error.value}") from error
         if not callable(target):
@@ -48,8 +75,9 @@ def check(config: Mapping[str, object], settings: type) -> None:
 
 def check_call(key: str, target: Callable[..., object], arguments: Mapping[str, object]) -> None:
     """Raises InputError if `target` does not accept the arguments, or if they do not have its annotated types."""
+    types = types_of(target)
     try:
-        signature = inspect.signature(target)
+        signature = signature_of(target, types)
     except ValueError:  # the signature of a class that is not written in Python
         return
     defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
@@ -59,11 +87,26 @@ def check_call(key: str, target: Callable[..., object], arguments: Mapping[str, 
     except TypeError as error:  # "got an unexpected keyword argument 'widhts'"
         hint = "".join(nearest(name, defaults) for name in arguments if name not in defaults)
         raise InputError(f"{key}: {getattr(target, '__name__', target)} {error}{hint}") from error
-    types = types_of(target)
     for name, value in arguments.items():
         is_default = value is None and defaults.get(name, 0) is None
         if name in types and not is_default and not any(target_nodes(value)):
             check_type(f"{key}.{name}", value, types[name])
+
+
+def signature_of(target: Callable[..., object], types: Mapping[str, object]) -> inspect.Signature:
+    """The signature of a function or class, in which the names of a TypedDict replace `**options: Unpack[TypedDict]`.
+
+    types  those of the parameters. Each of these names may be left out, and null does so.
+    """
+    signature, parameters = inspect.signature(target), list[inspect.Parameter]()
+    for each in signature.parameters.values():
+        hint = types.get(each.name)
+        if each.kind is each.VAR_KEYWORD and get_origin(hint) is Unpack:
+            names = get_type_hints(get_args(hint)[0])
+            parameters += [inspect.Parameter(name, each.KEYWORD_ONLY, default=None) for name in names]
+        else:
+            parameters.append(each)
+    return signature.replace(parameters=parameters)
 
 
 def types_of(target: Callable[..., object]) -> dict[str, object]:
@@ -108,7 +151,7 @@ def check_type(key: str, value: object, hint: Any) -> None:
         raise InputError(f"{key}={shown(value)}: {'; '.join(reasons)}") from error
 
 
-def target_nodes(tree: object, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def target_nodes(tree: object, key: str = "") -> Iterator[tuple[str, Config]]:
     """Each node of a plain configuration that has a `_target_`, with its key: "head.temperature", ..."""
     if isinstance(tree, dict) and isinstance(tree.get("_target_"), str):
         yield key, tree

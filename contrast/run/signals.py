@@ -1,4 +1,4 @@
-"""Signals that end a run: one of a single process after its current step, whose checkpoint is saved."""
+"""Signals that end a run. A run of a single process first completes its current step and saves a checkpoint."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ NAMES = [name for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]  # ther
 class Signals(pl.Callback):
     """Ctrl-C (SIGINT) and a closed terminal (SIGHUP) end training as SIGTERM does, which Lightning handles.
 
-    A second Ctrl-C ends the process at once. A signal that is ignored, as SIGHUP is under nohup, stays ignored. With
+    A second Ctrl-C cuts the current step off. A signal that is ignored, as SIGHUP is under nohup, stays ignored. With
     several ranks, every signal ends all of them at once, and at SIGTERM the first one says how to go on.
     """
 
@@ -70,6 +70,12 @@ class Signals(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.restore()
+
+    def ignore(self) -> None:
+        """Ignores Ctrl-C until `restore`, so that an ended run can say what is saved."""
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self.before.setdefault(signal.SIGINT, handler)
 
     def restore(self) -> None:
         """Restores the former handlers; after an exception it is called only once the step is saved."""

@@ -7,8 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from importlib.util import find_spec
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -18,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from contrast.errors import InputError
+from contrast.errors import InputError, need
 from contrast.run import compose, folder
 from contrast.run.compose import Task
 from contrast.run.disk import failure
@@ -49,13 +48,13 @@ def run_sweep(
         # Hydra has printed an error of the launcher or the sweeper; a worker process may have died. What the other
         # jobs reached is in their folders.
         reason = error.__context__
-        if not isinstance(reason, Exception) or not sweep_dir.is_dir():
+        if not isinstance(reason, Exception):
             raise
         broke_off = True
         print(f"error: the sweep broke off: {type(reason).__name__}: {one_line(str(reason))}", file=sys.stderr)
     finally:
         # of two processes with the same sweep, the later one reads what both have reached
-        with locked(sweep_dir, waits=True) if sweep_dir.is_dir() else nullcontext():
+        with locked(sweep_dir, waits=True):
             jobs = report(sweep_dir, metrics, expected)
     return 1 if broke_off or any(each.status not in (COMPLETE, ENDED_EARLY) for each in jobs) else 0
 
@@ -73,12 +72,12 @@ def expected_jobs(
 ) -> list[list[str]] | None:
     """The overrides of each job to come; None for a sweeper that decides as it goes.
 
-    A job is composed, for its errors and those of `verify`, if it has an override that no job before it had. All are
-    composed before the first is verified, which takes the time of importing torch.
+    A job is composed and verified only if it has an override that no job before it had. All are composed before the
+    first is verified, because `verify` takes the time of importing torch.
     """
     sweeper = cfg.hydra.runtime.choices["hydra/sweeper"]
-    if sweeper == "search" and find_spec("optuna") is None:
-        raise InputError("sweep=optuna needs the package optuna: pip install 'contrast-learning[optuna]'")
+    if sweeper == "search":
+        need("optuna", "optuna", "sweep=optuna")
     if sweeper != "basic":
         return None
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
@@ -127,7 +126,7 @@ def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
                 print(f"{name} continues: {job_dir}", flush=True)
                 with open_dict(cfg):
                     cfg.resume = str(job_dir)
-            # the configuration in the folder is this job's own, which the other ranks of the job need not suspect
+            # the configuration in the folder is this job's own, so that the other ranks of the job can trust it
             resumes = cfg.get("resume") is not None
             with isolated([f"resume={folder.quoted(job_dir)}", "trust=true"] if resumes else overrides):
                 hydra_cfg, devices = HydraConfig.get(), OmegaConf.select(cfg, "trainer.devices", default=1)
@@ -138,7 +137,7 @@ def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
                     take_one(visible_gpus())
                 if writes:
                     folder.write_config(job_dir, config, overrides)
-                return finite(task(cfg))
+                return finite(compose.quietly(task, cfg))
         except InUse as error:
             print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
         except Exception as error:

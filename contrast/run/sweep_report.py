@@ -1,6 +1,5 @@
 """The end of a sweep: its jobs as their folders record them, a table with 95 % intervals over seeds, and a plot."""
 
-import csv
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
-from contrast.atomic import replacing
+from contrast.atomic import replacing, rewrite_csv
 from contrast.run.folder import (
     ASIDE,
     ERROR,
@@ -26,7 +25,7 @@ from contrast.run.folder import (
 
 COMPLETE, ENDED_EARLY, FAILED, INTERRUPTED, NOT_RUN = "complete", "pruned", "failed", "interrupted", "not run"
 SEED = "seed"
-MAX_TICKS = 8  # more numbers along x are not each named
+MAX_TICKS = 8  # with more numbers along x, not every number has a tick
 MARKS = "circle: mean over seeds; bar: 95 % interval of the mean; dot: one run"
 MAX_LINES = 10  # more lines get no legend
 
@@ -77,7 +76,7 @@ class Group:
 def report(sweep_dir: Path, metrics: Sequence[str], expected: Sequence[Sequence[str]] | None = None) -> list[Job]:
     """Prints and writes the results of the jobs below `sweep_dir`; returns the jobs.
 
-    metrics   of metrics.json: the first columns; the first of them is plotted and compared seed by seed
+    metrics   names in metrics.json: the first columns. The first of them is plotted and compared seed by seed
     expected  overrides of each job, if they are known beforehand (see `read_jobs`)
     """
     jobs = read_jobs(sweep_dir, expected)
@@ -173,12 +172,12 @@ def write_csv(path: Path, jobs: Sequence[Job]) -> None:
     """A line for each job: its number, how it ended, the swept values, the numbers of its metrics.json."""
     keys = swept_keys(jobs)
     metrics = list(dict.fromkeys(key for job in jobs for key in job.metrics))
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["num", "status", *keys, *metrics, "reason"], extrasaction="ignore")
-        writer.writeheader()
-        for job in jobs:
-            given = {"num": job.name, "status": job.status, "reason": job.reason}
-            writer.writerow({**job.swept, **job.metrics, **given})
+    heads = ["num", "status", *keys, *metrics, "reason"]
+    rows: list[list[object]] = []
+    for job in jobs:
+        given = {**job.swept, **job.metrics, "num": job.name, "status": job.status, "reason": job.reason}
+        rows.append([given.get(head, "") for head in heads])
+    rewrite_csv(path, [heads, *rows])
 
 
 def read_jobs(sweep_dir: Path, expected: Sequence[Sequence[str]] | None = None) -> list[Job]:

@@ -20,7 +20,7 @@ def check_whole(path: Path) -> None:
 
 def newest(run_dir: Path, but: Path | None = None) -> tuple[Path, int] | None:
     """The newest intact checkpoint of a run other than `but`, and its step; None if there is none."""
-    import torch  # here, for a command is refused before torch is imported
+    import torch  # imported here, so that a wrong command is refused before torch is imported
 
     files = [path for path in (run_dir / "checkpoints").glob("*.ckpt") if path != but]
     for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):

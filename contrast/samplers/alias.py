@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from contrast.candidates import as_rows
 from contrast.errors import InputError
-from contrast.samplers.contract import Values, check_ids, check_weights, uniforms
+from contrast.samplers.contract import Values, check_weights, uniforms
 
 
 class Alias(nn.Module):
@@ -70,7 +71,7 @@ class Unigram(Alias):
 
     def log_prob(self, ids: Tensor) -> Tensor:
         """As `Sampler.log_prob`; -inf for a class that is never drawn."""
-        return self.log_q[check_ids(ids, self.size)].float()
+        return self.log_q[as_rows(ids, self.size)].float()
 
 
 def alias_table(weights: Values) -> tuple[np.ndarray, np.ndarray]:

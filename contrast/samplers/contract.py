@@ -31,20 +31,8 @@ class Sampler(Protocol):
     def log_prob(self, ids: Tensor) -> Tensor:
         """log q of `ids` int64, float32 of the same shape.
 
-        Raises InputError for ids on the CPU outside 0..N-1 (`check_ids`). Ids on a GPU are not checked.
+        Raises InputError for ids on the CPU outside 0..N-1 (`as_rows`). Ids on a GPU are not checked.
         """
-
-
-def check_ids(ids: Tensor, size: int) -> Tensor:
-    """`ids`. Raises InputError for an id outside 0..size - 1, which indexing would wrap around to another class.
-
-    Ids on a GPU are returned unchecked, because reading them would make the training step wait for the device.
-    """
-    if ids.device.type == "cpu" and ids.numel():
-        low, high = map(int, ids.aminmax())
-        if low < 0 or high >= size:
-            raise InputError(f"class ids must be in 0..{size - 1}, got {low if low < 0 else high}")
-    return ids
 
 
 def as_array(values: Values, dtype: torch.dtype = torch.float64) -> np.ndarray:
@@ -73,9 +61,4 @@ def check_weights(values: Values, name: str) -> np.ndarray:
 
 def uniforms(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1) with 53 random bits: float64, on the generator's device, or on `device` without one."""
-    return torch.rand(shape, generator=generator, device=random_device(generator, device), dtype=torch.float64)
-
-
-def random_device(generator: torch.Generator | None, device: torch.device) -> torch.device:
-    """The device on which random numbers are drawn: the generator's, or `device` without a generator."""
-    return device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=generator.device if generator else device, dtype=torch.float64)

@@ -77,7 +77,7 @@ def from_parents(parent: Values, turn: Values) -> HuffmanTree:
 
 
 def _tree(parent: np.ndarray, turn: np.ndarray) -> HuffmanTree:
-    """Climbs from all words to the root at the same time, then writes what was passed from the root down."""
+    """Climbs from all words to the root at the same time, then writes each word's nodes from the root down."""
     count = (len(parent) + 1) // 2
     word = node = np.arange(count)
     length = np.zeros(count, dtype=np.int64)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from contrast.candidates import as_rows
 from contrast.errors import InputError
 from contrast.samplers.alias import Alias
-from contrast.samplers.contract import Sampler, Values, check_ids, check_weights, random_device
+from contrast.samplers.contract import Sampler, Values, check_weights
 
 
 class Poisson(nn.Module):
@@ -52,7 +53,7 @@ class Poisson(nn.Module):
 
         The random numbers as in `Sampler.draw`. On a GPU a draw waits for the device, because the host needs n.
         """
-        device = random_device(generator, self.rate.device)
+        device = generator.device if generator else self.rate.device
         points = int(torch.poisson(self.rate.to(device).double(), generator))
         return torch.cat((self.always, self.points.draw((points,), generator))).unique()
 
@@ -61,7 +62,7 @@ class Poisson(nn.Module):
 
         Ids outside 0..N-1 are refused as in `Sampler.log_prob`.
         """
-        return self.log_pi[check_ids(ids, self.size)].float()
+        return self.log_pi[as_rows(ids, self.size)].float()
 
 
 def inclusion(distribution: Sampler | Tensor, expected: float) -> Tensor:

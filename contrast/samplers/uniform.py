@@ -8,8 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from contrast.candidates import as_rows
 from contrast.errors import InputError
-from contrast.samplers.contract import check_ids, random_device, uniforms
+from contrast.samplers.contract import uniforms
 
 
 class ClosedForm(nn.Module):
@@ -27,7 +28,11 @@ class ClosedForm(nn.Module):
             raise InputError(f"a sampler needs at least 1 class, got {num_ids}")
         self.size = num_ids
         self.register_buffer("classes", torch.tensor(num_ids))
-        self.register_load_state_dict_post_hook(_check_size)
+        self.register_load_state_dict_post_hook(ClosedForm._check_size)
+
+    def _check_size(self, _: object) -> None:
+        if int(self.classes) != self.size:
+            raise InputError(f"a sampler over {self.size} classes cannot resume one over {int(self.classes)}")
 
     def extra_repr(self) -> str:
         return str(self.size)
@@ -38,11 +43,12 @@ class Uniform(ClosedForm):
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         device = self.classes.device
-        ids = torch.randint(self.size, shape, generator=generator, device=random_device(generator, device))
+        drawn_on = generator.device if generator else device
+        ids = torch.randint(self.size, shape, generator=generator, device=drawn_on)
         return ids.to(device)
 
     def log_prob(self, ids: Tensor) -> Tensor:
-        return torch.full_like(check_ids(ids, self.size), -math.log(self.size), dtype=torch.float32)
+        return torch.full_like(as_rows(ids, self.size), -math.log(self.size), dtype=torch.float32)
 
 
 class LogUniform(ClosedForm):
@@ -57,7 +63,7 @@ class LogUniform(ClosedForm):
         return inverse_cdf(uniforms(shape, generator, device), self.size).to(device)
 
     def log_prob(self, ids: Tensor) -> Tensor:
-        ids = check_ids(ids, self.size)
+        ids = as_rows(ids, self.size)
         return (ids + 1).float().reciprocal().log1p().log() - math.log(math.log1p(self.size))
 
 
@@ -68,9 +74,3 @@ def inverse_cdf(uniform: Tensor, size: int) -> Tensor:
     is at most N - 1 even if exp is rounded up to N + 1.
     """
     return (uniform.double() * math.log1p(size)).exp().long().sub(1).clamp(max=size - 1)
-
-
-def _check_size(module: nn.Module, _: object) -> None:
-    assert isinstance(module, ClosedForm)
-    if int(module.classes) != module.size:
-        raise InputError(f"a sampler over {module.size} classes cannot resume one over {int(module.classes)}")

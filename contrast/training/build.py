@@ -1,6 +1,6 @@
 """The only place that turns a resolved configuration into a model, for new runs and old checkpoints alike.
 
-Parts of the configuration are called with the facts that `contrast.facts` lists.
+Parts of the configuration are called with the facts that `contrast.config.facts` lists.
 """
 
 import inspect
@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from contrast.config.facts import complete
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.text.corpus import Corpus
 from contrast.data.text.tokenizer import Tokenizer
@@ -22,15 +23,14 @@ from contrast.encoders.pretrained import statistics_of
 from contrast.errors import InputError, making
 from contrast.evaluation.encoder import without_weights
 from contrast.evaluation.retrieval import distinct, image_keys
-from contrast.facts import complete
+from contrast.grad_cache import equal_parts
 from contrast.heads import NCE, AdaptiveSoftmax, Alignment, Covariance, CrossCorrelation, InfoNCE
 from contrast.keys import Momentum, Second, Shared
-from contrast.module import Contrastive, equal_parts
+from contrast.module import Contrastive
 from contrast.negatives import Bank, Dimensions, PositivesOnly, Source, Table, Targets, Tree
 from contrast.run.folder import NOT_OF_A_RUN
-from contrast.teacher import FrozenTeacher
+from contrast.training.teacher import FrozenTeacher
 from contrast.words import LanguageModel, WordVectors
-from contrast.words.model import NO_ADAPTIVE
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def part(cfg: DictConfig, key: str, facts: Mapping[str, object]) -> Any:
 def build(cfg: DictConfig, images: Images | ImageFiles, tokenizer: Tokenizer | None = None) -> Contrastive:
     """The model on images that `cfg` describes; the tokenizer is that of the images' captions.
 
-    A resumed run has its weights in the checkpoint and does not read those again that it started from.
+    A resumed run has its weights in the checkpoint, so the pretrained weights that it started from are not read again.
     """
     whole = plain(cfg)
     if cfg.get("resume") is not None:
@@ -90,7 +90,7 @@ def build(cfg: DictConfig, images: Images | ImageFiles, tokenizer: Tokenizer | N
         config={**whole, "images": image_facts, "text": captions},  # what an evaluation of the checkpoint needs
     )
     if empty := [f"{name} {list(each.shape)}" for name, each in model.named_parameters() if each.numel() == 0]:
-        raise InputError(f"a layer of width 0, with which torch would go on: {empty[0]}")
+        raise InputError(f"a layer of width 0, which torch would accept: {empty[0]}")
     return model
 
 
@@ -122,8 +122,6 @@ def build_text(cfg: DictConfig, corpus: Corpus) -> WordVectors | LanguageModel:
     encoder = part(cfg, "encoder", facts)
     facts["dim"] = encoder.num_features
     negatives, head = part(cfg, "negatives", facts), part(cfg, "head", facts)
-    if kind is WordVectors and isinstance(head, AdaptiveSoftmax):
-        raise InputError(NO_ADAPTIVE)
     check_output(negatives, head)
     parts = {"encoder": encoder, "negatives": negatives, "head": head, "counts": counts}
     parts |= {name: instantiate(cfg[name], _partial_=True) for name in optional}
@@ -139,13 +137,11 @@ def check_batch_norm(model: Contrastive, images: int) -> None:
     alone = not model.one_forward_pass or isinstance(model.key, Momentum)
     rows = smallest * (1 if alone else min(sizes.count(size) for size in sizes))
     if rows == 1 and any(isinstance(each, torch.nn.BatchNorm1d) for each in model.modules()):
-        raise InputError(
-            "batch norm needs 2 images or more in a pass, and batch_size and micro_batch leave 1 on each device"
-        )
+        raise InputError("batch norm needs 2 images or more in a pass: batch_size and micro_batch leave 1 on a device")
 
 
 def check_views(key: Shared, views: int) -> None:
-    """Raises InputError if some of so many views would be made for nothing."""
+    """Raises InputError if some of the `views` views would be neither queries nor keys."""
     queries = min(key.num_queries or views, views)
     unused = set(range(queries, views)) - set(key.partners(queries, views) if queries < views else [])
     if unused:
@@ -166,7 +162,7 @@ def check_negatives(negatives: Source, images: Images | ImageFiles, same_label: 
         raise InputError(f"{name} has a row for each class, but {unlabelled} of {len(images)} images have no label")
 
 
-ONLY_TOGETHER = (  # a source and its heads: neither goes with others; and the setting that chooses both
+ONLY_TOGETHER = (  # a source, the heads that it needs and that need it, and the setting that chooses both
     (Targets, (AdaptiveSoftmax,), "output=adaptive_softmax"),
     (PositivesOnly, (Alignment,), "method=byol, method=simsiam"),
     (Dimensions, (CrossCorrelation, Covariance), "method=barlow_twins, method=vicreg"),
@@ -185,9 +181,7 @@ def check_output(negatives: Source, head: torch.nn.Module) -> None:
     if getattr(negatives, "teacher_temperature", None) is not None and not isinstance(head, InfoNCE):
         raise InputError(f"{source} has a teacher's targets, which InfoNCE alone takes, not {loss}")
     if isinstance(negatives, Tree) and not isinstance(head, NCE):
-        raise InputError(
-            f"the nodes of a Tree are all positive: it needs NCE, not {loss} (output=hierarchical_softmax)"
-        )
+        raise InputError(f"the nodes of a Tree are all positive: it needs NCE, not {loss}: output=hierarchical_softmax")
     whole = isinstance(negatives, Table | Bank) and negatives.sampler is None
     if whole and getattr(negatives, "proximity", None) is None and isinstance(head, NCE):
         raise InputError(
@@ -201,10 +195,10 @@ def is_square(images: Images | ImageFiles) -> bool:
 
 
 def warn_of_views(views: torch.nn.Module, images: Images | ImageFiles) -> None:
-    """A warning where views of coloured images remove what captions may name."""
+    """Warns if the views of coloured images change or remove what captions may name."""
     recipes = [each for each in getattr(views, "recipes", []) if images.channels == 3]
     if any(each.greyscale or each.jitter * each.strength * each.hue or each.crop_scale[0] < 0.2 for each in recipes):
-        log.warning("these views change colours or show a small part, which captions may name: views=captions does not")
+        log.warning("these views change colours or cut objects out, which captions may name: views=captions keeps them")
 
 
 def id_counts(images: Images | ImageFiles, same_label: str) -> torch.Tensor:

@@ -1,5 +1,6 @@
-"""The place of batches under Lightning: data modules that resume at every step."""
+"""Lightning data modules that save their position in the data, so that a run resumes at any step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
@@ -10,7 +11,7 @@ from contrast.data.loader import Batches, Resumable, Spans
 from contrast.errors import InputError
 
 
-class ResumableData(pl.LightningDataModule):
+class ResumableData(pl.LightningDataModule, ABC):
     """The batches that `loader` makes, under Lightning, resumable at every step.
 
     The position in the data is saved here. Lightning saves that of a loader too, but loads it only in the middle of
@@ -20,14 +21,15 @@ class ResumableData(pl.LightningDataModule):
     from that batch's `on_train_batch_end`: harmless once, but a second interruption repeats an epoch.
     """
 
-    kind: str  # of data
-    unit: str
-    count: int  # of units
+    kind: str  # of the data, for error messages
+    unit: str  # of `count`, for error messages
+    count: int  # how many units the data have
     batches: Resumable | None = None
     _start: Mapping[str, int] | None = None  # position from a checkpoint, for batches to come
 
+    @abstractmethod
     def loader(self, trainer: pl.Trainer) -> Resumable:
-        raise NotImplementedError
+        """The batches of an epoch on this rank."""
 
     def setup(self, stage: str) -> None:
         self.batches, self._start = None, None
@@ -85,11 +87,11 @@ class PretrainData(ResumableData):
 
 
 class SpanData(ResumableData):
-    """The spans of a run.
+    """The spans of the text `ids` [N] that a run trains on, `size` places in each step; `seed` gives their order.
 
-    by_rank  of the `size` places of a step, each rank has an equal part, from its own part of the text; otherwise all
-             ranks have all of them
-    parts    how many places the texts of the ranks have, if each has read one of its own; None: all have the same text
+    by_rank  each rank takes an equal part of the `size` places of a step, from its own part of the text. False: every
+             rank takes all of them
+    parts    numbers of places in the texts of the ranks, if each has read its own text; None: all have the same text
     """
 
     kind, unit = "text", "words and ends of lines"

@@ -4,7 +4,6 @@ B images, K classes.
 """
 
 import copy
-import csv
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from contrast.atomic import replacing
+from contrast.atomic import replacing, rewrite_csv
+from contrast.config.trust import Config
 from contrast.data.images.image_set import Batch, ImageFiles, Images
 from contrast.data.images.subset import hold_out
 from contrast.errors import InputError
@@ -31,7 +31,6 @@ from contrast.optim.stages import freeze, layer_wise
 from contrast.run.metrics import MetricsLog
 from contrast.training.callbacks.progress import RunProgress
 from contrast.training.data import PretrainData
-from contrast.trust import Config
 from contrast.views import SimCLRViews
 
 
@@ -104,10 +103,10 @@ def finetune(
     weight_decay    of the weights
     held_out        the share of the training images on which learning rates are compared
     views           called with `size`, gives one augmented view of each image
-    learning_rates  with several, each is tried on 1 - held_out of the training images and the best on the rest wins;
-                    it is then trained again on all of them. Where a class has a single image none can be held out,
-                    and the middle rate is taken, with a warning
-    frozen_stages   so many stages of the encoder, from its input, do not learn: `contrast.optim.stages`
+    learning_rates  with several, each is tried on 1 - held_out of the training images, and the one with the best top-1
+                    on the rest is used to train again on all of them. Where a class has a single image, none are held
+                    out, and the middle rate is used, with a warning
+    frozen_stages   how many stages of the encoder, from its input, are not trained: `contrast.optim.stages`
     layer_decay     the learning rate of stage i of n is layer_decay^(n - i) times that of the classifier
 
     `data.folder` gets the model as checkpoints/last.ckpt, which `contrast.load` reads, the loss of every step that is
@@ -151,16 +150,19 @@ def finetune(
         fit, held = data.train.select(fit_rows), data.train.select(held_rows)
         val = {lr: top1(logits(train(fit, lr), held), held) for lr in rates}
     elif len(rates) > 1:
-        warnings.warn("fine-tuning: a class has a single image, so the learning rate was chosen unseen", stacklevel=2)
+        warnings.warn(
+            "fine-tuning: a class has a single image, so none are held out and the middle learning rate is used",
+            stacklevel=2,
+        )
     best = max(val, key=lambda lr: val[lr]) if val else sorted(rates)[len(rates) // 2]
     model = train(data.train, best, data.folder is not None and MetricsLog(data.folder))
     scores = logits(model, data.test)
-    found = by_class(scores.argmax(dim=1), data.test.labels, data.test.classes)
-    data.details.update(class_accuracy=found.class_accuracy, confusion=found.confusion)
+    classwise = by_class(scores.argmax(dim=1), data.test.labels, data.test.classes)
+    data.details.update(class_accuracy=classwise.class_accuracy, confusion=classwise.confusion)
     if data.folder is not None:
         save(model, data.train.classes, data.config, data.folder)
-        save_predictions(scores, data.test, found.confusion, data.folder)
-    metrics = {"top1": top1(scores, data.test), "learning_rate": best, **found.means}
+        save_predictions(scores, data.test, classwise.confusion, data.folder)
+    metrics = {"top1": top1(scores, data.test), "learning_rate": best, **classwise.means}
     return metrics | ({"val_top1": val[best]} if val else {})
 
 
@@ -169,7 +171,7 @@ def top1(scores: Tensor, images: Images | ImageFiles) -> float:
 
 
 def save(model: Classifier, classes: Sequence[str], config: Config, folder: Path) -> None:
-    """A checkpoint of the encoder and its classifier, where a run has it."""
+    """Writes a checkpoint of the encoder and its classifier to the place where a run has its own."""
     encoder = {key: value.cpu() for key, value in model.encoder.state_dict().items()}
     state = encoder | {f"classifier.{key}": value.cpu() for key, value in model.classifier.state_dict().items()}
     plain = {key: value for key, value in config.items() if key != "text"}  # the captions' encoder was not trained on
@@ -186,16 +188,7 @@ def save_predictions(scores: Tensor, images: Images | ImageFiles, confusion: lis
     probability, predicted = scores.softmax(dim=1).max(dim=1)
     names = range(len(images)) if images.names is None else images.names
     rows = zip(names, images.labels.tolist(), predicted.tolist(), probability.tolist(), strict=True)
-    tables: dict[str, list[list[object]]] = {
-        "predictions.csv": [
-            ["file", "label", "predicted", "probability"],
-            *([name, classes[label], classes[guess], f"{share:.4f}"] for name, label, guess, share in rows),
-        ],
-        "confusion.csv": [
-            ["label", *classes],
-            *([name, *counts] for name, counts in zip(classes, confusion, strict=True)),
-        ],
-    }
-    for name, lines in tables.items():
-        with replacing(folder / name) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(lines)
+    guesses = ([name, classes[label], classes[guess], f"{share:.4f}"] for name, label, guess, share in rows)
+    rewrite_csv(folder / "predictions.csv", [["file", "label", "predicted", "probability"], *guesses])
+    counted = ([name, *counts] for name, counts in zip(classes, confusion, strict=True))
+    rewrite_csv(folder / "confusion.csv", [["label", *classes], *counted])

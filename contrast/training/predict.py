@@ -16,7 +16,7 @@ from contrast.data.loader import Batches
 from contrast.deploy.load import ImageEncoder
 from contrast.deploy.parts import Part, Parts
 
-PART_BATCHES = 8  # batches of a part: what a killed run loses at most
+PART_BATCHES = 8  # batches of a part: a killed run loses at most so many on each rank
 
 
 class Predictor(pl.LightningModule):

@@ -15,7 +15,6 @@ from torch import Tensor
 from contrast.data.images.image_set import Splits
 from contrast.data.images.subset import without_singles
 from contrast.data.loader import Batches
-from contrast.distributed import world_size
 from contrast.encoders.pretrained import checkpoint_file
 from contrast.encoders.weights import read
 from contrast.errors import InputError, one_line
@@ -41,13 +40,13 @@ from contrast.run.errors import causes
 from contrast.run.folder import INSTEAD, value_of
 from contrast.training.build import build, check_batch_norm
 from contrast.training.callbacks.ema import EncoderEMA
-from contrast.training.callbacks.nonfinite import StopAtNonFinite
+from contrast.training.callbacks.nonfinite import SaveNonFinite
 from contrast.training.callbacks.progress import Throughput
 from contrast.training.callbacks.view_grid import ViewGrid
 from contrast.training.data import PretrainData
 from contrast.training.trainer import SHARDED, bare_trainer, callbacks_of, print_once, train
 
-METRIC = "linear_val_top1"  # the default; a run whose data or evaluation do not give it is no mistake
+METRIC = "linear_val_top1"  # the default; it is no error if the data or the evaluation of a run do not give it
 
 
 def pretrain_images(cfg: DictConfig, splits: Splits, run_dir: Path) -> float | None:
@@ -137,7 +136,7 @@ def whole_model(cfg: DictConfig, splits: Splits, run_dir: Path) -> Contrastive:
 
 
 def first_model(cfg: DictConfig, splits: Splits) -> Contrastive | None:
-    """The model before the first step of a run, also of a resumed one; None if its weights are there no more."""
+    """The model before the first step of a run, also of a resumed one; None if its first weights are not available."""
     try:
         return new_model(cast(DictConfig, OmegaConf.merge(cfg, {"resume": None})), splits)
     except (InputError, InstantiationException) as error:
@@ -152,8 +151,8 @@ def callbacks(cfg: DictConfig, splits: Splits, run_dir: Path) -> list[pl.Callbac
     """The callbacks of a run on images; probes are left out where no class has two labelled images."""
     batches = Batches(splits.pretrain, cfg.batch_size, cfg.seed)
     probed = splits.train if several_classes(without_singles(splits.train.labels)) else None
-    throughput = Throughput("images", lambda batch: len(batch.pixels) * world_size())
-    return [StopAtNonFinite(run_dir), ViewGrid(run_dir, batches), throughput, *callbacks_of(cfg, {"images": probed})]
+    throughput = Throughput("images", lambda _: cfg.batch_size)
+    return [SaveNonFinite(run_dir), ViewGrid(run_dir, batches), throughput, *callbacks_of(cfg, {"images": probed})]
 
 
 def evaluate(

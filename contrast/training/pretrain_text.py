@@ -20,8 +20,8 @@ from contrast.training.data import SpanData
 from contrast.training.trainer import bare_trainer, callbacks_of, train
 from contrast.words import LanguageModel, WordVectors
 from contrast.words.learned import check_learned
-from contrast.words.model import FEW
 from contrast.words.sharded import check_ranks
+from contrast.words.start import FEW
 
 
 def pretrain_text(cfg: DictConfig, corpus: Corpus, run_dir: Path) -> float | None:
@@ -45,7 +45,7 @@ def pretrain_text(cfg: DictConfig, corpus: Corpus, run_dir: Path) -> float | Non
     try:
         metrics = train(cfg, run_dir, model, data, callbacks, title, evaluate)
     finally:
-        model.teardown("fit")  # which Lightning leaves out after an error: workers end, torch has its threads back
+        model.teardown("fit")  # Lightning omits it after an error. It ends the workers and restores torch's threads
     return None if metrics is None else metric_of(metrics, cfg.metric)
 
 
@@ -60,10 +60,9 @@ def check_text(cfg: DictConfig, model: WordVectors | LanguageModel, corpus: Corp
     if isinstance(model, WordVectors):
         if trainer.world_size > 1:
             check_ranks(model.workers, model.has_closed_form, model.encoder, model.negatives, model.head)
+        model.check_compiled()
         if trainer.max_epochs == -1 and trainer.max_steps == -1:
-            raise InputError(
-                "the learning rate of word vectors falls over a known number of steps: trainer.max_epochs=5"
-            )
+            raise InputError("the rate of word vectors falls over a known number of steps: trainer.max_epochs=5")
         if cfg.get("evaluation") is None:
             raise InputError("word vectors are saved and measured as evaluation=words says, and there is no evaluation")
         output = [cfg.evaluation.output] if cfg.evaluation.get("output") else []
@@ -76,9 +75,7 @@ def check_text(cfg: DictConfig, model: WordVectors | LanguageModel, corpus: Corp
         names = names | score_names(as_list(cfg.evaluation.pairs), cfg.evaluation.analogies)
     else:
         if corpus.parts is not None:
-            raise InputError(
-                "data.over_ranks=true is for word vectors: each rank of a language model reads all of a text"
-            )
+            raise InputError("data.over_ranks=true is for word vectors: a language model reads all text on each rank")
         names = names | model.metric_names(corpus)
     if cfg.metric not in names:
         none = "; no text is held out for it: data.held_out=0.05" if cfg.metric == "perplexity" else ""

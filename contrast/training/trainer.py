@@ -22,10 +22,10 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Str
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from contrast.config.facts import complete
 from contrast.encoders.pretrained import checkpoint_file
 from contrast.errors import InputError, making, one_line
 from contrast.evaluation.report import write_metrics
-from contrast.facts import complete
 from contrast.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from contrast.run.compose import begin
 from contrast.run.curves import CurvesLog, save_curves
@@ -44,7 +44,9 @@ log = logging.getLogger(__name__)
 
 SHARDED = "fsdp2"  # trainer.strategy: the weights are sharded over the devices
 
-# what the run itself gives to its trainer, and where it comes from
+RESUMED_WITH = ("state_dict", "global_step", "pytorch-lightning_version")  # entries that Lightning reads to resume
+
+# trainer settings that the run itself sets, and what to use instead or why
 OWN = {
     "logger": "logger=none, for example",
     "callbacks": "+callbacks.NAME._target_=...",
@@ -57,9 +59,7 @@ def check_settings(cfg: DictConfig) -> pl.Trainer:
     """A trainer of these settings. Raises InputError for what cannot work, before anything is read or written."""
     quiet()
     if cfg.trainer.get("fast_dev_run"):
-        raise InputError(
-            "trainer.fast_dev_run leaves neither metrics nor checkpoints: debug=quick takes 2 steps instead"
-        )
+        raise InputError("trainer.fast_dev_run leaves no metrics and no checkpoints: debug=quick takes 2 steps instead")
     if str(cfg.trainer.precision) in ("bf16-true", "16-true"):
         half = str(cfg.trainer.precision).removesuffix("-true")
         raise InputError(
@@ -90,7 +90,7 @@ def train(
     """The course of a run: trains from the start or from `cfg.resume`, and on the first rank evaluates the model.
 
     callbacks  a `Throughput` and any others
-    title      of the first line that is printed
+    title      text of the first line that is printed
     evaluate   called with the device of the trained model, returns its metrics and a report, which is printed
 
     Returns all metrics, after they are logged and written to metrics.json; None on other ranks. `loss` is that of the
@@ -137,7 +137,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, callbacks: Sequence[pl.Callback
         strategy=ranks,
         logger=[MetricsLog(run_dir), CurvesLog(run_dir), *loggers(cfg, run_dir)],
         callbacks=[Checkpoints(run_dir / "checkpoints", **cfg.checkpoints), *callbacks],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(needed=RESUMED_WITH)],
         default_root_dir=str(run_dir),
     )
 
@@ -156,14 +156,17 @@ def callbacks_of(cfg: DictConfig, facts: Mapping[str, object]) -> list[pl.Callba
     return made
 
 
-def bare_trainer(trainer: DictConfig) -> pl.Trainer:
+def bare_trainer(trainer: DictConfig, **given: object) -> pl.Trainer:
     """The trainer of the configuration without loggers, to read its devices and the length of training.
 
-    What Lightning refuses is an InputError with the settings that its message mentions.
+    given  settings in place of those of the configuration
+
+    Raises InputError for settings that Lightning refuses; it names those that Lightning's message mentions.
     """
     try:
         named = "ddp" if trainer.strategy == SHARDED else trainer.strategy  # of the same devices
-        return instantiate(trainer, strategy=named, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        bare = {"strategy": named, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        return instantiate(trainer, **bare | given)
     except InstantiationException as error:
         reason = one_line(error.__cause__ or error)
         words = set(re.findall(r"[\w-]+", reason))
@@ -180,10 +183,10 @@ class Unwrapped(DDPStrategy):
 
 
 def strategy(trainer: DictConfig, wrapped: bool = True) -> str | Strategy:
-    """The strategy that the configuration names: fsdp2 is ours, and DDP one that does not broadcast buffers.
+    """The strategy that the configuration names; fsdp2 is this library's name, and DDP does not broadcast buffers.
 
-    Every rank writes the same into the buffers of queues, banks and key encoders, and the running statistics of batch
-    norm that are saved are those of the first rank, so nothing has to be sent round in every step.
+    Every rank writes the same values into the buffers of queues, banks and key encoders, and the running statistics of
+    batch norm that are saved are those of the first rank, so buffers need not be broadcast in every step.
 
     wrapped  False: `Unwrapped`
     """
@@ -198,33 +201,39 @@ def strategy(trainer: DictConfig, wrapped: bool = True) -> str | Strategy:
 
 
 def loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
-    """The loggers in addition to metrics.jsonl; the jobs of a sweep are one group."""
+    """The loggers in addition to metrics.jsonl, called with the facts that they need; a sweep's jobs are one group."""
     hydra = HydraConfig.get()
     group = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
     name = f"{cfg.name} {f'{group}/{hydra.job.num}' if group else run_dir.name}"
-    made = {key: instantiate(node, _partial_=True) for key, node in (cfg.logger or {}).items()}
-    with making(f"logger.{' '.join(made)}"):
-        loggers = [make(run_dir=run_dir, name=name, group=group, config=plain(cfg)) for make in made.values()]
-        return [logger for logger in loggers if logger is not None]
+    facts = {"run_dir": run_dir, "name": name, "group": group, "config": plain(cfg)}
+    made = list[Logger]()
+    for key, node in (cfg.logger or {}).items():
+        with making(f"logger.{key}"):
+            logger = complete(instantiate(node, _partial_=True), facts)
+        if isinstance(logger, Logger):
+            made.append(logger)
+        elif logger is not None:
+            raise InputError(f"logger.{key} needs a _target_ that makes a logger of Lightning, not {logger}")
+    return made
 
 
 @contextmanager
 def closing(run_dir: Path, signals: Signals) -> Iterator[None]:
     """Closes W&B's run whatever happens, and gives a signal its exit status: 143 for SIGTERM, 130 for Ctrl-C.
 
-    A run that ends early has its curves drawn as far as they go.
+    A run that ends early has its curves drawn as far as they go. One that a signal ended first says how to resume it.
     """
     try:
         yield
     except BaseException as error:
+        is_signal = isinstance(error, SIGTERMException)
+        number = signals.received or signal.SIGTERM
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            signals.ignore()
+            print_once(f"{f'ended by {number.name}' if is_signal else 'interrupted'}: {saved(run_dir)}")
         if is_first_rank():
             with suppress(OSError, InputError):
                 save_curves(run_dir)
-        if not isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        is_signal = isinstance(error, SIGTERMException)
-        number = signals.received or signal.SIGTERM
-        print_once(f"{f'ended by {number.name}' if is_signal else 'interrupted'}: {saved(run_dir)}")
         if is_signal:  # Lightning would end with status 0, as if the run were complete
             raise SystemExit(128 + number) from None
         raise

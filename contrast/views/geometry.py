@@ -4,7 +4,6 @@ N images, C channels, H x W pixels in, S x S pixels out. A box is (top, left, he
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch import Tensor
 ATTEMPTS = 10
 BOX_UNIFORMS = 2 * ATTEMPTS + 2
 BLOCK = 56  # output pixels of a product with a band of weights
+LARGE = 112  # pixels a side, from which on a CPU resamples image by image
 
 
 def affine(images: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
@@ -63,32 +63,26 @@ def random_boxes(
     return torch.stack([torch.where(fitted, *pair) for pair in zip(boxes, central, strict=True)], dim=1)
 
 
-class Points(NamedTuple):
-    """Positions of pixels along both axes, in units of the interpolation radius.
+def resample(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+    """images [N, C, H, W] float, each cropped to its box, resized and mirrored where `flip`  ->  [N, C, S, S].
 
-    Output pixel i takes source pixel j with weight max(0, 1 - |target i - source j|), normalised over j. A source
-    pixel outside the box has the position infinity.
+    Antialiased bilinear interpolation, equal to torchvision's `F.resized_crop(..., antialias=True)` and `F.hflip`.
+    boxes [N, 4] in the dtype of the images, flip [N] bool.
     """
-
-    target_rows: Tensor  # [N, S]
-    source_rows: Tensor  # [N, H]
-    target_columns: Tensor  # [N, S]
-    source_columns: Tensor  # [N, W]
-
-
-def crop_points(boxes: Tensor, height: int, width: int, size: int, flip: Tensor) -> Points:
-    """The points at which `resample` crops each image to its box, resized to S x S and mirrored where `flip`.
-
-    boxes [N, 4] in the dtype of the images, flip [N] bool; the images have height x width pixels.
-    """
+    height, width = images.shape[2:]
+    if images.device.type == "cpu" and max(height, width, size) >= LARGE:
+        return resample_each(images, boxes, size, flip)
     top, left, rows, columns = boxes[..., None].unbind(dim=1)  # [N, 1] each
-    return Points(*_points(top, rows, height, size), *_points(left, columns, width, size, flip))
+    # the flip only changes the matrix of the columns, so it costs nothing
+    return separable(images, _weights(top, rows, height, size), _weights(left, columns, width, size, flip))
 
 
-def _points(start: Tensor, length: Tensor, source: int, size: int, flip: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Along one axis: output pixel i has its centre at start + (i + 1/2) length / size.
+def _weights(start: Tensor, length: Tensor, source: int, size: int, flip: Tensor | None = None) -> Tensor:
+    """The weight of each source pixel in each output pixel along one axis: start, length [N, 1]  ->  [N, S, source].
 
-    The interpolation radius is one pixel of the coarser of the two grids.
+    Output pixel i has its centre at start + (i + 1/2) length / size. It takes source pixel j in the box with weight
+    max(0, 1 - |distance of their centres| / radius), normalised over j. The radius is one pixel of the coarser of the
+    two grids.
     """
     step = length / size
     radius = step.clamp(min=1)
@@ -97,22 +91,8 @@ def _points(start: Tensor, length: Tensor, source: int, size: int, flip: Tensor 
         target = torch.where(flip[:, None], size - target, target)  # [N, S]
     position = torch.arange(source, dtype=start.dtype, device=start.device) + 0.5  # [source]
     inside = (position > start) & (position < start + length)  # [N, source]
-    return (start + step * target) / radius, torch.where(inside, position / radius, torch.inf)
-
-
-def resample(images: Tensor, points: Points) -> Tensor:
-    """images [N, C, H, W] float at `points`  ->  [N, C, S, S], by antialiased bilinear interpolation.
-
-    Equal to torchvision's `F.resized_crop(..., antialias=True)` and `F.hflip`. The flip only changes the matrix of the
-    columns, so it costs nothing.
-    """
-    rows = _weights(points.target_rows, points.source_rows)
-    return separable(images, rows, _weights(points.target_columns, points.source_columns))
-
-
-def _weights(target: Tensor, source: Tensor) -> Tensor:
-    """[N, S], [N, H]  ->  [N, S, H]."""
-    weights = target[:, :, None] - source[:, None, :]
+    position = torch.where(inside, position / radius, torch.inf)
+    weights = ((start + step * target) / radius)[:, :, None] - position[:, None, :]
     weights = weights.abs_().sub_(1).clamp_(max=0)  # minus the weights: dividing by their sum removes the sign
     return weights.div_(weights.sum(dim=2, keepdim=True))
 

@@ -8,7 +8,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from contrast.errors import InputError
 from contrast.views.blur import REACH, blur_radius, gaussian_blur
 from contrast.views.colour import HUE, Steps, apply_where_, greyscale, jitter_, jitter_steps, solarise
-from contrast.views.geometry import BOX_UNIFORMS, Points, affine, crop_points, random_boxes, resample, resample_each
+from contrast.views.geometry import BOX_UNIFORMS, affine, random_boxes, resample
 
 # How many random numbers each decision takes, in the order of `Recipe.parameters`. A recipe leaves those that it does
 # not need unread, so that switching one operation on or off does not change the random numbers of the others.
@@ -30,6 +30,9 @@ LIMITS = {
     **dict.fromkeys(("brightness", "contrast", "saturation", "strength"), math.inf),
     **{"hue": 0.5, "rotation": 180},
 }
+
+
+Setting: TypeAlias = float | Sequence[float]  # of a `Recipe`: a number or a range
 
 
 class Parameters(NamedTuple):
@@ -126,7 +129,6 @@ def _between(low: float, high: float, uniform: Tensor) -> Tensor:
     return low + (high - low) * uniform
 
 
-LARGE = 112  # pixels a side, from which on a CPU resamples image by image
 SMALL = 64  # pixels; larger images have SimCLR's views of ImageNet
 CACHE_FLOATS = 200_000  # per chunk on a CPU: with its temporaries a chunk stays in a 2 MB second-level cache
 
@@ -147,8 +149,8 @@ class SimCLRViews(nn.Module):
     def __init__(
         self,
         size: int,
-        views: int | Sequence[Mapping[str, Any]] = 2,
-        **settings: float | tuple[float, float],
+        views: int | Sequence[Mapping[str, Setting]] = 2,
+        **settings: Setting,
     ) -> None:
         super().__init__()
         names = [field.name for field in dataclasses.fields(Recipe)]
@@ -208,46 +210,42 @@ class SimCLRViews(nn.Module):
         return "\n".join(str(recipe) for recipe in self.recipes)
 
 
-def natural(size: int, views: int | Sequence[Mapping[str, Any]] = 2, **settings: Any) -> SimCLRViews:
+def natural(size: int, views: int | Sequence[Mapping[str, Setting]] = 2, **settings: Setting) -> SimCLRViews:
     """SimCLR's views of natural images, by their size: for at most 64 pixels half the colour and no blur.
 
     Chen et al. 2020: appendix A for ImageNet, B.9 for CIFAR-10. `settings` come before either.
     """
-    recipe: dict[str, Any] = {"strength": 0.5, "blur": 0.0} if size <= SMALL else {}
-    return SimCLRViews(size, views, **{**recipe, **settings})
+    recipe: dict[str, Setting] = {"strength": 0.5, "blur": 0.0} if size <= SMALL else {}
+    return SimCLRViews(size, views, **(recipe | settings))
 
 
 def augment(pixels: Tensor, uniforms: Tensor, recipe: Recipe) -> Tensor:
     """M views of one recipe of each image: pixels [B, C, H, W], uniforms [M B, P] -> [M B, C, S, S], view by view."""
     images, channels, height, width = pixels.shape
     parameters = recipe.parameters(uniforms, height, width)
-    points = crop_points(parameters.boxes, height, width, recipe.size, parameters.flip)
     steps = jitter_steps(parameters.factors, parameters.order, channels)
     source = torch.arange(len(uniforms), device=pixels.device) % images
     if pixels.device.type != "cpu":
-        return _augment(pixels.index_select(0, source), parameters, points, steps, recipe)
+        return _augment(pixels.index_select(0, source), parameters, steps, recipe)
     out = torch.empty(len(uniforms), channels, recipe.size, recipe.size, dtype=torch.float32)
     count = max(1, CACHE_FLOATS // (channels * max(height * width, recipe.size**2)))
     # Images with the same operations are put next to each other, so that most operations apply to a whole chunk.
     order = (2 * (steps.before + steps.after) + parameters.blur).argsort(stable=True)
-    chunks = (zip(*(field[order].split(count) for field in each), strict=True) for each in (parameters, points, steps))
-    for rows, p, at, s in zip(order.split(count), *chunks, strict=True):
+    chunks = (zip(*(field[order].split(count) for field in each), strict=True) for each in (parameters, steps))
+    for rows, p, s in zip(order.split(count), *chunks, strict=True):
         chunk = pixels.index_select(0, source[rows])
-        out.index_copy_(0, rows, _augment(chunk, Parameters(*p), Points(*at), Steps(*s), recipe))
+        out.index_copy_(0, rows, _augment(chunk, Parameters(*p), Steps(*s), recipe))
     return out
 
 
-def _augment(pixels: Tensor, p: Parameters, points: Points, steps: Steps, recipe: Recipe) -> Tensor:
+def _augment(pixels: Tensor, p: Parameters, steps: Steps, recipe: Recipe) -> Tensor:
     """One view of each image [N, C, H, W], with the operations in SimCLR's order."""
     images = pixels.float()
     if pixels.dtype == torch.uint8:
         images.mul_(1 / 255)
     if recipe.rotation or recipe.translation:
         images = affine(images, p.angle, p.shift)
-    if images.device.type == "cpu" and max(*images.shape[2:], recipe.size) >= LARGE:
-        images = resample_each(images, p.boxes, recipe.size, p.flip)
-    else:
-        images = resample(images, points)
+    images = resample(images, p.boxes, recipe.size, p.flip)
     if recipe.vertical_flip:
         images = apply_where_(images, p.vertical_flip, lambda rows: rows.flip(2))
     if recipe.quarter_turns:

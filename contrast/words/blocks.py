@@ -104,6 +104,11 @@ def keep_probability(counts: Tensor, threshold: float) -> Tensor:
     return (ratio.sqrt() + ratio).clamp(max=1).float()
 
 
+def kept_share(counts: Tensor, keep: Tensor) -> float:
+    """The share of a text that is trained on, of words with counts [V] that are kept with probabilities [V]."""
+    return float((counts * keep).sum() / counts.sum())
+
+
 def cut(ids: Tensor, keep: Tensor, window: int, size: int, generator: torch.Generator, shrink: bool = True) -> Passages:
     """The passages of a chunk, none if no word is kept.
 

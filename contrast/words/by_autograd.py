@@ -13,7 +13,7 @@ from contrast.encoders import WordTable
 from contrast.heads.head import Head
 from contrast.negatives import Table, Tree
 from contrast.words.blocks import Passage
-from contrast.words.descent import Descent
+from contrast.words.descent import Descent, scalar_load
 
 
 class Scored(NamedTuple):
@@ -79,16 +79,19 @@ def step(encoder: WordTable, negatives: Table | Tree, head: Head, scored: list[S
     grads = torch.autograd.grad(total, parameters, allow_unused=True)
     of_outputs, of_inputs = zip(*(row_pairs(head, each) for each in scored), strict=True)
     with torch.no_grad():
-        load = torch.cat([each.queries.square().sum(dim=1) for each in scored]).mean()
-        query_load = torch.cat([compared(head, each) for each in scored]).mean()
+        scale = 1 if head.cosine else float(head.temperature()) ** -2
+        load = scale * torch.cat([each.queries.square().sum(dim=1) for each in scored]).mean()
+        query_load = scale * torch.cat([compared(head, each) for each in scored]).mean()
     pairs = {encoder.weight: (of_inputs, query_load), negatives.vectors: (of_outputs, load)}
-    number = total.new_tensor([sum(len(each.losses) for each in scored)])
+    scalars = {parameter for each in head.scalars() for parameter in each.parameters()}
+    number = total.new_tensor([sum(len(each.losses) for each in scored)])  # of pairs
     with torch.no_grad():
         for parameter, grad in zip(parameters, grads, strict=True):
             if grad is None:
                 continue
             if parameter not in pairs:
-                descent.update(parameter.view(1, -1), number.long().zero_(), grad.view(1, -1), number)
+                load = head_load(head, scored, parameter) if parameter in scalars else number
+                descent.update(parameter.view(1, -1), number.long().zero_(), grad.view(1, -1), load)
                 continue
             of_rows, load = pairs[parameter]
             updated, number_of_pairs = map(torch.cat, zip(*of_rows, strict=True))
@@ -100,27 +103,37 @@ def step(encoder: WordTable, negatives: Table | Tree, head: Head, scored: list[S
 
 def row_pairs(head: Head, scored: Scored) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Rows of the table or tree, and rows of the input vectors, each with how many pairs update it."""
-    classes, pairs = scored.candidates.classes, len(scored.targets)
+    classes, pairs, counted = scored.candidates.classes, len(scored.targets), weights(head, scored)
     assert classes is not None
     if classes.ndim == 2:  # [P, L], the nodes of each pair's path
-        outputs = classes[classes >= 0]
-        number = scored.weights.new_ones(len(outputs))
+        outputs = classes[classes >= 0], counted[classes >= 0]
     else:
-        outputs = torch.cat([scored.targets, classes])
-        noise = scored.weights.new_full((len(classes),), noise_weight(head, scored) * pairs)
-        number = torch.cat([scored.weights.new_ones(pairs), noise])
-    return (outputs, number), (scored.inputs, scored.weights.square())
+        outputs = torch.cat([scored.targets, classes]), torch.cat([counted[:1].expand(pairs), pairs * counted[1:]])
+    return outputs, (scored.inputs, scored.weights.square())
 
 
 def compared(head: Head, scored: Scored) -> Tensor:
     """Sum of |v|^2 over what each pair is compared with, [P]."""
-    candidates, squares = scored.candidates, scored.candidates.vectors.square().sum(dim=-1)  # [C] or [P, L]
+    candidates, counted = scored.candidates, weights(head, scored)
+    squares = candidates.vectors.square().sum(dim=-1)  # [C] or [P, L]
+    if candidates.positives is None:
+        return (counted * squares).sum(dim=1)
+    return candidates.positives[:, 0].square().sum(dim=1) + counted[1:] @ squares
+
+
+def head_load(head: Head, scored: list[Scored], parameter: Tensor) -> Tensor:
+    """The load [1] of a learned scalar of the head."""
+    with torch.enable_grad():
+        scores = [head.scores(each.queries, each.candidates).values for each in scored]  # [P, L] or [P, 1 + C]
+    return scalar_load(parameter, scores, [weights(head, each) for each in scored])
+
+
+def weights(head: Head, scored: Scored) -> Tensor:
+    """How often each score of a pair counts: of its target and all noise, [1 + C], or of its path's nodes, [P, L]."""
+    candidates = scored.candidates
     assert candidates.classes is not None
     if candidates.positives is None:
-        return squares.masked_fill(candidates.classes < 0, 0).sum(dim=1)
-    return candidates.positives[:, 0].square().sum(dim=1) + noise_weight(head, scored) * squares.sum()
-
-
-def noise_weight(head: Head, scored: Scored) -> float:
-    candidates = scored.candidates
-    return head.noise_weight(max(1, len(candidates) - (candidates.excluded_groups is not None)))  # without the target
+        return (candidates.classes >= 0).to(scored.weights)
+    draws = len(candidates) - (candidates.excluded_groups is not None)  # without the target
+    noise = scored.weights.new_full((len(candidates.classes),), head.noise_weight(max(1, draws)))
+    return torch.cat([noise.new_ones(1), noise])

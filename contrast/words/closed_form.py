@@ -17,7 +17,7 @@ from contrast.heads.head import Head
 from contrast.losses.band import Band
 from contrast.negatives import Table, Tree
 from contrast.words.blocks import Passage
-from contrast.words.descent import Descent
+from contrast.words.descent import Descent, scalar_load
 
 Loss = tuple[Tensor, Tensor]  # the sum of the losses of all pairs, and the number of the pairs
 
@@ -83,7 +83,7 @@ def output_step(
     windows, blocks = band.windows(query), query.view(len(shared_rows), -1, width)  # [n, R, D], [N, L, D]
     dots = torch.bmm(near_rows, windows.mT), torch.bmm(blocks, shared_rows.mT)  # [n, K, R], [N, L, M]
 
-    temperature = float(head.temperature())
+    temperature, weight = float(head.temperature()), head.noise_weight(output.draws)
     learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
     with torch.set_grad_enabled(bool(learned)):
         scores = head.band_scores(output, *dots)
@@ -91,18 +91,21 @@ def output_step(
     loss = (head.total_loss(output, near, shared), band.number.sum()) if with_loss else None
     near, shared = head.slopes(output, near, shared)
     if learned:
-        number, first = band.number.sum().view(1), torch.zeros(1, dtype=torch.int64, device=query.device)
-        for parameter, grad in zip(learned, torch.autograd.grad(scores, learned, (near, shared)), strict=True):
-            descent.update(parameter.view(1, -1), first, grad.view(1, -1), number)
+        first = torch.zeros(1, dtype=torch.int64, device=query.device)
+        grads = torch.autograd.grad(scores, learned, (near, shared), retain_graph=True)
+        for parameter, grad in zip(learned, grads, strict=True):
+            load = scalar_load(parameter, scores, (output.near.total, weight * output.shared.total))
+            descent.update(parameter.view(1, -1), first, grad.view(1, -1), load)
     if temperature != 1:
         near, shared = near / temperature, shared / temperature
 
     to_query = band.collect(torch.bmm(near.mT, near_rows)).view(blocks.shape).baddbmm_(shared, shared_rows)
-    of_shared = (output.shared.total * head.noise_weight(output.draws)).sum(dim=1).expand(shared_shape)
+    of_shared = (weight * output.shared.total).sum(dim=1).expand(shared_shape)
     row_pairs = torch.cat([output.near.total.sum(dim=2).view(-1), of_shared.reshape(-1)])  # [n K + N M]
     pairs = band.number.sum().clamp(min=1)
-    load = (band.number[:, 0] @ squares(query)) / pairs  # of a row, for each of its pairs
-    query_load = (row_pairs @ squares(vectors)) / pairs
+    divisor = pairs * temperature**2  # scores are dot products divided by the temperature
+    load = (band.number[:, 0] @ squares(query)) / divisor  # of a row, for each of its pairs
+    query_load = (row_pairs @ squares(vectors)) / divisor
     rates = rows.rates(row_pairs * load).neg_()
     near, shared = near.mul_(rates[:at].view(*near_shape, 1)), shared.mul_(rates[at:].view(shared_shape)[:, None])
     torch.bmm(near, windows, out=near_gradients)

@@ -1,5 +1,6 @@
 """Gradient descent on the rows of a table that a step touches: how both ways of computing gradients apply them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,12 @@ class Descent:
     max_load  if a row's load in a step is more, its summed gradient is scaled by max_load / load; None: never
     loads     [V] zeros, one tensor for each worker, in which loads are summed; `rates` leaves zeros behind
 
-    The load of a row is the number of its pairs times the mean of |v|^2, over all pairs of the step, of the vectors v
-    that a pair compares it with: about four times the greatest curvature that the sum of their logistic losses can
-    have. A step of a frequent word, with hundreds of pairs at once, would overshoot where its curvature times lr is
-    more than 2. While vectors are short it does not, and a limit on the number of pairs instead would hold back the
-    words that the others learn from.
+    The load of a row is the number of its pairs times the mean of |v / T|^2, over all pairs of the step, of the vectors
+    v that a pair compares it with at the temperature T: about four times the greatest curvature that the sum of their
+    logistic losses can have. The load of a learned temperature or bias is, likewise, the sum over all scores of their
+    squared derivative by it. A step of a frequent word, with hundreds of pairs at once, would overshoot where its
+    curvature times lr is more than 2. While vectors are short it does not, and a limit on the number of pairs instead
+    would hold back the words that the others learn from.
     """
 
     lr: float
@@ -51,6 +53,20 @@ class Descent:
         ids, gradient, load  [m], [m, D], which is overwritten, and [m]
         """
         table.index_add_(0, ids, gradient.mul_(self.rates(ids, load).neg_()[:, None]))
+
+
+@torch.enable_grad()
+def scalar_load(parameter: Tensor, scores: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The load [1] of a parameter of the head, a scalar, from scores and the number of pairs that have each of them.
+
+    A weighted sum of the scores has a derivative by the parameter that is linear in the weights, so that its own
+    derivatives by the weights are those of the scores. A parameter that no score depends on counts as a bias.
+    """
+    ones = [torch.ones_like(each, requires_grad=True) for each in scores]
+    (total,) = torch.autograd.grad(scores, parameter, ones, create_graph=True, allow_unused=True)
+    slopes = ones if total is None else torch.autograd.grad(total, ones)
+    loads = [(pairs * slope.square()).sum() for pairs, slope in zip(weights, slopes, strict=True)]
+    return torch.stack(loads).sum(dim=0, keepdim=True)
 
 
 class Rows:

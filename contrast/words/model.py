@@ -13,20 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from contrast.candidates import as_rows
 from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
 from contrast.distributed import rank, world_size
 from contrast.encoders import SubwordTable, WordTable
 from contrast.errors import InputError
-from contrast.evaluation.encoder import word_vectors
 from contrast.heads import AdaptiveSoftmax
 from contrast.heads.head import Head
 from contrast.negatives import Table, Tree
 from contrast.words import by_autograd, closed_form
 from contrast.words.base import TextModel
-from contrast.words.blocks import Passage, cut, keep_probability
+from contrast.words.blocks import Passage, cut, keep_probability, kept_share
+from contrast.words.compiled import Loop, why_not
 from contrast.words.descent import Descent
 from contrast.words.sharded import ShardedDescent, most_over_ranks, part, whole
+from contrast.words.start import start_from, usual_rate, usual_subsample
 from contrast.words.workers import Workers
 
 MAX_WORKERS = 256
@@ -34,8 +36,6 @@ NO_ADAPTIVE = (
     "AdaptiveSoftmax has its own classes, and word vectors are compared with a Table or a Tree: "
     "output=hierarchical_softmax, output=negative_sampling"
 )
-USUAL = 1e-4  # threshold of subsampling, of word2vec
-FEW = 0.2  # a share of the words that subsampling should not keep less than: English keeps half under 1e-4
 log = logging.getLogger(__name__)
 
 
@@ -59,27 +59,29 @@ class WordVectors(TextModel):
     window     the most words to either side that a context extends
     shrink_windows  whether a context has a random size up to it, which weights near words more
     subsample  threshold of `keep_probability`; None: 1e-4, or 0 where that would drop nearly all of a small vocabulary
-    lr, lr_end learning rate of the sum over pairs, which falls linearly over the run, as in word2vec; lr=None: 0.025,
-               in CBOW 0.1
+    lr, lr_end learning rate of the sum over pairs, falling linearly over the run, as in word2vec; lr=None: `usual_rate`
     chunk      positions of the corpus in a training step, which is many updates; no pair crosses the ends of a chunk
-    block      L, centre words that share the noise words of `negatives`; None: 32, in CBOW, with one pair each, 128
+    block      L, centre words that share the noise words of `negatives`
     blocks     blocks in an update, each with noise words of its own
     max_pairs_per_row  if more pairs than this update one row in an update, the row's summed gradient is scaled by
-               max_pairs_per_row / pairs, where a pair with a vector v counts |v|^2 (`Descent`); None: never
+               max_pairs_per_row / pairs, where a pair with a vector v counts |v / T|^2 (`Descent`); None: never. The
+               compiled loop needs no limit, because an update is one centre word there
     workers    processes that update the same tables without locks (contrast.words.workers), so that the result depends
                on their timing. With one worker a run is a function of its seed. Several ranks have one each, and a part
                of the tables (contrast.words.sharded)
 
+    compiled   whether one centre word after another is trained in a loop that numba compiles (contrast.words.compiled);
+               None: where it can be, as it is faster. That is on a processor and one rank, with numba installed, for
+               dot products under InfoNCE without options and under NCE, with no learned or estimated part of the head,
+               and with independent draws or a tree
     vectors    a run or a file of word vectors, from which the input vectors of the words in it start; `output_vectors`
                likewise. To go on with a run on other text give both: evaluation.output saves the latter
-
     words, seed, config  as in every `TextModel`
 
-    Gradients are computed in closed form where the head has `slopes` and the table or tree an `output`: for dot
-    products under InfoNCE without options and under NCE, whatever their temperature and bias, with a whole table,
-    independent draws or a tree. All else (cosines, Poisson draws, heads of your own) goes through autograd pair by
-    pair, which is slower, with the same sums of the same losses. Training is plain gradient descent on the rows that an
-    update touches.
+    Outside the compiled loop an update is all pairs of its blocks. Gradients are computed in closed form where the head
+    has `slopes` and the table or tree an `output`: also with a whole table, and whatever the temperature and the bias.
+    All else (cosines, Poisson draws, heads of your own) goes through autograd pair by pair, which is slower, with the
+    same sums of the same losses. Training is plain gradient descent on the rows that an update touches.
 
     After every update the head advances: a bounded temperature returns to its bounds, a scheduled one takes a step, an
     estimate of Z is renewed. Every worker has its own schedule and its own estimate, because without locks shared ones
@@ -87,8 +89,8 @@ class WordVectors(TextModel):
     shared like the tables. A schedule over the whole training is planned for the expected number of updates, from which
     the real one differs by a few per cent, because frequent words are dropped at random.
 
-    The logged loss is that of the first update of a chunk, before it; a run's metric `loss` is its
-    mean over the last epoch. It compares runs with the same head and noise.
+    The logged loss is that of the first update of a chunk, of each pair before it is trained on; a run's metric `loss`
+    is its mean over the last epoch. It compares runs with the same head and noise.
     """
 
     encoder: WordTable
@@ -109,18 +111,20 @@ class WordVectors(TextModel):
         lr: float | None = None,
         lr_end: float = 1e-4,
         chunk: int = 200_000,
-        block: int | None = None,
+        block: int | None = 32,
         blocks: int = 32,
         max_pairs_per_row: float | None = 512,
         workers: int = 1,
+        compiled: bool | None = None,
         vectors: str | None = None,
         output_vectors: str | None = None,
         words: Sequence[str] | None = None,
         seed: int = 0,
         config: dict[str, object] | None = None,
     ) -> None:
-        block = (32 if method == "skipgram" else 128) if block is None else block
-        lr = (0.025 if method == "skipgram" else 0.1) if lr is None else lr
+        block = (32 if method == "skipgram" else 128) if block is None else block  # null in older runs
+        self.has_usual_rate = lr is None  # which is known when the training starts
+        lr = usual_rate(method, math.inf) if lr is None else lr
         sizes = {"window": window, "chunk": chunk, "block": block, "blocks": blocks, "workers": workers}
         super().__init__(encoder, negatives, head, words, seed, config, **sizes)
         if workers > MAX_WORKERS:
@@ -135,6 +139,8 @@ class WordVectors(TextModel):
             raise InputError(f"word vectors are the rows of a WordTable, not a {type(encoder).__name__}: encoder=words")
         if isinstance(head, AdaptiveSoftmax):
             raise InputError(NO_ADAPTIVE)
+        if len(counts) != len(encoder.row_lists()[0]) - 1:
+            raise InputError(f"counts of {len(counts)} words do not fit {len(encoder.row_lists()[0]) - 1} vectors")
         self.automatic_optimization = False
         if output_vectors is not None and not isinstance(negatives, Table):
             raise InputError("output_vectors are those of words, and the output layer of a Tree has none")
@@ -143,12 +149,11 @@ class WordVectors(TextModel):
         for table, source in ((encoder.weight, vectors), (negatives.vectors, output_vectors)):
             if source is not None:
                 start_from(source, words or (), table)
-        if subsample is None:
-            subsample = USUAL if kept_share(counts, keep_probability(counts, USUAL)) >= FEW else 0.0
+        subsample = usual_subsample(counts) if subsample is None else subsample
         self.shrink_windows = shrink_windows
         self.method, self.window, self.subsample, self.lr, self.lr_end = method, window, subsample, lr, lr_end
         self.chunk, self.block, self.blocks, self.workers = chunk, block, blocks, workers
-        self.max_pairs_per_row = max_pairs_per_row
+        self.max_pairs_per_row, self.compiled = max_pairs_per_row, compiled
         self.register_buffer("keep", keep_probability(counts, subsample))
         self.kept_share = kept_share(counts, self.keep)
         self.has_closed_form = head.has_slopes() and negatives.has_output()
@@ -162,6 +167,7 @@ class WordVectors(TextModel):
         self.rows: dict[str, int] = {}  # of each table that is in parts on several ranks, during training
         self.sent = 0  # bytes of the chunk that went to other ranks
         self.pool: Workers[Task] | None = None  # during training
+        self.loop: Loop | None = None  # likewise
         self.heads: list[Head] = []  # of each worker, during training
         self.threads: int | None = None  # torch's number of threads, which is restored after training
 
@@ -199,12 +205,33 @@ class WordVectors(TextModel):
         self.head.plan(steps * math.ceil(blocks / self.blocks))
         shared = {id(each): each for each in self.head.parameters()}  # not copied, but used by all copies
         self.heads = [self.head, *(copy.deepcopy(self.head, dict(shared)) for _ in range(1, self.workers))]
+        self.loop = self.compiled_loop()
+        if self.has_usual_rate and self.loop is not None:
+            self.lr = usual_rate(self.method, self.kept_share * self.chunk * steps)
         self.pool = Workers(self, self.work, self.workers)
+
+    def check_compiled(self) -> str | None:
+        """Why the compiled loop cannot be used; None if it can. Raises InputError where it is required and cannot."""
+        reason = "several ranks have parts of the tables" if self.rows else None
+        reason = reason or why_not(self.encoder, self.negatives, self.head)
+        if self.compiled and reason is not None:
+            raise InputError(f"model.compiled=true: {reason}")
+        return reason
+
+    def compiled_loop(self) -> Loop | None:
+        """The compiled loop, unless it is switched off or cannot be used."""
+        if self.compiled is False:
+            return None
+        reason = self.check_compiled()
+        if reason is None:
+            return Loop(self.encoder, self.negatives, self.head, self.method, self.window, self.workers)
+        log.info("words are not trained in the compiled loop, which is faster on a processor: %s", reason)
+        return None
 
     def teardown(self, stage: str) -> None:
         if self.pool is not None:
             self.pool.close()
-            self.pool = None
+        self.pool = self.loop = None
         if self.threads is not None:
             torch.set_num_threads(self.threads)
             self.threads = None
@@ -225,7 +252,7 @@ class WordVectors(TextModel):
         self.rows = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=self.lr)  # changes nothing: see `training_step`
+        return torch.optim.SGD(self.parameters(), lr=1.0)  # changes nothing: see `training_step`
 
     def work(self, worker: int, task: Task) -> None:
         """Trains on a worker's part of a chunk."""
@@ -240,18 +267,23 @@ class WordVectors(TextModel):
         drawn = None  # for all updates at once, which is faster
         if self.has_closed_form:
             drawn = self.negatives.draw(text.passages * self.blocks, random)
+        if self.loop is not None and drawn is not None:
+            as_rows(drawn, len(self.negatives.vectors))
         loads = torch.zeros_like(self.encoder.weight[:, 0])
-        self.first_loss, self.sent = (0.0, 0), 0
+        if worker == 0:
+            self.first_loss, self.sent = (0.0, 0), 0
         for n in range(text.passages):
             lr = self.learning_rate((task.batch_number - 1 + n / text.passages) / task.steps)
-            kind = ShardedDescent if self.rows else Descent
-            descent = kind(lr, self.max_pairs_per_row, loads)
             noise = None if drawn is None else drawn[n * self.blocks : (n + 1) * self.blocks]
-            loss = self.update(text.passage(n), head, noise, random, descent, worker == n == 0)
+            if self.loop is not None:
+                loss = self.loop.step(text, n, head, noise, lr, worker == n == 0)
+            else:
+                descent = (ShardedDescent if self.rows else Descent)(lr, self.max_pairs_per_row, loads)
+                loss = self.update(text.passage(n), head, noise, random, descent, worker == n == 0)
+                self.sent += descent.sent if isinstance(descent, ShardedDescent) else 0
             if loss is not None:
                 self.first_loss = float(loss[0]), int(loss[1])
             head.advance()
-            self.sent += descent.sent if isinstance(descent, ShardedDescent) else 0
 
     def update(
         self,
@@ -305,29 +337,12 @@ class WordVectors(TextModel):
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["epoch_loss"] = self.epoch_loss
+        checkpoint["epoch_loss"], checkpoint["lr"] = self.epoch_loss, self.lr
         for name, table in self.whole_tables().items():
             cast(dict[str, Tensor], checkpoint["state_dict"])[name] = table
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.epoch_loss = checkpoint["epoch_loss"]
-
-
-def kept_share(counts: Tensor, keep: Tensor) -> float:
-    """The share of a text that is trained on, of words with counts [V] that are kept with probabilities [V]."""
-    return float((counts * keep).sum() / counts.sum())
-
-
-@torch.no_grad()
-def start_from(source: str, words: Sequence[str], table: Tensor) -> None:
-    """Copies the vectors of a run or a file to the rows of a table [V, D] whose words it has."""
-    known, vectors = word_vectors(source)
-    if vectors.shape[1] != table.shape[1]:
-        raise InputError(f"{source} has vectors of {vectors.shape[1]} numbers: encoder.num_features={vectors.shape[1]}")
-    row = {word: i for i, word in enumerate(known)}
-    rows = torch.tensor([row.get(word, -1) for word in words])
-    if not (rows >= 0).any():
-        raise InputError(f"none of the {len(words):,} words is among those of {source}")
-    table[rows >= 0] = vectors[rows[rows >= 0]].to(table)
-    log.info("%s of %s words start from %s", f"{int((rows >= 0).sum()):,}", f"{len(words):,}", source)
+        if self.has_usual_rate:  # a resumed run keeps its rate, however many epochs are added; older ones saved none
+            self.lr, self.has_usual_rate = checkpoint.get("lr", usual_rate(self.method, math.inf)), False

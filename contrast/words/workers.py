@@ -27,7 +27,7 @@ class Workers(Generic[Task]):
 
     The forks share the parameters of `model`, which are moved to shared memory, and nothing else: any other change that
     `work` makes in a fork, to a buffer for example, is lost. Threads are used where forking is not safe. They are
-    slower, because between any two operations they wait for Python's lock.
+    slower, because between any two operations they wait for Python's lock, except in the compiled loop.
     """
 
     def __init__(self, model: nn.Module, work: Callable[[int, Task], None], count: int) -> None:

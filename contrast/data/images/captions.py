@@ -10,16 +10,15 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from typing_extensions import Unpack
 
 from contrast.data.images.folder import Options, Reading, refuse_or_skip
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images, Splits
-from contrast.data.images.listing import first_few
+from contrast.data.images.subset import check_test_fraction, hold_out
 from contrast.data.images.table import column_names, pick, read_table
-from contrast.data.text.tokenizer import Tokenizer, WordTokenizer, named_tokenizer
-from contrast.errors import InputError
+from contrast.data.text.tokenizer import Tokenizer, tokenizer_for
+from contrast.errors import InputError, first_few
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +72,7 @@ def captions(
     tables, test classes without a training row, and values out of range.
     """
     reading, file = Reading(**options), Path(file).expanduser()
-    if not 0 <= test_fraction < 1:
-        raise InputError(f"test_fraction must be in [0, 1), not {test_fraction}")
+    check_test_fraction(test_fraction)
     bases: dict[Path, Path] = {}
 
     def read(path: Path) -> list[_Row]:
@@ -95,25 +93,21 @@ def captions(
             raise InputError(f"{len(unknown)} classes of {test_path} are not in {file}: {first_few(unknown)}")
     elif test_fraction > 0:
         train, test = _split(train, test_fraction, seed, file)
-    if isinstance(tokenizer, str):
-        tokenizer = named_tokenizer(tokenizer)
-    elif tokenizer is None:
-        tokenizer = WordTokenizer.fit([row.caption for row in train], min_count, max_words)
+    words = tokenizer_for([row.caption for row in train], tokenizer, min_count, max_words)
     number = {name: i for i, name in enumerate(classes)}
-    tested = "no test set" if test is None else f"{_counted(test)} to test on"
-    tested += "" if test is None or test_file is not None else ", held out of them"
-    log.info("data: %s, images in %s; %s to train on; %s", file, bases[file], _counted(train), tested)
+    held = "" if test is None or test_file is not None else ", held out of them"
+    to_test = "no test set" if test is None else f"{_counted(test)} to test on{held}"
+    log.info("data: %s, images in %s; %s to train on; %s", file, bases[file], _counted(train), to_test)
 
     def images(rows: list[_Row], path: Path) -> Images | ImageFiles:
         first: dict[str, str] = {}  # an image under several names is read under the first of them
         names = [first.setdefault(row.image, row.name) for row in rows]
         labels = torch.tensor([number.get(row.label, UNLABELLED) for row in rows])
-        text = tokenizer.encode([row.caption for row in rows], length)
+        text = words.encode([row.caption for row in rows], length)
         return reading.load(ImageFiles(bases[path], names, labels, classes, text=text))
 
-    return Splits(
-        file.stem, images(train, file), None if test is None else images(test, test_path), tokenizer=tokenizer
-    )
+    tested = None if test is None else images(test, test_path)
+    return Splits(file.stem, images(train, file), tested, tokenizer=words)
 
 
 def _counted(rows: list[_Row]) -> str:
@@ -149,6 +143,5 @@ def _split(rows: list[_Row], fraction: float, seed: int, file: Path) -> tuple[li
     images = list(dict.fromkeys(row.image for row in rows))
     if len(images) < 2:
         raise InputError(f"{file} has 1 image: none can be held out beside one to train on; give test_fraction=0")
-    count = min(max(1, round(fraction * len(images))), len(images) - 1)
-    held_out = {images[i] for i in np.random.default_rng(seed).permutation(len(images))[:count]}
+    held_out = {images[i] for i in hold_out(torch.zeros(len(images)), fraction, seed)[1].tolist()}
     return [row for row in rows if row.image not in held_out], [row for row in rows if row.image in held_out]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from contrast.errors import InputError, one_line
+from contrast.errors import InputError, one_line, shown
 
 try:
     import pillow_heif
@@ -99,11 +99,6 @@ def highest(path: Path | BytesIO) -> int | None:
 def check_on_error(on_error: str) -> None:
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error must be raise or skip, not {on_error!r}")
-
-
-def shown(name: str | Path) -> str:
-    """A name of a file for people: bytes that are not UTF-8 appear as escapes, for no terminal takes them."""
-    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def _bands(

@@ -18,10 +18,10 @@ from typing_extensions import Unpack
 
 from contrast.data.images.decode import UnreadableImage, check_on_error, highest
 from contrast.data.images.image_set import ImageFiles, Images, Splits
-from contrast.data.images.listing import Passed, Split, first_few, listing, rows_below
+from contrast.data.images.listing import Passed, Split, listing, rows_below
 from contrast.data.images.names import Names
 from contrast.data.store import cache_folder, cached, digest, from_texts, to_texts
-from contrast.errors import InputError
+from contrast.errors import InputError, first_few
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
-        if self.channels < 1:
+        if not self.channels or self.channels < 1:
             raise InputError(f"images have at least 1 channel, not {self.channels}")
         if self.range is not None and (len(self.range) != 2 or not self.range[0] < self.range[1]):
             raise InputError(f"a range is two numbers, that of black and that of white, not {list(self.range)}")

@@ -12,10 +12,9 @@ from typing_extensions import Unpack
 
 from contrast.data.images.folder import Options, Reading, refuse_or_skip
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Splits
-from contrast.data.images.listing import first_few
-from contrast.data.images.subset import hold_out_test
-from contrast.data.text.tokenizer import Tokenizer, WordTokenizer, named_tokenizer
-from contrast.errors import InputError, one_line
+from contrast.data.images.subset import check_test_fraction, hold_out_test
+from contrast.data.text.tokenizer import Tokenizer, tokenizer_for
+from contrast.errors import InputError, first_few, named_errors, need
 from contrast.network import look_for_the_hub
 
 log = logging.getLogger(__name__)
@@ -72,30 +71,25 @@ def hugging_face(
     Raises InputError without the library, for a data set that cannot be had, for splits or columns that it lacks, and
     for rows without a caption, which on_error="skip" leaves out.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError("data=hf needs the library datasets: pip install 'contrast-learning[datasets]'") from error
+    need("datasets", "datasets", "data=hf")
+    import datasets
+
     reading = Reading(**options)
-    if not Path(name).expanduser().exists():
+    check_test_fraction(test_fraction)
+    local = Path(name).expanduser()
+    if not local.exists():
         look_for_the_hub()
-    try:
-        loaded = datasets.load_dataset(
-            str(Path(name).expanduser()) if Path(name).expanduser().exists() else name, config
-        )
-    except Exception as error:  # of the network, the file system, or the library's own
-        raise InputError(f"the data set {name} cannot be had: {one_line(error)}") from error
-    if train_split not in loaded:
-        raise InputError(f"{name} has no split {train_split}; its splits are {', '.join(loaded)}")
+    # the network, the file system and the library each raise errors of their own
+    with named_errors((Exception,), f"the data set {name} cannot be had"):
+        loaded = datasets.load_dataset(str(local) if local.exists() else name, config)
     test_name = test_split or next((each for each in ("test", "validation", "valid", "val") if each in loaded), None)
-    if test_name is not None and test_name not in loaded:
-        raise InputError(f"{name} has no split {test_name}; its splits are {', '.join(loaded)}")
+    for split in (train_split, test_name):
+        if split is not None and split not in loaded:
+            raise InputError(f"{name} has no split {split}; its splits are {', '.join(loaded)}")
     features = loaded[train_split].features
-    images = image_column or _first(features, datasets.Image) or ("image" if "image" in features else None)
-    if images not in features:
-        raise InputError(f"{name} has no column {images or 'of images'}; its columns are {', '.join(features)}")
+    images = image_column or _first(features, datasets.Image) or "image"
     labels = label_column or ("label" if "label" in features else _first(features, datasets.ClassLabel))
-    for column in (labels, caption_column):
+    for column in (images, labels, caption_column):
         if column is not None and column not in features:
             raise InputError(f"{name} has no column {column}; its columns are {', '.join(features)}")
 
@@ -109,9 +103,9 @@ def hugging_face(
         cells = [] if labels is None else table[labels]
         rows = [number.get(cell if known else str(cell), UNLABELLED) for cell in cells] or [UNLABELLED] * len(table)
         files = [file["filename"] for file in table.cache_files]
-        root = Path(files[0] if files else name) / str(images)  # two columns of a table are two sets of images
+        root = Path(files[0] if files else name) / images  # two columns of a table are two sets of images
         numbers = list(map(str, range(len(table))))
-        return TableImages(root, numbers, torch.tensor(rows), classes, table=table, column=str(images))
+        return TableImages(root, numbers, torch.tensor(rows), classes, table=table, column=images)
 
     train, test = listing(train_split), None if test_name is None else listing(test_name)
     if test is None and test_fraction > 0:
@@ -130,8 +124,7 @@ def hugging_face(
     words = None
     if caption_column is not None:
         train, texts = _captioned(train, caption_column, reading.on_error)
-        made = named_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-        words = WordTokenizer.fit(texts, min_count, max_words) if made is None else made
+        words = tokenizer_for(texts, tokenizer, min_count, max_words)
         train = replace(train, text=words.encode(texts, length))
         if test is not None:
             test, texts = _captioned(test, caption_column, reading.on_error)

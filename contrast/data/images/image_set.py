@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,11 +23,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from contrast.data.images.decode import UnreadableImage, check_on_error, decode, shown
+from contrast.candidates import as_ids
+from contrast.data.images.decode import UnreadableImage, check_on_error, decode
 from contrast.data.images.names import Names
 from contrast.data.text.tokenizer import PADDING, Tokenizer
-from contrast.errors import InputError
-from contrast.ids import as_ids
+from contrast.errors import InputError, shown
 
 log = logging.getLogger(__name__)
 
@@ -48,20 +49,16 @@ class Batch(NamedTuple):
     def part(self, rows: slice) -> Batch:
         return Batch(self.pixels[rows], self.labels[rows], self.index[rows], _at(self.text, rows))
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; the copy does not wait for pinned memory."""
-        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]
 
-
-class _Rows:
+class _Rows(ABC):
     """What Images and ImageFiles share: every row has a label and, in a data set with captions, a caption."""
 
     labels: Tensor
     classes: tuple[str, ...]
     text: Tensor | None
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     def _check(self) -> None:
         """Make labels and token ids int64. Raise InputError unless there is one for each image, in its range."""
@@ -87,8 +84,8 @@ class _Rows:
 class Images(_Rows):
     """A data set in memory.
 
-    Labels and token ids may be whole numbers of any type (`ids.as_ids`); they are kept as int64. Raises InputError
-    where shapes or types do not fit, or a label is the number of no class.
+    Labels and token ids may be whole numbers of any type (`candidates.as_ids`); they are kept as int64. Raises
+    InputError where shapes or types do not fit, or a label is the number of no class.
     """
 
     pixels: Tensor  # [N, C, H, W] uint8

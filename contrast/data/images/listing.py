@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import torch
 
-from contrast.data.images.decode import HEIF, UnreadableImage, pillow_heif, shown, suffixes
-from contrast.data.images.subset import hold_out_test
+from contrast.data.images.decode import HEIF, UnreadableImage, pillow_heif, suffixes
+from contrast.data.images.subset import check_test_fraction, hold_out_test
 from contrast.data.images.table import SUFFIXES as TABLES
 from contrast.data.images.table import column_names, pick, read_table
-from contrast.errors import InputError
+from contrast.errors import InputError, first_few, shown
 
 TRAIN, TEST, VAL, OTHER = "train", "test", "val", ""
 SPLITS = {
@@ -87,15 +87,12 @@ class Passed:
             notes.append("pip install 'contrast-learning[heif]' reads .heic")
         if self.hidden:
             notes.append(f"passed over {self.hidden} hidden files and folders")
-        for places, what in (
+        return notes + _noted(
             (self.empty, "folders hold no image"),
             (self.linked, "links lead to a folder around them or read before"),
             (self.unreadable, "folders cannot be read"),
             (self.missing, "files of the table do not exist"),
-        ):
-            if places:
-                notes.append(f"{len(places)} {what}: {first_few(places)}")
-        return notes
+        )
 
 
 def listing(
@@ -110,17 +107,12 @@ def listing(
 
     every_split  keep the images that neither training nor an evaluation uses
     """
-    if not 0 <= test_fraction < 1:
-        raise InputError(f"test_fraction must be in [0, 1), not {test_fraction}")
+    check_test_fraction(test_fraction)
     passed, rows = Passed(), list[Row]()
     for root in roots:
-        rows += (
-            _table(root, passed) if root.suffix.lower() in TABLES and not root.is_dir() else rows_below(root, passed)
-        )
-    lost = [f"{len(passed.unreadable)} folders cannot be read: {first_few(passed.unreadable)}"] * bool(
-        passed.unreadable
-    )
-    lost += [f"{len(passed.missing)} images are missing: {first_few(passed.missing)}"] * bool(passed.missing)
+        read = _table if root.suffix.lower() in TABLES and not root.is_dir() else rows_below
+        rows += read(root, passed)
+    lost = _noted((passed.unreadable, "folders cannot be read"), (passed.missing, "images are missing"))
     if lost and on_error == "raise":
         raise UnreadableImage(f"{' and '.join(lost)}; data.on_error=skip leaves them out")
     where = " and ".join(map(str, roots))
@@ -178,17 +170,13 @@ def _splits(rows: list[Row], where: str, labels: bool, test_fraction: float, see
     if classes and test:
         test = _labelled(test, number, where, notes)
     folders = f" of {len(classes)} classes" if classes else ", unlabelled"
-    held: list[Row] = []
+    share = ""
     if not test:
-        train, held = _held_out(train, number, test_fraction, seed)
-    notes.insert(1, f"{_count(train)}{folders} to train on")
-    if held:
-        share = f"{test_fraction:g} of each class, " if classes else ""
-        notes.insert(2, f"{_count(held)}, {share}held out of them to test on")
-    elif test:
-        notes.insert(2, f"{_count(test)} to test on")
-    chosen = held or test
-    return Listing(_split(train, number), _split(chosen, number) if chosen else None, classes, notes)
+        train, test = _held_out(train, number, test_fraction, seed)
+        share = f", {test_fraction:g} of each class, held out of them" if classes else ", held out of them"
+    to_test = [f"{_count(test)}{share} to test on"] if test else []
+    notes[1:1] = [f"{_count(train)}{folders} to train on", *to_test]
+    return Listing(_split(train, number), _split(test, number) if test else None, classes, notes)
 
 
 def _classes(train: list[Row], labels: bool, notes: list[str]) -> tuple[str, ...]:
@@ -318,7 +306,6 @@ def _count(rows: list[Row]) -> str:
     return f"{len(rows):,} image{'s' * (len(rows) != 1)}"
 
 
-def first_few(names: Sequence[str], most: int = 3) -> str:
-    """The first names and the number of the others: "a.png, b.png, c.png and 5 more"."""
-    rest = len(names) - most
-    return ", ".join(map(shown, names[:most])) + (f" and {rest} more" if rest > 0 else "")
+def _noted(*kinds: tuple[list[str], str]) -> list[str]:
+    """What is said of each list of places that is not empty."""
+    return [f"{len(places)} {what}: {first_few(places)}" for places, what in kinds if places]

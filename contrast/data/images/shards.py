@@ -29,13 +29,12 @@ from typing_extensions import Self, Unpack
 from contrast.data.images.decode import UnreachableImage
 from contrast.data.images.folder import Options, Reading, in_threads, refuse_or_skip
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Splits
-from contrast.data.images.listing import first_few
 from contrast.data.images.names import Names
-from contrast.data.images.subset import hold_out_test
+from contrast.data.images.subset import check_test_fraction, hold_out_test
 from contrast.data.images.tar_index import index_of, version_of
 from contrast.data.store import cache_folder, cached, digest, to_texts
-from contrast.data.text.tokenizer import Tokenizer, WordTokenizer, named_tokenizer
-from contrast.errors import InputError, one_line
+from contrast.data.text.tokenizer import Tokenizer, tokenizer_for
+from contrast.errors import InputError, first_few, one_line
 from contrast.network import without_secrets
 
 log = logging.getLogger(__name__)
@@ -51,9 +50,8 @@ class ShardImages(ImageFiles):
 
     urls: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()  # a digest for each tar, which changes if the tar does
-    places: np.ndarray = field(
-        default_factory=lambda: np.empty((0, 3), dtype=np.int64)
-    )  # [N, 3] tar, first byte, bytes
+    # [N, 3] tar, first byte, bytes
+    places: np.ndarray = field(default_factory=lambda: np.empty((0, 3), dtype=np.int64))
     unit: ClassVar[str] = "samples"
 
     @property
@@ -119,8 +117,7 @@ def webdataset(
     or a caption.
     """
     reading = Reading(**options)
-    if not 0 <= test_fraction < 1:
-        raise InputError(f"test_fraction must be in [0, 1), not {test_fraction}")
+    check_test_fraction(test_fraction)
     train, texts = _listed(expanded(urls), captions, reading)
     test, test_texts, held = None, list[str](), ""
     if test_urls is not None:
@@ -128,8 +125,9 @@ def webdataset(
         if both := [url for url, version in zip(test.urls, test.versions, strict=True) if version in train.versions]:
             raise InputError(f"urls and test_urls both name {first_few(both)}: no test image may be trained on")
         test = _with_classes_of(train, test)
-    elif test_fraction > 0:
-        fit, rows = _split(train.labels, test_fraction, seed, captions)
+    elif test_fraction > 0 and (captions or (train.labels >= 0).any()):
+        # with captions a part of all samples is held out, and otherwise of each class
+        fit, rows = hold_out_test(torch.zeros_like(train.labels) if captions else train.labels, test_fraction, seed)
         if len(rows):
             test_texts, texts = ([texts[row] for row in part.tolist()] if captions else [] for part in (rows, fit))
             train, test, held = train.select(fit), train.select(rows), f", {test_fraction:g} of them held out"
@@ -141,8 +139,7 @@ def webdataset(
     )  # fmt: skip
     words = None
     if captions:
-        made = named_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-        words = WordTokenizer.fit(texts, min_count, max_words) if made is None else made
+        words = tokenizer_for(texts, tokenizer, min_count, max_words)
         train = replace(train, text=words.encode(texts, length))
         test = None if test is None else replace(test, text=words.encode(test_texts, length))
     name = PurePosixPath(without_secrets(train.urls[0])).parent.name or "shards"
@@ -179,10 +176,8 @@ def _listed(urls: list[str], captions: bool, reading: Reading) -> tuple[ShardIma
         return cached(folder, f"shards/{digest(_FORMAT, versions[tar])}", lambda: index_of(urls[tar]))
 
     entries = in_threads(index, len(urls), "indexing shards", block=1, unit="tar")
-    problems = [
-        f"{url} ({text})" for url, entry in zip(urls, entries, strict=True) for text in to_texts(entry["problem"])
-    ]
-    if problems:
+    of_url = zip(urls, entries, strict=True)
+    if problems := [f"{url} ({text})" for url, entry in of_url for text in to_texts(entry["problem"])]:
         refuse_or_skip(f"{len(problems)} of {len(urls)} tars are damaged: {first_few(problems)}", reading.on_error)
     kept, places, labels, texts = list[np.ndarray](), list[np.ndarray](), list[np.ndarray](), list[str]()
     number: dict[str, int] = {}  # of each class, in the order in which they occur
@@ -237,12 +232,3 @@ def _with_classes_of(train: ShardImages, test: ShardImages) -> ShardImages:
         log.warning("%d classes are only in the test set and do not count: %s", len(unknown), first_few(unknown))
     new = torch.tensor([*(number.get(name, UNLABELLED) for name in test.classes), UNLABELLED])
     return replace(test, labels=new[test.labels], classes=train.classes)
-
-
-def _split(labels: Tensor, fraction: float, seed: int, captions: bool) -> tuple[Tensor, Tensor]:
-    """The rows to train on and those to test on: a part of each class or, with captions, of all."""
-    if not captions:
-        return hold_out_test(labels, fraction, seed) if (labels >= 0).any() else (torch.arange(len(labels)), labels[:0])
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
-    count = min(max(1, round(fraction * len(order))), len(order) - 1)
-    return order[count:].sort().values, order[:count].sort().values

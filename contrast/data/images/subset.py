@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contrast.candidates import as_ids
 from contrast.errors import InputError
-from contrast.ids import as_ids
 
 MOST_UNLABELLED = 5000  # images without labels that are held out to test on
 
@@ -63,6 +63,12 @@ def without_singles(labels: Tensor) -> Tensor:
     """The labels [N], -1 for the only image of a class: it can be held out from nothing."""
     counts = torch.bincount(labels[labels >= 0], minlength=1)
     return torch.where((labels >= 0) & (counts[labels.clamp(min=0)] < 2), -1, labels)
+
+
+def check_test_fraction(fraction: float) -> None:
+    """InputError for a share of the images to test on that is not in [0, 1)."""
+    if not 0 <= fraction < 1:
+        raise InputError(f"test_fraction must be in [0, 1), not {fraction}")
 
 
 def hold_out_test(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contrast.data.images.decode import suffixes
 from contrast.data.store import digest, from_texts
-from contrast.errors import InputError, one_line
+from contrast.errors import InputError, named_errors, one_line
 from contrast.network import without_secrets
 
 _CHECKSUMS = {"ETag", "Content-MD5", "Digest"}  # headers of HTTP
@@ -33,28 +33,26 @@ def version_of(url: str) -> str:
     """
     if not url.partition("?")[0].endswith(".tar"):
         raise InputError(f"{url} is no .tar; a compressed one cannot be read from any place on: unpack it first")
-    try:
+    with named_errors((Exception,), f"{url} cannot be had"):  # of the network or of the file system
         system, path = url_to_fs(url)
         facts = {key: str(value) for key, value in system.info(path).items()}
         if _CHECKSUMS.intersection(facts):
             facts = {key: value if key in _CHECKSUMS else without_secrets(value) for key, value in facts.items()}
         return digest(facts)
-    except Exception as error:  # of the network or of the file system
-        raise InputError(f"{url} cannot be had: {one_line(error)}") from error
 
 
 def index_of(url: str) -> dict[str, Tensor]:
     """Where the images of a tar are, and what its small files say: a row for each sample."""
     samples, problem = list[_Sample](), list[str]()
-    try:
+    with named_errors((Exception,), f"{url} cannot be read"):  # of the network or of the file system
         system, path = url_to_fs(url)
-        with system.open(path, "rb") as file:
-            _walk(file, samples)
-    except tarfile.TarError as error:
-        samples[-1:] = [each for each in samples[-1:] if sum(each.place) <= system.size(path)]  # or its image is cut
-        problem = [f"{one_line(error)}, after {len(samples)} samples"]
-    except Exception as error:  # of the network or of the file system
-        raise InputError(f"{url} cannot be read: {one_line(error)}") from error
+        try:
+            with system.open(path, "rb") as file:
+                _walk(file, samples)
+        except tarfile.TarError as error:
+            whole = [each for each in samples[-1:] if sum(each.place) <= system.size(path)]  # or its image is cut
+            samples[-1:] = whole
+            problem = [f"{one_line(error)}, after {len(samples)} samples"]
     return {
         "places": torch.tensor([each.place for each in samples], dtype=torch.int64).reshape(-1, 2),
         "keys": from_texts([each.key for each in samples]),

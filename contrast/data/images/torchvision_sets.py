@@ -1,9 +1,9 @@
 """The data sets of torchvision, as whole arrays; or the same data as a folder of images."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torchvision import datasets
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 class _Source(NamedTuple):
     name: str
-    dataset: Callable[..., Any]
+    dataset: type[datasets.VisionDataset]
     path: str  # of torchvision's files, below the root
     classes: tuple[str, ...] = ()  # none: those that torchvision has
     channels: int = 3

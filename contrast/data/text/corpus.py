@@ -126,6 +126,8 @@ def corpus(
     ):
         if value not in known:
             raise InputError(f"one of {', '.join(known)} is wanted, not '{value}'")
+    if max_distinct is not None and max_distinct < 1:
+        raise InputError(f"max_distinct must be at least 1, not {max_distinct}")
     if not 0 <= held_out < 1:
         raise InputError(f"the share of lines held out must be in [0, 1), not {held_out}")
     rules = Rules(phrases, phrase_min_count, phrase_threshold)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
@@ -63,22 +63,11 @@ def encode(splitter: Splitter, block: Block) -> Encoded:
         text = block.data.decode(errors="replace")
         lines = enumerate(block.data.split(b"\n"))
         broken = [number for number, line in lines if line.decode(errors="replace").encode() != line]
-    number: dict[str, int] = _Numbers()
+    number = defaultdict[str, int](count().__next__)  # of each word, in the order in which they come
     words = splitter.split(text)
     ids = np.fromiter(map(number.__getitem__, words), np.int32, len(words))
     kept = [word if word in ("\n", END) else splitter.finish(word) for word in number]
     return Encoded(kept, ids, np.bincount(ids, minlength=len(kept)), broken, text.count("\n"), block.open)
-
-
-class _Numbers(dict[str, int]):
-    """A number for each key, in the order in which they are first looked up."""
-
-    def __init__(self) -> None:
-        self.next = count().__next__
-
-    def __missing__(self, word: str) -> int:
-        number = self[word] = self.next()
-        return number
 
 
 def encoded(splitter: Splitter, blocks: Iterable[Block], size: int, workers: int | None) -> Iterator[Encoded]:
@@ -128,7 +117,8 @@ def write_ids(parts: Iterable[Encoded], file: IO[bytes], max_distinct: int | Non
     max_distinct  if there are more distinct words, those seen once so far are forgotten, the next time those seen
                   twice, and so on (word2vec's ReduceVocab); None: as many as fit in memory, or an InputError
     """
-    number, counts = _Numbers(), np.zeros(1 << 16, np.int64)
+    numbers, counts = count(), np.zeros(1 << 16, np.int64)
+    number = defaultdict[str, int](numbers.__next__)
     special = {"\n": LINE, END: FILE, "": NO_WORD}
     broken = lines = forgotten = 0
     was_open = was_broken = False
@@ -151,7 +141,7 @@ def write_ids(parts: Iterable[Encoded], file: IO[bytes], max_distinct: int | Non
                 f"{len(number):,} distinct words so far fill the memory: data.max_distinct={len(number) // 2} forgets "
                 "the rarest on the way"
             )
-    words = [""] * number.next()
+    words = [""] * next(numbers)
     for word, i in number.items():
         words[i] = word
     return Words(words, counts[: len(words)], broken, lines, forgotten)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import IO
 
-from contrast.errors import InputError, named_errors
+from contrast.errors import InputError, named_errors, need
 
-RECORDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 def records(
@@ -70,10 +70,9 @@ def checked(place: str, column: str | None, columns: list[str]) -> str:
 
 
 def _parquet(place: str, stream: IO[bytes], column: str | None) -> Iterator[str]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise InputError(f"{place} needs pyarrow: pip install 'contrast-learning[parquet]'") from error
+    need("pyarrow", "parquet", place)
+    from pyarrow import ArrowException, parquet
+
     with named_errors((ArrowException, OSError), f"{place} cannot be read"):
         file = parquet.ParquetFile(stream)
         for batch in file.iter_batches(columns=[checked(place, column, file.schema_arrow.names)]):

@@ -89,6 +89,8 @@ class ByLine(Splitter):
         return words
 
     def finish(self, word: str) -> str:
+        if not isinstance(word, str):
+            raise InputError(f"the tokenizer gives {word!r}, which is no string")
         if word.split() != [word]:
             raise InputError(
                 f"the tokenizer gives the word {word!r}: no file of word vectors holds a word with a space"

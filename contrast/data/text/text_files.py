@@ -29,22 +29,20 @@ from tqdm import tqdm
 from contrast.atomic import replacing
 from contrast.data.store import digest
 from contrast.data.text.records import RECORDS, records
-from contrast.errors import InputError, named_errors
+from contrast.errors import InputError, named_errors, need
 
 BLOCK = 1 << 20  # bytes read at a time, after decompression
 END = b"\x1c"  # of a file or a record: ASCII's file separator
 STDIN = "-"
-_PLAIN = bytes(32 if byte in (0, END[0]) else byte for byte in range(256))
 _MAX_WORD = 16 * BLOCK  # bytes; a longer word is cut
 _MAX_LINE = 64 * BLOCK  # bytes of a first line that may be JSON
 _SETTLED = 2.0  # seconds after which a change of a file shows in its time of change
 
 
 def _zstd(file: IO[bytes]) -> IO[bytes]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise InputError("files of .zst need zstandard: pip install 'contrast-learning[zstd]'") from error
+    need("zstandard", "zstd", "a file of .zst")
+    import zstandard
+
     return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))  # for lines
 
 
@@ -125,9 +123,9 @@ class Texts:
         if read[:1] == b"{" and b"\n" not in read:
             read += stream.readline(_MAX_LINE)  # whether it is JSON shows in the whole line only
         if suffix in RECORDS or (read[:1] == b"{" and _is_object(read)):
-            yield from self._joined(
-                records(place, suffix, read, stream, self.column, self.skipped if self.skip else None), size
-            )
+            skipped = self.skipped if self.skip else None
+            texts = records(place, suffix, read, stream, self.column, skipped)
+            yield from self._joined(self._without_nul(place, texts), size)
             return
         rest, at, is_first, is_open, in_nul = b"", 0, True, False, False
         while True:
@@ -137,10 +135,8 @@ class Texts:
             data = rest + (read.removeprefix(b"\xef\xbb\xbf") if is_first else read)
             if in_nul or b"\0" in read:
                 data = b"\0" * in_nul + data
-                in_nul, is_in_open = (
-                    b"\0" in data[data.rfind(b"\n") + 1 :],
-                    is_open and b"\0" in data.partition(b"\n")[0],
-                )
+                in_nul = b"\0" in data[data.rfind(b"\n") + 1 :]
+                is_in_open = is_open and b"\0" in data.partition(b"\n")[0]
                 data = b"\n" * is_in_open + re.sub(rb"[^\n]*\0[^\n]*\n?", b"", data)
             at, is_first = at + len(read), False
             if not following:
@@ -152,12 +148,24 @@ class Texts:
                 yield Block(data[:end].replace(END, b" "), is_open)
             rest, read = data[end:], following
 
+    def _without_nul(self, place: str, texts: Iterator[str]) -> Iterator[str]:
+        """The texts of records without NUL bytes; those with them are noted, or an InputError."""
+        for number, text in enumerate(texts, start=1):
+            if "\0" not in text:
+                yield text
+            elif self.skip:
+                self.skipped.append(f"{place}, record {number:,}, which holds NUL bytes")
+            else:
+                raise InputError(
+                    f"{place} holds NUL bytes (record {number:,}); data.on_error=skip leaves such records out"
+                )
+
     def _joined(self, texts: Iterator[str], size: int) -> Iterator[Block]:
         """Blocks of many records; those before an error come before it."""
         joined = bytearray()
         try:
             for text in texts:
-                joined += text.encode(errors="replace").translate(_PLAIN) + END
+                joined += text.encode(errors="replace").replace(END, b" ") + END
                 if len(joined) >= size:
                     yield Block(bytes(joined), False)
                     joined.clear()
@@ -198,9 +206,9 @@ def text_files(path: Text | Sequence[Text]) -> list[Path]:
     Hidden files and folders (.name) of a folder are passed over. Raises InputError for a path that does not exist,
     and for a folder or a list with no file in it.
     """
+    if not path:
+        raise InputError("a corpus of no files: the path, or the list of paths, is empty")
     if not isinstance(path, str | os.PathLike):
-        if not path:
-            raise InputError("a corpus of no files: the list of paths is empty")
         return [file for part in path for file in text_files(part)]
     root = Path(path).expanduser()
     if root.is_file():

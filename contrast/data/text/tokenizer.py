@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from uuid import uuid4
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from contrast.data.store import digest
 from contrast.data.text.split import ByLine, Splitter, tokens
-from contrast.errors import InputError, named_errors
+from contrast.errors import InputError, named_errors, need
 from contrast.network import look_for_the_hub
 
 if TYPE_CHECKING:
@@ -62,6 +62,15 @@ def named_tokenizer(name: str) -> Tokenizer:
     """open_clip:NAME of a model of open_clip; else a tokenizer of transformers by name or folder."""
     kind, _, model = name.partition(":")
     return OpenClipTokenizer(model) if kind == "open_clip" else HFTokenizer(name)
+
+
+def tokenizer_for(
+    texts: Sequence[str], tokenizer: Tokenizer | str | None, min_count: int, max_words: int | None
+) -> Tokenizer:
+    """`tokenizer`, or that of its name; None: the words of the texts, as `WordTokenizer.fit` chooses them."""
+    if tokenizer is None:
+        return WordTokenizer.fit(texts, min_count, max_words)
+    return named_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
 
 def splitter(
@@ -197,11 +206,9 @@ class HFTokenizer:
     """
 
     def __init__(self, name: str) -> None:
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            install = "transformers: pip install 'contrast-learning[transformers]'"
-            raise InputError(f"the tokenizer '{name}' needs {install}") from error
+        need("transformers", "transformers", f"the tokenizer '{name}'")
+        from transformers import AutoTokenizer
+
         self.name = name
         if not Path(name).exists():
             look_for_the_hub()
@@ -244,22 +251,21 @@ class HFTokenizer:
 
 
 class OpenClipTokenizer:
-    """The tokenizer of a model of open_clip by name: `pip install 'contrast-learning[open_clip]'`.
+    """The tokenizer of a model of open_clip by name: `pip install 'contrast-learning[open-clip]'`.
 
     Ids are open_clip's own, for `open_clip_text`. Most of its tokenizers pad with 0 behind the end of a text.
     Raises InputError without open_clip, or if it has no such model.
     """
 
     def __init__(self, name: str) -> None:
-        try:
-            import open_clip
-        except ImportError as error:
-            raise InputError(f"open_clip:{name} needs open_clip: pip install 'contrast-learning[open_clip]'") from error
+        need("open_clip", "open-clip", f"open_clip:{name}")
+        import open_clip
+
         if name not in open_clip.list_models():
             raise InputError(f"open_clip has no model '{name}': names are like ViT-B-32")
         self.name = name
         with named_errors((Exception,), f"open_clip has no tokenizer for '{name}'"):
-            self._tokenizer: Any = open_clip.get_tokenizer(name)
+            self._tokenizer = open_clip.get_tokenizer(name)
 
     @property
     def size(self) -> int:

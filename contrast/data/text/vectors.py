@@ -13,9 +13,11 @@ Each may be compressed: .txt.gz, .vec.gz, .bin.gz, .safetensors.gz.
 import gzip
 import mmap
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Literal, cast
 
@@ -32,6 +34,7 @@ from contrast.errors import InputError, named_errors
 
 TEXT, BINARY, SAFE, PACKED = (".txt", ".vec"), (".bin",), (".safetensors",), ".gz"
 _FASTTEXT = b"\xba\x16\x4f\x2f"  # a model of fastText begins so
+_LONGEST = 1 << 24  # characters of a line of text
 _MOST_PACKED = 100  # times as many bytes as a compressed file has; vectors have hardly more than it
 
 
@@ -83,7 +86,7 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     suffix = file_format(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
-    kinds = (SafetensorError, OSError, ValueError, TypeError, RuntimeError)
+    kinds = (SafetensorError, OSError, EOFError, zlib.error, ValueError, TypeError, RuntimeError)
     with named_errors(kinds, f"{path} holds no word vectors"):
         if suffix in SAFE:
             tensors = load(bytes(_bytes(path))) if path.suffix == PACKED else load_file(path)
@@ -153,8 +156,16 @@ def _read_text(path: Path) -> tuple[list[str], Tensor]:
     words, rows = [], []
     size, width = None, None  # unless the first line says them
     with _open(path, "rb") as binary, TextIOWrapper(binary, encoding="utf-8", errors="replace", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
+        most = _MOST_PACKED * path.stat().st_size  # characters
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST), ""), start=1):
+            most -= len(line)
+            if len(line) == _LONGEST or (path.suffix == PACKED and most < 0):
+                raise ValueError(f"line {number} is too long, or the file grows too much when it is decompressed")
             word, *numbers = line.rstrip().split(" ")
+            if number == 1 and len(numbers) > 1:  # without the line "V D": the numbers at its end are D
+                width = sum(1 for _ in takewhile(_is_number, reversed(numbers)))
+                if not width:
+                    raise ValueError("its first line does not end with a number")
             if size is None and width is not None and len(numbers) > width:  # GloVe has words such as ". . ."
                 word, numbers = " ".join([word, *numbers[:-width]]), numbers[-width:]
             if number == 1 and len(numbers) == 1:
@@ -169,6 +180,14 @@ def _read_text(path: Path) -> tuple[list[str], Tensor]:
     if not rows or size not in (None, len(rows)):
         raise ValueError(f"it has {len(rows)} words" + (f", not {size}" if rows else ""))
     return words, torch.from_numpy(np.stack(rows))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_binary(path: Path) -> tuple[list[str], Tensor]:

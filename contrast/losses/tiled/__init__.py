@@ -1,1 +1,1 @@
-"""Sums over scores that are never held as a whole: on a CPU, in Triton, across ranks."""
+"""Sums over scores without the whole matrix in memory: on a CPU, in Triton, across ranks."""

@@ -1,4 +1,4 @@
-"""Sums over the negatives of every query, tile by tile in torch: the matrix of scores is never held as a whole.
+"""Sums over the negatives of every query, tile by tile in torch: the whole matrix of scores is never in memory.
 
 B queries, C candidates, P positives of each query's own, D dimensions, M listed positive pairs. A score is
 scale * similarity(query, candidate) + offset(candidate).
@@ -15,25 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contrast.candidates import Candidates
-from contrast.distributed import gather
 from contrast.errors import InputError
 from contrast.losses.plan import PairLists, Scoring, Tiles
-from contrast.losses.similarity import LOWEST_LOG_Q, with_margin
-from contrast.losses.tiled.gradients import (
-    LOG2_E,
-    Options,
-    add_pair_gradients,
-    differentiable,
-    gradients,
-    of_loss,
-    of_lse,
-    of_softplus,
-    pieces,
-    through_unit,
-)
+from contrast.losses.similarity import with_margin
+from contrast.losses.tiled.gradients import LOG2_E, Options, Saved, differentiable, input_gradients, pieces
 from contrast.losses.tiled.online import online_lse
 
-MAX_KEPT = 2**22  # scores of which the backward pass finds the exponentials again: 16 MiB in float32
+MAX_KEPT = 2**22  # up to so many scores, their exponentials are kept for the backward pass: 16 MiB in float32
 MAX_SPREAD = 120.0  # exp of half of it, and a sum of many such, are normal float32 numbers, and so are their inverses
 
 
@@ -42,7 +30,7 @@ class Sums(NamedTuple):
 
     negatives     [B], log-sum-exp of the negatives' scores (the dtype's lowest number where there are none), or the sum
                   of their softplus
-    columns       [C], the same for every candidate, or None
+    columns       [C], the same sum over the queries for every candidate, or None
     similarities  [M], of the listed positives
     own           [B, P], similarities of each query's own positives, or None
     listed        [M], scores of the listed positives; own_scores [B, P], those of each query's own, or None
@@ -67,16 +55,16 @@ def list_sums(
     columns: bool = False,
     loss: bool = False,
 ) -> Sums:
-    """The sums of `factor` times the scores, plus the bias; around a ring those over the candidates of all ranks."""
+    """The `Sums` of `factor` times the scores, plus the bias; around a ring, over the candidates of all ranks."""
     vectors, scale = candidates.vectors, factor / scoring.temperature
     if query.shape[-1] != vectors.shape[-1]:
         raise InputError(f"queries have {query.shape[-1]} dimensions, candidates {vectors.shape[-1]}")
     if lists.ring is not None:
-        sums = Sums(*lists.ring.sums(query, vectors, scoring.cosine, scale, bias, logistic))
+        sums = Sums(*lists.ring(query, vectors, scoring.cosine, scale, bias, logistic))
         return _with_scores(sums, query, candidates, scoring, lists)
     offset = bias if bias is None else bias.expand(len(vectors))
     if scoring.correction and candidates.log_q is not None:
-        log_q = factor * candidates.log_q.clamp(min=LOWEST_LOG_Q)
+        log_q = factor * candidates.log_q
         offset = -log_q if offset is None else offset - log_q
     if lists.absent is not None:
         offset = scale.new_zeros(len(vectors)) if offset is None else offset
@@ -89,20 +77,18 @@ def list_sums(
 
 
 def _with_scores(sums: Sums, query: Tensor, candidates: Candidates, scoring: Scoring, lists: PairLists) -> Sums:
-    listed, own = sums.similarities, sums.own
-    row, column = lists.positive
-    if scoring.margin is not None:
-        pairs = (query, query) if scoring.cosine else (query[row], candidates.vectors[column])  # for their lengths
-        listed = with_margin(scoring.margin, scoring.cosine, listed, *pairs)
-        if own is not None and candidates.positives is not None:
-            own = with_margin(scoring.margin, scoring.cosine, own, query[:, None], candidates.positives)
-    listed = listed / scoring.temperature
-    if scoring.correction and candidates.log_q is not None:
-        listed = listed - candidates.log_q.clamp(min=LOWEST_LOG_Q)[column]
-    if own is not None:
-        own = own / scoring.temperature
-        if scoring.correction and candidates.positives_log_q is not None:
-            own = own - candidates.positives_log_q.clamp(min=LOWEST_LOG_Q)
+    def scores(values: Tensor, query: Tensor, vectors: Tensor, log_q: Tensor | None) -> Tensor:
+        if scoring.margin is not None:
+            values = with_margin(scoring.margin, scoring.cosine, values, query, vectors)
+        values = values / scoring.temperature
+        return values - log_q if scoring.correction and log_q is not None else values
+
+    (row, column), vectors, log_q, own = lists.positive, candidates.vectors, candidates.log_q, sums.own
+    dots = scoring.margin is not None and not scoring.cosine  # then the margin needs the lengths of each pair's vectors
+    pairs = (query[row], vectors[column]) if dots else (query, vectors)
+    listed = scores(sums.similarities, *pairs, None if log_q is None else log_q[column])
+    if own is not None and candidates.positives is not None:
+        own = scores(own, query[:, None], candidates.positives, candidates.positives_log_q)
     return sums._replace(listed=listed, own_scores=own)
 
 
@@ -155,92 +141,40 @@ class NegativeSums(torch.autograd.Function):
         if positives is not None:
             p, p_norm = _unit(positives, dtype, cosine)
             own = (p * q[:, None]).sum(dim=2)  # [B, P, D] x [B, 1, D] -> [B, P]
-        ctx.save_for_backward(
-            query,
-            vectors,
-            positives,
-            scale,
-            offset,
-            q,
-            q_norm,
-            v,
-            v_norm,
-            p,
-            p_norm,
-            lse,
-            column_lse,
-            similarities,
-            *(kept or []),
+        saved = Saved(
+            query, vectors, positives, scale, offset, q, q_norm, v, v_norm, p, p_norm, lse, column_lse, similarities
         )
+        ctx.save_for_backward(*saved, *(kept or []))
         ctx.has_kept, ctx.shift, ctx.factor, ctx.options = kept is not None, shift, factor, options
         ctx.set_materialize_grads(False)
         return negatives, columns, similarities, own
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        query, vectors, positives, scale, offset, q, q_norm, v, v_norm, p, p_norm, lse, column_lse, sims, *kept = (
-            ctx.saved_tensors
-        )
-        options, shift, factor, upper = ctx.options, ctx.shift, ctx.factor, vectors is None
+        fields = len(Saved._fields)
+        saved, kept = Saved(*ctx.saved_tensors[:fields]), ctx.saved_tensors[fields:]
+        options, shift, upper = ctx.options, ctx.shift, saved.vectors is None
         if torch.is_grad_enabled():  # create_graph=True: the gradients will be differentiated again
-            return differentiable(options, (query, vectors, positives, scale, offset), grads)
-        grad, column_grad, of_similarities, of_own = grads
-        grad = q.new_zeros(len(q)) if grad is None else grad
-        if options.loss:
-            grad, column_grad, of_positive = of_loss(grad, column_grad, lse, column_lse, sims * factor)
-            of_similarities = of_positive * factor
-        if options.logistic:
-            moved, slope = moved_offset(offset, None, 1.0, q.dtype), of_softplus(grad)
-        else:
-            moved = moved_offset(offset, shift, LOG2_E, q.dtype)
-            if options.ranked:
-                column_grad, column_lse = gather(grad), gather(lse)
-            elif upper:
-                column_grad, column_lse = grad, lse
-            slope = of_lse(grad, lse, column_grad, column_lse, shift, kept=ctx.has_kept)
-        tiles, wanted = options.lists.tiles, (ctx.needs_input_grad[1] and not options.ranked, ctx.needs_input_grad[4])
+            return *differentiable(options, saved[:5], grads), None
+        tiles = options.lists.tiles
         parts: Iterable[tuple[slice, slice, Tensor]]
         if ctx.has_kept:
             computed = [part for part in tiles.parts if not upper or part[1].start >= part[0].start]
             parts = ((rows, columns, tile) for (rows, columns, _), tile in zip(computed, kept, strict=True))
         else:
-            scaled = q * (factor if options.logistic else factor * LOG2_E)
-            parts = tile_scores(scaled, v, moved, tiles, upper)
-        of_q, of_v, of_offset = gradients(parts, q, v, slope, wanted, upper)
-        of_scale = None
-        if ctx.needs_input_grad[3]:
-            along = (of_q * q).sum()  # sum of slopes times similarities; of both roles that is twice as much
-            of_scale = along / 2 if upper or options.ranked else along
-            of_scale = (of_scale + (of_positive * sims).sum() if options.loss else of_scale).to(scale.dtype)
-        of_q *= factor
-        if of_v is not None:
-            of_v *= factor
-        elif ctx.needs_input_grad[1]:
-            of_v = torch.zeros_like(v)  # of the positives alone
-        if of_similarities is not None:
-            add_pair_gradients(of_similarities, q, v, options.lists, of_q, of_q if upper else of_v)
-        of_positives = None
-        if of_own is not None:
-            of_q += (of_own[:, :, None] * p).sum(dim=1)  # [B, P, 1] x [B, P, D] -> [B, D]
-            if ctx.needs_input_grad[2]:
-                of_positives = through_unit(of_own[:, :, None] * q[:, None], p, p_norm).to(positives.dtype)
-        return (
-            through_unit(of_q, q, q_norm).to(query.dtype),
-            None if of_v is None else through_unit(of_v, v, v_norm).to(vectors.dtype),
-            of_positives,
-            of_scale,
-            None if of_offset is None else of_offset.to(offset.dtype),
-            None,
-        )
+            unit = 1.0 if options.logistic else LOG2_E
+            moved = moved_offset(saved.offset, shift, unit, saved.q.dtype)
+            parts = tile_scores(saved.q * (ctx.factor * unit), saved.v, moved, tiles, upper)
+        needed = ctx.needs_input_grad
+        return *input_gradients(parts, saved, grads, options, needed, ctx.factor, shift, ctx.has_kept), None
 
 
 def tile_scores(
     query: Tensor, vectors: Tensor, offset: Tensor | None, tiles: Tiles, upper: bool = False, reuse: bool = True
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, query . vector + offset) of one tile after another; what is excluded is -inf.
+    """(rows, columns, query . vector + offset) of one tile after another; excluded pairs have the score -inf.
 
-    upper  only the tiles on and above the diagonal, which are square
-    reuse  the scores of a tile are overwritten by those of the next
+    upper  only the (square) tiles on and above the diagonal; reuse  each tile's scores overwrite those of the last
     """
     buffer = query.new_empty(tiles.rows * tiles.columns) if reuse else None
     for rows, columns, excluded in tiles.parts:
@@ -249,7 +183,7 @@ def tile_scores(
         shape = rows.stop - rows.start, columns.stop - columns.start
         scores = query.new_empty(shape) if buffer is None else buffer[: shape[0] * shape[1]].view(shape)
         q, v = (query, vectors) if tiles.single else (query[rows], vectors[columns])
-        torch.mm(q, v.T, out=scores)  # [b, D] x [c, D] -> [b, c]; autocast spares `out`
+        torch.mm(q, v.T, out=scores)  # [b, D] x [c, D] -> [b, c]; with `out` autocast does not apply
         if offset is not None:
             scores += offset[columns]
         if excluded is not None:
@@ -269,7 +203,8 @@ def row_sums(
 ) -> Tensor:
     """Sum over the columns of value(scores), [B]. `value` may overwrite the scores.
 
-    column_sums  [C], to which the sums over the rows are added; kept: to which the values of each tile are appended
+    column_sums  [C], to which the sums over the rows are added
+    kept         a list to which the values of each tile are appended
     """
     total = None if tiles.single else query.new_zeros(tiles.queries)
     for rows, columns, scores in tile_scores(query, vectors, offset, tiles, upper, reuse=kept is None):
@@ -325,7 +260,7 @@ def softplus(scores: Tensor) -> Tensor:
 
 
 def pair_products(query: Tensor, vectors: Tensor, lists: PairLists) -> Tensor:
-    """q_row . v_column of every listed positive pair, [M], without ever holding [M, D]."""
+    """q_row . v_column of every listed positive pair, [M], without a tensor [M, D]."""
     row, column = lists.positive
     if lists.one_positive:
         return (query * vectors.index_select(0, column)).sum(dim=1)  # [B, D] -> [B]
@@ -336,7 +271,7 @@ def pair_products(query: Tensor, vectors: Tensor, lists: PairLists) -> Tensor:
 
 
 def moved_offset(offset: Tensor | None, shift: float | None, factor: float, dtype: torch.dtype) -> Tensor | None:
-    """(offset - shift) * factor: a common shift is subtracted here. Without an offset it is 0."""
+    """(offset - shift) * factor, which subtracts a common shift from the scores. Without an offset the shift is 0."""
     return None if offset is None else (offset.detach().to(dtype) - (shift or 0.0)) * factor
 
 

@@ -1,4 +1,4 @@
-"""The losses by fused Triton kernels on a GPU, where these can score the candidates.
+"""The losses by fused Triton kernels on a GPU, for candidates that the kernels can score (`triton.can_run`).
 
 B queries, C candidates.
 """
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from contrast.candidates import Candidates
 from contrast.losses.plan import Scoring
-from contrast.losses.similarity import LOWEST_LOG_Q
 from contrast.losses.tiled.triton import KernelArgs, LogisticSums, SoftmaxStatistics
 
 
@@ -39,6 +38,6 @@ def _arguments(query: Tensor, candidates: Candidates, scoring: Scoring) -> Kerne
         dtype = torch.promote_types(query.dtype, vectors.dtype)
         query, vectors = query.to(dtype), vectors.to(dtype)
     if scoring.correction and candidates.log_q is not None:
-        offset = -candidates.log_q.clamp(min=LOWEST_LOG_Q).float()
+        offset = -candidates.log_q.float()
     scale = 1 / scoring.temperature.to(query.device, torch.float32)
     return KernelArgs(query, vectors, scale, offset, scoring.cosine, candidates)

@@ -1,4 +1,4 @@
-"""The backward pass of the tiled sums: slopes of the scores, and what they send back to queries and candidates.
+"""The backward pass of the tiled sums: slopes d loss / d score, and from them the gradients of queries and candidates.
 
 B queries, C candidates, P positives of each query's own, D dimensions, M listed positive pairs.
 """
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contrast.distributed import gather
 from contrast.errors import InputError
 from contrast.losses.plan import PairLists
 from contrast.losses.similarity import similarity
@@ -29,7 +30,7 @@ class Options(NamedTuple):
     ranked    the vectors are the queries of all ranks: each rank computes its own rows, and the gradient of both roles
     columns   the log-sum-exp over the queries of every candidate, too: the second direction of CLIP
     loss      every query has one listed positive, with the score s: softplus(log-sum-exp - s) takes the place of the
-              log-sum-exp, and of that of the columns. One node of the graph in place of four
+              log-sum-exp, and of that of the columns. The graph then has one node instead of four
     """
 
     lists: PairLists
@@ -38,6 +39,79 @@ class Options(NamedTuple):
     ranked: bool = False
     columns: bool = False
     loss: bool = False
+
+
+class Saved(NamedTuple):
+    """What the forward pass of `NegativeSums` keeps for the backward pass: its inputs, and what it made of them."""
+
+    query: Tensor  # [B, D]
+    vectors: Tensor | None  # [C, D]; None: the queries are the candidates
+    positives: Tensor | None  # [B, P, D]
+    scale: Tensor  # []
+    offset: Tensor | None  # [C]
+    q: Tensor  # the queries, divided by their lengths where similarities are cosines; v and p likewise
+    q_norm: Tensor | None  # [B, 1], their lengths
+    v: Tensor
+    v_norm: Tensor | None
+    p: Tensor | None
+    p_norm: Tensor | None
+    lse: Tensor  # [B], sums of the negatives
+    column_lse: Tensor | None  # [C]
+    similarities: Tensor  # [M]
+
+
+def input_gradients(
+    parts: Iterable[tuple[slice, slice, Tensor]],
+    saved: Saved,
+    grads: tuple[Tensor | None, ...],
+    options: Options,
+    needed: tuple[bool, ...],
+    factor: float,
+    shift: float | None,
+    kept: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the five inputs, from those of the outputs; only if `needed`, but that of the queries always.
+
+    Their dtype is that of the sums: autograd returns them in the dtypes of the inputs.
+
+    parts   (rows, columns, tile) of all tiles: scores or, if `kept`, their exponentials
+    factor  the scale as a number; shift: what was subtracted from all scores, or None
+    """
+    q, v, p, sims, upper = saved.q, saved.v, saved.p, saved.similarities, saved.vectors is None
+    lse, column_lse = saved.lse, saved.column_lse
+    grad, column_grad, of_similarities, of_own = grads
+    grad = q.new_zeros(len(q)) if grad is None else grad
+    if options.loss:
+        grad, column_grad, of_positive = of_loss(grad, column_grad, lse, column_lse, sims * factor)
+        of_similarities = of_positive * factor
+    if options.logistic:
+        slope = of_softplus(grad)
+    else:
+        if options.ranked:
+            column_grad, column_lse = gather(grad), gather(lse)
+        elif upper:
+            column_grad, column_lse = grad, lse
+        slope = of_lse(grad, lse, column_grad, column_lse, shift, kept)
+    of_q, of_v, of_offset = gradients(parts, q, v, slope, (needed[1] and not options.ranked, needed[4]), upper)
+    of_scale = None
+    if needed[3]:
+        along = (of_q * q).sum()  # sum of slopes times similarities, twice where of_q holds both roles' gradients
+        of_scale = along / 2 if upper or options.ranked else along
+        of_scale = of_scale + (of_positive * sims).sum() if options.loss else of_scale
+    of_q *= factor
+    if of_v is not None:
+        of_v *= factor
+    elif needed[1]:
+        of_v = torch.zeros_like(v)  # only the listed positives contribute to it
+    if of_similarities is not None:
+        add_pair_gradients(of_similarities, q, v, options.lists, of_q, of_q if upper else of_v)
+    of_positives = None
+    if of_own is not None and p is not None:
+        of_q += (of_own[:, :, None] * p).sum(dim=1)  # [B, P, 1] x [B, P, D] -> [B, D]
+        if needed[2]:
+            of_positives = through_unit(of_own[:, :, None] * q[:, None], p, saved.p_norm)
+    of_vectors = None if of_v is None else through_unit(of_v, v, saved.v_norm)
+    return through_unit(of_q, q, saved.q_norm), of_vectors, of_positives, of_scale, of_offset
 
 
 def gradients(
@@ -51,8 +125,8 @@ def gradients(
     """Sums of slope times vector for every query, of slope times query for every vector, and of slopes for the offset.
 
     parts   (rows, columns, tile) of all tiles, in the form that `slope` takes
-    wanted  whether the second and the third are
-    upper   queries and vectors are the same, and the slope symmetric: the first sum is that of both roles
+    wanted  whether the second and the third sum are computed; else they are None
+    upper   queries and vectors are the same, and the slope is symmetric: the first sum is that of both roles
     """
     of_query = torch.zeros_like(query)
     of_vectors = torch.zeros_like(vectors) if wanted[0] and not upper else None
@@ -95,11 +169,13 @@ def of_lse(
 ) -> Slope:
     """g_i exp(s_ij - lse_i), plus h_j exp(s_ij - m_j) where the columns have a gradient h and a log-sum-exp m.
 
-    Scores are in units of log 2. With a common shift, which they are already less, one exponential does for both:
-    exp(s_ij - shift) (a_i + b_j). kept: the tiles hold that exponential already.
+    Scores are in units of log 2. With a common shift, which is already subtracted from them, one exponential serves
+    both terms: exp(s_ij - shift) (a_i + b_j).
+
+    kept  the tiles hold that exponential already
     """
     if shift is None:
-        lowest = torch.finfo(lse.dtype).min  # what a query without negatives has: times log2(e) it would be -inf
+        lowest = torch.finfo(lse.dtype).min  # the lse of a query without negatives: times log2(e) it would be -inf
         row_lse = (lse * LOG2_E).clamp(min=lowest)
         of_columns = None if column_lse is None else (column_lse * LOG2_E).clamp(min=lowest)
 
@@ -151,7 +227,7 @@ def pieces(pairs: int) -> Iterator[slice]:
 
 
 def through_unit(grad: Tensor, unit_vectors: Tensor, length: Tensor | None) -> Tensor:
-    """From the gradient of unit vectors [..., D] that of the vectors: at a right angle to them, over their length."""
+    """The gradient of vectors [..., D] from that of their unit vectors: at a right angle to them, over their length."""
     if length is None:
         return grad
     along = (grad * unit_vectors).sum(dim=-1, keepdim=True)
@@ -164,13 +240,13 @@ def differentiable(
     """The same gradients by autograd, from the whole matrix: these can be differentiated again."""
     if options.ranked:
         raise InputError("the gathered tiles have no second derivative: tiled=false computes it from the whole matrix")
-    # aliases, because queries and vectors may be one tensor, of which each has a gradient of its own here
+    # aliases: queries and vectors may be one tensor, but each needs a gradient of its own here
     inputs = tuple(None if x is None else x.view_as(x) for x in inputs)
     wanted = [x for x in inputs if x is not None and x.requires_grad]
     outputs = zip(_as_matrix(options, *inputs), grads, strict=True)
     out, of_out = zip(*((x, g) for x, g in outputs if x is not None and g is not None), strict=True)
     result = iter(torch.autograd.grad(out, wanted, of_out, create_graph=True, allow_unused=True))
-    return *(next(result) if x is not None and x.requires_grad else None for x in inputs), None
+    return tuple(next(result) if x is not None and x.requires_grad else None for x in inputs)
 
 
 def _as_matrix(

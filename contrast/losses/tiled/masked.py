@@ -12,7 +12,7 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.errors import InputError
 from contrast.losses.plan import Scoring, Tiles
-from contrast.losses.similarity import LOWEST_LOG_Q, same_precision, unit
+from contrast.losses.similarity import same_precision, unit
 from contrast.losses.tiled.cpu import softplus, tile_scores
 from contrast.losses.tiled.gradients import LOG2_E, gradients
 from contrast.losses.tiled.online import fold, natural
@@ -34,14 +34,14 @@ def masked_logistic(query: Tensor, candidates: Candidates, scoring: Scoring, bia
 
 
 def _prepared(query: Tensor, candidates: Candidates, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries and vectors whose products are the scores, and what is added to them."""
+    """Queries and vectors whose products, plus an offset [C] if there is one, are the scores."""
     with torch.autocast(query.device.type, enabled=False):
         query, vectors = same_precision(query, candidates.vectors)
         if scoring.cosine:
             query, vectors = unit(query), unit(vectors)
         offset = None
         if scoring.correction and candidates.log_q is not None:
-            offset = -candidates.log_q.clamp(min=LOWEST_LOG_Q).to(query.dtype)
+            offset = -candidates.log_q.to(query.dtype)
         return query / scoring.temperature, vectors, offset
 
 

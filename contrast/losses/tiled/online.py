@@ -1,4 +1,4 @@
-"""Log-sum-exp over tiles with a running maximum (Milakov and Gimelshein 2018), where no common shift will do.
+"""Log-sum-exp over tiles with a running maximum (Milakov and Gimelshein 2018), where no common shift is possible.
 
 B queries, C candidates. Scores are in units of log 2.
 """
@@ -29,7 +29,7 @@ def online_lse(tiles: Iterable[Tile], lse: Tensor, column_lse: Tensor | None = N
 
 
 def fold(scores: Tensor, highest: Tensor, total: Tensor) -> None:
-    """Adds a tile's scores [b, c], which are overwritten, to a running maximum [b] and a sum of exp2 less it [b]."""
+    """Adds a tile's scores [b, c], which are overwritten, to a running maximum [b] and sum of exp2(s - maximum) [b]."""
     new = torch.maximum(highest, scores.amax(dim=1))
     part = scores.sub_(new[:, None]).exp2_().sum(dim=1)
     total.mul_((highest - new).exp2()).add_(part)

@@ -1,10 +1,11 @@
 """Candidates that are passed around a ring of ranks, so that no rank ever holds all of them.
 
 B queries of this rank, W ranks, C candidates of a rank, D dimensions. Every rank ends with the whole gradient of its
-own rows: that of the losses of all ranks.
+own rows, from the losses of all ranks.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from contrast.losses.tiled.online import online_lse
 def ring_lists(candidates: Candidates, lists: PairLists) -> PairLists:
     """The lists of this rank's part, with the tiles of all parts and the negatives of all ranks.
 
-    Raises InputError, on every rank, where any query has a positive on another rank: a ring does not find it there.
+    Raises InputError, on every rank, if any query has a positive on another rank: a ring scores positives of its own
+    rank only.
     """
     queries, count = len(candidates.query_ids), len(candidates)
     ids, groups = candidates.ids, candidates.excluded_groups
@@ -48,10 +50,10 @@ def ring_lists(candidates: Candidates, lists: PairLists) -> PairLists:
         raise InputError(f"{absent} candidates are absent, which a ring does not support: use ring=false")
     if total:
         raise InputError(
-            f"{total} positives are on other ranks than their query, where a ring does not find them: ring=false "
-            "gathers the candidates"
+            f"{total} positives are on other ranks than their query, and a ring takes positives of the same rank only: "
+            "ring=false gathers the candidates"
         )
-    return lists._replace(num_negatives=num_negatives, ring=RingTiles(lists, all_tiles, candidates.symmetric))
+    return lists._replace(num_negatives=num_negatives, ring=partial(ring_sums, lists, all_tiles, candidates.symmetric))
 
 
 def pass_on(tensors: list[Tensor]) -> list[Tensor]:
@@ -66,33 +68,39 @@ def pass_on(tensors: list[Tensor]) -> list[Tensor]:
     return received
 
 
-class RingTiles:
-    """A `contrast.losses.plan.Ring`: the tiles of one rank after another, this rank's first."""
+def ring_sums(
+    lists: PairLists,
+    all_tiles: list[Tiles],
+    symmetric: bool,
+    query: Tensor,
+    vectors: Tensor,
+    cosine: bool,
+    scale: Tensor,
+    bias: Tensor | None,
+    logistic: bool,
+) -> tuple[Tensor, None, Tensor, None]:
+    """A `contrast.losses.plan.RingSums`, if its first three arguments are given.
 
-    def __init__(self, lists: PairLists, all_tiles: list[Tiles], symmetric: bool) -> None:
-        self.lists, self.all_tiles, self.symmetric = lists, all_tiles, symmetric
-
-    def sums(
-        self, query: Tensor, vectors: Tensor, cosine: bool, scale: Tensor, bias: Tensor | None, logistic: bool
-    ) -> tuple[Tensor, None, Tensor, None]:
-        same = vectors is query
-        query, vectors = same_precision(query, vectors)
-        if cosine:
-            query = unit(query)
-            vectors = query if same else unit(vectors)
-        row, column = self.lists.positive
-        similarities = (query[row] * vectors[column]).sum(dim=1)  # [M]
-        symmetric = self.symmetric and bias is None and not logistic
-        if symmetric:
-            query = query * scale.sqrt()
-            vectors = query if same else vectors * scale.sqrt()
-        else:
-            query = query * scale
-        negatives = RingSums.apply(query, vectors, bias, self.all_tiles, symmetric, logistic)
-        return negatives, None, similarities, None
+    lists      of this rank's part; all_tiles: those of one rank after another, this rank's first
+    symmetric  of the candidates
+    """
+    same = vectors is query
+    query, vectors = same_precision(query, vectors)
+    if cosine:
+        query = unit(query)
+        vectors = query if same else unit(vectors)
+    row, column = lists.positive
+    similarities = (query[row] * vectors[column]).sum(dim=1)  # [M]
+    symmetric = symmetric and bias is None and not logistic
+    if symmetric:
+        query = query * scale.sqrt()
+        vectors = query if same else vectors * scale.sqrt()
+    else:
+        query = query * scale
+    return NegativesOfAll.apply(query, vectors, bias, all_tiles, symmetric, logistic), None, similarities, None
 
 
-class RingSums(torch.autograd.Function):
+class NegativesOfAll(torch.autograd.Function):
     """Log-sum-exp (or, logistic, the sum of softplus) over the negatives of all ranks, [B].
 
     query [B, D], whose products with the vectors are the scores; vectors [C, D] of this rank; bias: one number or None.

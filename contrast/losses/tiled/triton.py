@@ -2,10 +2,10 @@
 
 B queries, C candidates, D dimensions, W ranks; N vectors of either side. Scores are scale * similarity + offset.
 
-No list of pairs is made and no number read back, so the host never waits for the device. What is kept for the backward
-pass is linear in B and C, and the inputs stay in the precision they came in: products of half-precision vectors are
-exact, and lengths, scores and losses float32. Gradients are sums of products of slopes in the precision of the inputs,
-added up in float32. A product of float32 inputs is done in float32 unless PyTorch is set to use TF32
+No list of pairs is made and no number is read back, so the host never waits for the device. The memory kept for the
+backward pass is linear in B and C. The inputs keep their precision: products of half-precision vectors are exact, and
+lengths, scores and losses are float32. Gradients are sums of products of slopes in the precision of the inputs, added
+up in float32. Products of float32 inputs are float32 unless PyTorch is set to use TF32
 (`torch.set_float32_matmul_precision("high")`).
 """
 
@@ -26,7 +26,7 @@ LN2 = math.log(2)
 
 
 def can_run(query: Tensor, candidates: Candidates, has_margin: bool) -> bool:
-    """Whether the kernels can: not with a margin on shared candidates, and not with rules [B, C]."""
+    """Whether the kernels can score these candidates: not with a margin on shared ones, and not with rules [B, C]."""
     vectors, rules = candidates.vectors, (candidates.ids, candidates.excluded_groups, candidates.log_q)
     return (
         usable(query)
@@ -59,22 +59,22 @@ class Side(NamedTuple):
     scale: Tensor  # [N] float32, 0 of a zero vector; a score is the product of both vectors and both scales
     ids: Tensor | None  # [N] int64
     groups: Tensor | None
-    own: Tensor | None  # [N] int64, of queries: their own numbers among the candidates
+    own: Tensor | None  # [N] int64, of queries: their own columns among the candidates
     offset: Tensor | None  # [N] float32, of candidates; -inf: it does not count
-    stats: Tensor | None = None  # [6, N] float32, of queries, for `gradient`: as `triton_gradients` takes them
+    stats: Tensor | None = None  # [6, N] float32, of queries, for `gradient`: see `kernels.gradients.gradients`
 
 
 class KernelArgs(NamedTuple):
-    """What both losses are computed from.
+    """The inputs of both losses.
 
     query   [B, D] float32, bfloat16 or float16
     vectors [C, D] of the same type; None: the queries, with `both`
     scale   scalar float32, 1 / temperature
     offset  [C] float32, -inf: the candidate does not count; or None
     cosine  similarities are cosines; False: dot products
-    rules   Candidates, of which all but the vectors is looked at
-    both    the vectors are the queries of all ranks, without gradient, and the rules the same both ways, without an
-            offset: the gradient of the queries is that of both roles, for the losses of all ranks
+    rules   Candidates, whose vectors are not read
+    both    the vectors are the queries of all ranks, without gradient, the rules are symmetric and there is no offset.
+            The queries then get the gradients of both roles, from the losses of all ranks
     """
 
     query: Tensor
@@ -159,9 +159,9 @@ def gradient(
     """Sum over the others of d loss / d score times their scaled vectors, [N, D] float32; gradient of the offset [N].
 
     queries     whether my side holds the queries
-    candidates  whether my side holds the candidates of the others. With `queries`, for rules that are the same both
-                ways, the result is the whole gradient of my scaled vectors. Mine may then be this rank's side, and
-                the others every rank's, with their stats
+    candidates  whether my side holds the candidates of the others. With `queries`, for symmetric rules, the result is
+                the whole gradient of my scaled vectors. Mine may then be this rank's side, and the others those of all
+                ranks, with their stats
     of_offset   whether the second result is computed: of the candidates, if they are mine
     """
     from contrast.losses.tiled.kernels.gradients import gradients
@@ -187,7 +187,7 @@ def gradient(
 
 
 def shared_by(rows: int, columns: int, device: torch.device) -> int:
-    """Programs that share the columns of a block of rows, where there are fewer blocks than the device has room for."""
+    """How many programs share the columns of a block of rows: several if the blocks alone do not fill the device."""
     if device.type != "cuda":
         return 1
     blocks, room = -(-rows // 128), 2 * torch.cuda.get_device_properties(device).multi_processor_count
@@ -221,7 +221,7 @@ def _gradients(
     q, c = _sides(inputs)
     q = q._replace(stats=stats.contiguous())
     if inputs.both:
-        # no gradients of vectors are summed over ranks: this one computes what the others' losses send to its rows
+        # no gradients are summed over ranks: each rank computes the gradients of its rows from the losses of all
         everybody = q if vectors is None else c._replace(stats=gather(stats.T).T.contiguous())
         total, _ = gradient(q, everybody, True, True, logistic, hardness)
         of_both, sum_of_both = _through_scale(total, q, scale.sqrt(), cosine)
@@ -241,10 +241,10 @@ def _gradients(
 
 
 def _through_scale(total: Tensor, side: Side, factor: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
-    """From the gradient of the scaled vectors [N, D] that of the vectors, and the sum of score * d loss / d score.
+    """The gradient of the vectors from that of the scaled vectors [N, D], and the sum of score * d loss / d score.
 
     The scale of a vector z is a = factor / |z|, for cosines: its gradient is a (total - (total . z) z / |z|^2), at a
-    right angle to z. The length of a zero vector is not looked at, as in `contrast.losses.similarity.unit`.
+    right angle to z. A zero vector is not divided by its length, as in `contrast.losses.similarity.unit`.
     """
     along = (total * side.vectors).sum(dim=1)  # [N, D] x [N, D] -> [N], in float32 whatever the TF32 setting is
     scores = (side.scale * along).sum()
@@ -289,7 +289,7 @@ def _contiguous(rule: Tensor | None) -> Tensor | None:
 
 
 def _scaled(vectors: Tensor, factor: Tensor, cosine: bool) -> Tensor:
-    """factor / length of vectors [N, D], float32, of a zero vector 0; without cosine the factor."""
+    """factor / length of each vector, [N, D] -> [N] float32, 0 for a zero vector; without cosine the factor."""
     if not cosine:
         return factor.expand(len(vectors)).contiguous()
     length = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
@@ -297,17 +297,21 @@ def _scaled(vectors: Tensor, factor: Tensor, cosine: bool) -> Tensor:
 
 
 def _lse(highest: Tensor, total: Tensor, power: float = 1.0) -> Tensor:
-    """log2 of the sum of 2^(power s) over all parts, [parts, B] -> [B], from the highest s and the sum less it."""
+    """log2 of the sum of 2^(power s) over all parts, [parts, B] -> [B].
+
+    highest  the highest s of each part
+    total    the sum of 2^(power (s - highest)) of each part
+    """
     top = highest.amax(0)
     return power * top + (total * torch.exp2(power * (highest - top))).sum(0).log2()
 
 
 def _factor(mine: Side, others: Side, hardness: float) -> Tensor | None:
-    """What gradients are multiplied by so that float16 holds the slopes: those that matter as normal numbers."""
+    """The factor on gradients with which float16 holds the slopes, the important ones as normal numbers; or None."""
     if mine.vectors.dtype != torch.float16:
         return None
     highest = torch.stack([side.stats[3:].abs().amax() for side in (mine, others) if side.stats is not None]).amax()
-    # of a pair: two roles, and the two terms of a positive
+    # a pair's slope has two roles, and a positive has two terms
     bound = 4 * (1 + 2 * hardness) * highest * others.scale.amax()
     return 2.0**15 / bound.clamp(min=1e-30)
 

@@ -1,11 +1,12 @@
 """An average of the encoder's weights over the steps (EMA), which is what is evaluated and shipped in their place."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from contrast.errors import InputError
 from contrast.keys import Momentum, Second
@@ -26,8 +27,6 @@ class EncoderEMA(pl.Callback):
         self.decay = decay
         self.average: Momentum | None = None
         self.step = 0  # the last one in the average
-        if decay is not None:  # a hook only then, since Lightning calls it after every batch
-            self.on_train_batch_end = self._follow  # type: ignore[assignment,method-assign]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.decay is None:
@@ -42,28 +41,28 @@ class EncoderEMA(pl.Callback):
         if self.average is not None:
             self.average.to(pl_module.device)
 
-    def _follow(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: object) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: object) -> None:
         if trainer.global_step == self.step or self.average is None or self.decay is None:
             return  # gradients are accumulated
         self.step, model = trainer.global_step, cast(Contrastive, pl_module)
         self.average.momentum = min(self.decay, (1 + self.step) / (10 + self.step))
         self.average.advance(model.encoder, model.projector)
 
-    def weights(self, state: dict[str, Any]) -> dict[str, Any]:
+    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the average has of `state`, the state dict of a model."""
         assert self.average is not None
         return {name: state[name] for name in self.average.state_dict() if name in state}
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, dict[str, Tensor]]
     ) -> None:
         if self.average is not None:
-            state = checkpoint["state_dict"]
+            state, average = checkpoint["state_dict"], self.average.state_dict()
             checkpoint["trained"] = self.weights(state)
-            checkpoint["state_dict"] = state | {name: self.average.state_dict()[name] for name in checkpoint["trained"]}
+            checkpoint["state_dict"] = state | {name: average[name] for name in checkpoint["trained"]}
 
     def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, dict[str, Tensor]]
     ) -> None:
         if self.average is not None:
             self.average.load_state_dict(self.weights(checkpoint["state_dict"]), strict=False)

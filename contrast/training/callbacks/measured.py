@@ -4,14 +4,16 @@ Each metric is read at the end of the epochs in which it was measured.
 """
 
 import json
-from importlib.util import find_spec
+import math
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from statistics import median
+from typing import Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 
-from contrast.atomic import replacing
+from contrast.atomic import rewrite
 from contrast.errors import InputError
 from contrast.run.folder import METRICS, PRUNED, read_metrics
 from contrast.run.metrics import FILE, read_rows
@@ -19,7 +21,7 @@ from contrast.run.metrics import FILE, read_rows
 KNN = "online/knn_top1"
 
 
-class AtMeasurement(pl.Callback):
+class AtMeasurement(pl.Callback, ABC):
     """Calls `act` at the end of each epoch in which `metric` was measured: "online/knn_top1", "train/loss", ..."""
 
     def __init__(self, active: bool, metric: str = KNN, mode: Literal["max", "min"] = "max") -> None:
@@ -28,9 +30,9 @@ class AtMeasurement(pl.Callback):
         self.metric, self.sign, self.active = metric, 1 if mode == "max" else -1, active
         self.measured = False
 
+    @abstractmethod
     def act(self, trainer: pl.Trainer, value: float) -> None:
         """Called with `value`, of which a higher one is better in any mode."""
-        raise NotImplementedError
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.callback_metrics.pop(self.metric, None)  # Lightning keeps it until it is measured again
@@ -69,17 +71,16 @@ class Best(AtMeasurement):
         self.values = dict(ranked[: self.top_k])
         trainer.save_checkpoint(folder / name)
         if trainer.is_global_zero:
-            with replacing(folder / "best.json") as file:
-                kept = {name: self.sign * value for name, value in self.values.items()}
-                file.write_text(json.dumps({"metric": self.metric, "checkpoints": kept}, indent=2) + "\n")
+            kept = {name: self.sign * value for name, value in self.values.items()}
+            rewrite(folder / "best.json", json.dumps({"metric": self.metric, "checkpoints": kept}, indent=2) + "\n")
             for path in folder.glob("best_*.ckpt"):
                 if path.name not in self.values:
                     path.unlink()
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, dict[str, float]]:
         return {"values": self.values}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
         self.values = state_dict["values"]
 
 
@@ -95,9 +96,7 @@ class EarlyStopping(AtMeasurement):
     ) -> None:
         super().__init__(patience is not None, metric, mode)
         if (patience is not None and patience < 1) or min_delta < 0:
-            raise InputError(
-                f"early stopping needs a patience of 1 or more and min_delta >= 0: {patience}, {min_delta}"
-            )
+            raise InputError(f"early stopping needs patience >= 1 and min_delta >= 0: {patience}, {min_delta}")
         self.patience, self.min_delta = patience, min_delta
         self.best, self.waited = -float("inf"), 0
 
@@ -110,26 +109,24 @@ class EarlyStopping(AtMeasurement):
                 best = f"{self.metric} was best at {self.sign * self.best:.4f}, {self.waited} measurements ago"
                 print(f"step {trainer.global_step}: the run ends early, for {best}", flush=True)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, float]:
         return {"best": self.best, "waited": self.waited}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.waited = state_dict["best"], state_dict["waited"]
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.best, self.waited = state_dict["best"], int(state_dict["waited"])
 
 
 class Prune(AtMeasurement):
     """Ends a job of a sweep that is behind the others: worse than their median at the same epoch.
 
-    `startup` jobs have to be complete before, as in Optuna's median pruner, which decides; None: no job is ended. The
-    other jobs are known by the logs in their folders, so that this works with every launcher and sweeper. A job that
-    is ended is evaluated like any other, but its metrics say that it was pruned: it is no result of the sweep, no other
-    job is compared with it, and Optuna's sampler is told so.
+    `startup` jobs have to be complete before, as for Optuna's median pruner; None: no job is ended. The other jobs are
+    known by the logs in their folders, so that this works with every launcher and sweeper. A job that is ended is
+    evaluated like any other, but its metrics say that it was pruned: it is no result of the sweep, no other job is
+    compared with it, and Optuna's sampler is told so.
     """
 
     def __init__(self, startup: int | None = None, metric: str = KNN, mode: Literal["max", "min"] = "max") -> None:
         super().__init__(startup is not None, metric, mode)
-        if startup is not None and find_spec("optuna") is None:
-            raise InputError("callbacks.prune needs the package optuna: pip install 'contrast-learning[optuna]'")
         self.startup = startup
         self.metrics: dict[str, float] = {}  # of a job that was pruned
 
@@ -139,24 +136,19 @@ class Prune(AtMeasurement):
             raise InputError(f"callbacks.prune compares the jobs of a sweep (-m), and {own} is a single run")
 
     def act(self, trainer: pl.Trainer, value: float) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        own, study = Path(trainer.default_root_dir), optuna.create_study(direction="maximize")
-        for folder in own.parent.iterdir():
-            is_complete = (folder / METRICS).is_file() and PRUNED not in read_metrics(folder)
-            if folder != own and is_complete and (folder / FILE).is_file():
-                rows = [row for row in read_rows(folder / FILE) if self.metric in row]
-                values = {int(row["epoch"]): self.sign * row[self.metric] for row in rows}
-                if values:
-                    last = list(values.values())[-1]
-                    study.add_trial(optuna.create_trial(value=last, intermediate_values=values))
-        running, epoch = optuna.trial.TrialState.RUNNING, trainer.current_epoch
-        trial = optuna.create_trial(state=running, intermediate_values={epoch: value})
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=self.startup or 0)
-        if trainer.strategy.broadcast(pruner.prune(study, trial)):
+        own, epoch = Path(trainer.default_root_dir), trainer.current_epoch
+        others = [values for folder in own.parent.iterdir() if folder != own and (values := self.values(folder))]
+        reached = [values[epoch] for values in others if epoch in values]
+        behind = len(others) >= max(1, self.startup or 0) and bool(reached) and not value >= median(reached)
+        if trainer.strategy.broadcast(behind):
             trainer.should_stop = True
             self.metrics = {PRUNED: epoch + 1}
             if trainer.is_global_zero:
                 value *= self.sign
                 print(f"epoch {epoch + 1}: {self.metric} is {value:.4f}, worse than the median: the job ends")
+
+    def values(self, folder: Path) -> dict[int, float]:
+        """The metric by epoch of a job that is complete and was not pruned, a higher one better; empty for others."""
+        is_complete = (folder / METRICS).is_file() and (folder / FILE).is_file() and PRUNED not in read_metrics(folder)
+        rows = [row for row in read_rows(folder / FILE) if self.metric in row] if is_complete else []
+        return {int(row["epoch"]): self.sign * row[self.metric] for row in rows if math.isfinite(row[self.metric])}

@@ -1,4 +1,4 @@
-"""A loss that is not finite stops the run before it can spoil the weights, and leaves what reproduces the step."""
+"""What a run of images saves of a step whose loss is not finite, and what ends such a run of text."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -8,72 +8,51 @@ from typing import cast
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from contrast.atomic import replacing
 from contrast.data.images.image_set import Batch
-from contrast.errors import InputError
-from contrast.module import Contrastive
+from contrast.errors import InputError, one_line
+from contrast.module import Contrastive, NonFiniteLoss
 from contrast.words.base import TextModel
 
 
-class StopAtNonFinite(pl.Callback):
-    """Checks every loss before the optimiser's step; writes `nonfinite_<batch>.pt` and raises InputError.
+class SaveNonFinite(pl.Callback):
+    """Writes `nonfinite_<batch>.pt` if the loss of a batch is not finite, and adds what it finds to the error.
 
-    The losses are copied to the host while backward runs, so on a GPU the check waits for the forward pass only, with
-    backward still queued: the device does not idle. The file holds the batch, the views' uniforms, the state dict as
-    it was before the step (batch norm's running statistics excepted, which the forward pass has moved), and the
-    configuration. The error names the first non-finite tensor: a parameter, or the first output on the main path.
+    The file holds the batch, the views' uniforms, the state dict as it was before the step (batch norm's running
+    statistics excepted, which the forward pass has moved), and the configuration. The error names the first tensor that
+    is not finite: a parameter, or the first output on the main path.
     """
-
-    batch: Batch  # of the current step
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.pending: list[tuple[Batch, int, Tensor]] = []  # the batches since the last step: number, loss on the host
-        self.copied: torch.cuda.Event | None = None
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, *_: object) -> None:
-        self.batch = batch
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, NonFiniteLoss):
+            try:
+                found = self.save(trainer, cast(Contrastive, pl_module), exception)
+            except Exception as error:  # such as a full disk: Lightning still has to close the loggers
+                found = f"its step could not be saved: {one_line(error)}"
+            exception.args = (f"{exception}; {found}",)
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        on_host = loss.detach().to("cpu", non_blocking=True)
-        self.pending.append((self.batch, cast(Contrastive, pl_module).batch_number, on_host))
-        if loss.is_cuda:
-            self.copied = torch.cuda.Event()
-            self.copied.record()
-
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
-        if self.copied is not None:
-            self.copied.synchronize()
-        pending, self.pending = self.pending, []
-        for batch, number, loss in pending:
-            if not loss.isfinite():
-                model = cast(Contrastive, pl_module)
-                model.batch_number = number
-                self.stop(trainer, model, batch, loss.item())
-
-    def stop(self, trainer: pl.Trainer, model: Contrastive, batch: Batch, loss: float) -> None:
-        number, alone = model.batch_number, trainer.world_size == 1
+    def save(self, trainer: pl.Trainer, model: Contrastive, error: NonFiniteLoss) -> str:
+        """Writes the file; returns what is the matter, and where the file is."""
+        model.batch_number, alone = error.number, trainer.world_size == 1
         state = {
-            "batch_number": number,
+            "batch_number": error.number,
             "rank": trainer.global_rank,
-            "batch": batch._asdict(),
-            "uniforms": model.uniforms(len(batch.pixels)),
+            "batch": error.batch._asdict(),
+            "uniforms": model.uniforms(len(error.batch.pixels)),
             "state_dict": model.state_dict(),
             "config": model.config,
         }
         rank = "" if alone else f"_rank{trainer.global_rank}"
-        file = self.run_dir / f"nonfinite_{number}{rank}.pt"
+        file = self.run_dir / f"nonfinite_{error.number}{rank}.pt"
         with replacing(file) as temporary:
             torch.save(state, temporary)
         with trainer.precision_plugin.train_step_context():  # what overflows in half precision is to do so again
-            first = first_non_finite(model, batch, alone)
-        raise InputError(
-            f"the loss of batch {number} is {loss}; first non-finite tensor: {first}; the step is in {file}"
-        )
+            first = first_non_finite(model, error.batch, alone)
+        return f"first non-finite tensor: {first}; the step is in {file}"
 
 
 @torch.no_grad()
@@ -120,4 +99,6 @@ class StopAfterNonFinite(pl.Callback):
     ) -> None:
         if not outputs["loss"].isfinite():
             number, loss = cast(TextModel, pl_module).batch_number, outputs["loss"].item()
-            raise InputError(f"the loss of batch {number} is {loss}: take a lower learning rate")
+            precision = f"trainer.precision={trainer.precision}, which has no number above 65504, or "
+            cause = f"{precision if str(trainer.precision).startswith('16') else ''}a learning rate that is too high"
+            raise InputError(f"the loss of batch {number} is {loss}, and the usual cause is {cause}")

@@ -4,6 +4,7 @@ Both are measured on held-out rows of the *training* set, so that the test set i
 V views, B images, F features, K classes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -20,10 +21,10 @@ from contrast.evaluation.knn import check_vote, knn_score
 from contrast.module import Contrastive
 from contrast.training.callbacks.ema import averaged
 
-LinearState = dict[str, dict[str, Any]]  # what a checkpoint holds of a linear probe: classifier, optimizer
+LinearState = dict[str, dict[str, object]]  # what a checkpoint holds of a linear probe: classifier, optimizer
 
 
-class OnlineProbe(pl.Callback):
+class OnlineProbe(pl.Callback, ABC):
     """A measurement every `every_n_epochs` epochs and at the end, on features of labelled training images.
 
     every_n_epochs  a measurement after so many epochs
@@ -55,9 +56,9 @@ class OnlineProbe(pl.Callback):
         if epochs == trainer.max_epochs or epochs % self.every_n_epochs == 0:
             pl_module.log(f"online/{self.name}_top1", self.measure(pl_module), prog_bar=True)
 
+    @abstractmethod
     def measure(self, pl_module: pl.LightningModule) -> float:
         """The share of the held-out images whose class is recognised."""
-        raise NotImplementedError
 
     def features(self, pl_module: pl.LightningModule, rows: Tensor) -> tuple[Tensor, Tensor]:
         images, what = self.images.select(rows), f"online {self.name}"

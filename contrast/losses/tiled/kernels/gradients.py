@@ -41,18 +41,7 @@ CONFIGS = [
 ]
 if INTERPRETED.value:
     CONFIGS = [config(32, 32, 16, 32, 1, 1)]
-KEY = [
-    "D",
-    "Q_ROWS",
-    "Q_COLS",
-    "LOGISTIC",
-    "HARD",
-    "IDS",
-    "GROUPS",
-    "OWN",
-    "OF_OFFSET",
-    "PRECISION",
-]  # and the dtypes
+KEY = ["D", "Q_ROWS", "Q_COLS", "LOGISTIC", "HARD", "IDS", "GROUPS", "OWN", "OF_OFFSET", "PRECISION"]  # and the dtypes
 
 
 @triton.jit

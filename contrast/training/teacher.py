@@ -7,37 +7,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contrast.config.trust import Config
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.store import digest
 from contrast.encoders.pretrained import weights_of
 from contrast.errors import InputError
 from contrast.evaluation.encoder import from_source
-from contrast.keys import HasText, Shared
+from contrast.keys import Separate
 from contrast.losses.similarity import unit
-from contrast.trust import Config
 
 
-class FrozenTeacher(Shared):
+class FrozenTeacher(Separate):
     """The key of a view is the teacher's feature vector of the same view, divided by its length.
 
-    images       of the run, whose channels and size the teacher accepts
+    images       of the run: the teacher is built for their channels and size
     dim          D, of the student's projections; the teacher has no projection head
     weights      a run, a file, torchvision:NAME, timm:NAME or hf:OWNER/NAME: `contrast.encoders.pretrained`
     encoder      the configuration of its architecture, which a file of plain weights does not hold; else None
-    size         views are resized to so many pixels a side for the teacher; None: they are not
+    size         pixels a side to which views are resized for the teacher; None: they are not resized
     prefix       of the teacher's keys in a file of plain weights
     num_queries  how many views are queries; None: all
-    num_keys     how many views the teacher sees, from the first on: 2 with multi-crop. View v has the key of view
-                 v modulo this number. None: all that are queries
+    num_keys     how many views the teacher embeds, from the first on: 2 with multi-crop. View v has the key of view
+                 v modulo this number. None: all views that are queries
 
     Pixels are normalised by the teacher's own mean and standard deviation. The teacher is always in eval mode. It is in
-    neither the optimiser nor the state dict: a resumed run reads its weights again, and a digest says whether they are
-    the same.
+    neither the optimiser nor the state dict: a resumed run reads its weights again and compares their digest.
 
-    Raises InputError if D differs from the width of the features, and in `plan` for other weights than before.
+    Raises InputError if D differs from the width of the features, and in `plan` if the weights have changed since the
+    run began.
     """
-
-    differentiable = False
 
     digest: Tensor
 
@@ -69,14 +67,8 @@ class FrozenTeacher(Shared):
     def partners(self, queries: int, views: int) -> list[int]:
         return [v % min(self.num_keys or queries, views) for v in range(queries)]
 
-    @torch.no_grad()
-    def forward(self, views: list[Tensor], projection: Tensor, batch: HasText, generator: torch.Generator) -> Tensor:
-        """Keys [P, B, D] of length 1."""
-        partners = self.partners(len(projection), len(views))
-        keys = {v: self._embed(views[v]) for v in sorted(set(partners))}
-        return torch.stack([keys[v] for v in partners])
-
-    def _embed(self, view: Tensor) -> Tensor:
+    def embed_view(self, view: Tensor, generator: torch.Generator) -> Tensor:
+        """Keys [B, D] of length 1."""
         if self.size is not None:
             view = F.interpolate(view, (self.size, self.size), mode="bilinear", antialias=True)
         return unit(self.nets[0].to(view.device)(view))

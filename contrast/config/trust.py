@@ -10,15 +10,15 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
+from contrast.config.old_names import current
 from contrast.errors import InputError
-from contrast.old_names import current
 
 Config: TypeAlias = Mapping[str, Any]  # a configuration in plain values, nested
 Trust: TypeAlias = bool | str | Collection[str] | None  # True: everything; or names that a file may call as well
 
-# the parts of a model: none of their arguments names anything to call, and they open only what `_opened` finds
+# the parts of a model: no argument of theirs names anything to call, and they open only what `_opened` lists
 OWN = {
     "contrast.encoders": "GRU SubwordTable WordTable conv_net hf_text mlp open_clip_image open_clip_text predictor "
     "resnet text_transformer timm_model vit",
@@ -28,7 +28,7 @@ OWN = {
     "contrast.negatives": "Bank Dimensions InBatch Nearest Paired PositivesOnly Prototypes Queue Table Targets Tree",
     "contrast.optim": "LARS constant warmup_cosine",
     "contrast.samplers": "Alias LogUniform Poisson Uniform Unigram",
-    "contrast.teacher": "FrozenTeacher",
+    "contrast.training.teacher": "FrozenTeacher",
     "contrast.views": "OwnViews SimCLRViews natural",
     "contrast.words": "LanguageModel WordVectors",
     "torchvision.transforms.v2": "CenterCrop ColorJitter Compose GaussianBlur RandomAffine RandomErasing "
@@ -41,38 +41,33 @@ OWN = {
 }
 PARTS = {f"{module}.{name}" for module, names in OWN.items() for name in names.split()}
 
-# what reads data, writes logs or trains, and the only section of a configuration in which it may stand
+# callables that read data, write logs or train -> the only section of a configuration that may name them
 PLACES = {
-    "pytorch_lightning.Trainer": "trainer",
-    "contrast.data.images.captions.captions": "data",
-    "contrast.data.images.digits.digits": "data",
-    "contrast.data.images.digits.digits_words": "data",
-    "contrast.data.images.folder.folder": "data",
-    "contrast.data.images.hugging_face.hugging_face": "data",
-    "contrast.data.images.shards.webdataset": "data",
-    **{
-        f"contrast.data.images.torchvision_sets.{name}": "data"
-        for name in ("cifar10", "cifar100", "fashion_mnist", "mnist", "stl10", "svhn")
-    },
-    "contrast.data.text.corpus.corpus": "data",
-    "contrast.data.text.docstrings.docstrings": "data",
-    "contrast.training.callbacks.collapse.WarnOfCollapse": "callbacks",
-    "contrast.training.callbacks.ema.EncoderEMA": "callbacks",
-    "contrast.training.callbacks.held_out.HeldOut": "callbacks",
-    "contrast.training.callbacks.measured.Best": "callbacks",
-    "contrast.training.callbacks.measured.EarlyStopping": "callbacks",
-    "contrast.training.callbacks.measured.Prune": "callbacks",
-    "contrast.training.callbacks.online.OnlineKNN": "callbacks",
-    "contrast.training.callbacks.online.OnlineLinear": "callbacks",
-    "pytorch_lightning.callbacks.DeviceStatsMonitor": "callbacks",
-    "pytorch_lightning.callbacks.EarlyStopping": "callbacks",
-    "pytorch_lightning.callbacks.GradientAccumulationScheduler": "callbacks",
-    "pytorch_lightning.callbacks.LearningRateMonitor": "callbacks",
-    "pytorch_lightning.callbacks.StochasticWeightAveraging": "callbacks",
-    "pytorch_lightning.callbacks.Timer": "callbacks",
-    "contrast.run.loggers.mlflow_logger": "logger",
-    "contrast.run.loggers.tensorboard_logger": "logger",
-    "contrast.run.loggers.wandb_logger": "logger",
+    f"{module}.{name}": place
+    for place, module, names in (
+        ("trainer", "pytorch_lightning", "Trainer"),
+        (
+            "data",
+            "contrast.data",
+            "images.captions.captions images.digits.digits images.digits.digits_words images.folder.folder "
+            "images.hugging_face.hugging_face images.shards.webdataset text.corpus.corpus text.docstrings.docstrings",
+        ),
+        ("data", "contrast.data.images.torchvision_sets", "cifar10 cifar100 fashion_mnist mnist stl10 svhn"),
+        (
+            "callbacks",
+            "contrast.training.callbacks",
+            "collapse.WarnOfCollapse ema.EncoderEMA held_out.HeldOut measured.Best measured.EarlyStopping "
+            "measured.Prune online.OnlineKNN online.OnlineLinear",
+        ),
+        (
+            "callbacks",
+            "pytorch_lightning.callbacks",
+            "DeviceStatsMonitor EarlyStopping GradientAccumulationScheduler LearningRateMonitor "
+            "StochasticWeightAveraging Timer",
+        ),
+        ("logger", "contrast.run.loggers", "mlflow_logger tensorboard_logger wandb_logger"),
+    )
+    for name in names.split()
 }
 
 # the arguments that a file may give to callables that pass their arguments on to a library
@@ -87,7 +82,7 @@ ARGUMENTS = {
     "intermediate_size max_position_embeddings num_attention_heads num_hidden_layers",
     "contrast.run.loggers.mlflow_logger": "",
     "contrast.run.loggers.tensorboard_logger": "",
-    "contrast.run.loggers.wandb_logger": "project entity tags notes job_type",
+    "contrast.run.loggers.wandb_logger": "project entity group tags notes job_type",
     "pytorch_lightning.Trainer": "accelerator strategy devices num_nodes precision fast_dev_run max_epochs min_epochs "
     "max_steps min_steps max_time limit_train_batches limit_val_batches limit_test_batches limit_predict_batches "
     "overfit_batches val_check_interval check_val_every_n_epoch num_sanity_val_steps log_every_n_steps "
@@ -103,23 +98,22 @@ SWITCHES: Mapping[str, tuple[object, ...]] = {
     "use_safetensors": (True, None),
     "weights_only": (True, None),
 }
-# keys of paths and URLs, and of what is a path or a name
+# keys whose values are paths or URLs, and keys whose values are paths or names
 PATHS = ("root", "file", "test_file", "path", "urls", "test_urls", "cache", "pairs", "analogies", "feature_cache")
 PATHS_OR_NAMES = ("weights", "pretrained", "tokenizer", "checkpoint", "vectors", "output_vectors")
-# arguments that name something to open or to download; `_opened` adds `name` of published models and data sets
-OPENED = (*PATHS, *PATHS_OR_NAMES, "download", "weights_backbone")
+# arguments that name something to open, to download or to send to: `entity` is whose project of W&B a run is logged to;
+# `_opened` adds `name` of published models and data sets
+OPENED = (*PATHS, *PATHS_OR_NAMES, "download", "weights_backbone", "entity")
+# where data of a stranger's configuration may come from: other file systems of fsspec can run templates
+SCHEMES = ("abfs", "abfss", "az", "file", "gcs", "gs", "http", "https", "hf", "s3")
 PLAIN = {bool, int, float, str, type(None)}
 MAX_DEPTH, MAX_VALUES, CONTAINER = 50, 10_000_000, 1000  # a mapping or list itself counts as CONTAINER values
 
 
 def from_file(
-    config: Config,
-    source: str,
-    trust: Trust = False,
-    typed: Collection[str] = (),
-    ignored: Collection[str] = (),
-) -> dict[str, Any]:
-    """The configuration `config` from the file `source`, as plain values under current names, after it is checked.
+    config: Config, source: str, trust: Trust = False, typed: Collection[str] = (), ignored: Collection[str] = ()
+) -> Config:
+    """Checks the configuration `config` from the file `source`; returns it in plain values under current names.
 
     Prints the paths, URLs and published models that it would open.
 
@@ -130,22 +124,22 @@ def from_file(
     Raises InputError with the names that the configuration would call and that are neither on the lists nor trusted;
     also for Hydra's own sections and for values that are not plain, which no saved run contains.
     """
-    plain = current({str(key): value for key, value in _plain(config, source).items() if key != "trust"})
+    plain = current({key: value for key, value in _plain(config, source).items() if key != "trust"})
     if own := [key for key in plain if key == "defaults" or key.startswith("hydra")]:
-        raise InputError(f"{source} sets {_shown(own[0])}: that is Hydra's own part, which no run keeps in a file")
+        raise InputError(f"{source} sets {shown(own[0])}: that is Hydra's own part, which no run keeps in a file")
     if trust is True:
         return plain
     trusted = {trust} if isinstance(trust, str) else set(trust or ())
     skipped = {*typed, *(f".{name}" for name in ignored)}
     named = {name: key for key, name in _calls(plain, "", skipped) if name not in trusted}
     if named:
-        listed = ", ".join(f"{_shown(name)} ({_shown(key)})" for name, key in sorted(named.items())[:8])
+        listed = ", ".join(f"{shown(name)} ({shown(key)})" for name, key in sorted(named.items())[:8])
         more = f" and {len(named) - 8} more" if len(named) > 8 else ""
         simple = all(re.fullmatch(r"[\w.]+", name) for name in named) and not more
         these = f" or trust=[{','.join(sorted({*named, *trusted}))}] for these alone" if simple else ""
         could = f"{source} names what could run code or write files: {listed}{more}"
         raise InputError(f"{could}; if you trust it, give trust=true{these}")
-    if lines := [f"{_shown(key)}={_shown(str(value))}" for key, value in _opened(plain, "", skipped)]:
+    if lines := [f"{shown(key)}={shown(str(value))}" for key, value in _opened(plain, "", skipped)]:
         _tell(f"{source} says what to open: {', '.join(lines)}")
     return plain
 
@@ -155,11 +149,11 @@ def needs_trust(config: Config) -> bool:
     return next(_calls(config, "", ()), None) is not None
 
 
-def _plain(config: object, source: str) -> dict[str, Any]:
+def _plain(config: object, source: str) -> dict[str, object]:
     """A copy of nested mappings and lists of plain values; InputError for others, for too many, and for too deep."""
     left = MAX_VALUES
 
-    def copied(value: object, depth: int) -> Any:
+    def copied(value: object, depth: int) -> object:
         nonlocal left
         if isinstance(value, Mapping | list | tuple):
             left -= CONTAINER + len(value)
@@ -176,7 +170,7 @@ def _plain(config: object, source: str) -> dict[str, Any]:
 
     if not isinstance(config, Mapping):
         raise InputError(f"{source} holds no configuration of a run: it is a {type(config).__name__}")
-    return copied(config, 0)
+    return cast(dict[str, object], copied(config, 0))
 
 
 def _calls(node: object, key: str, skipped: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -184,6 +178,10 @@ def _calls(node: object, key: str, skipped: Collection[str]) -> Iterator[tuple[s
     if isinstance(node, str) and "${" in node:
         names = re.findall(r"\$\{\s*([\w.]+)\s*:", node)
         yield from ((key, name) for name in names or [node])
+    if isinstance(node, str):
+        yield from ((key, f"{name}://") for name in re.findall(r"([\w.+-]+)://", node) if name not in SCHEMES)
+        if key.startswith("data.") and "::" in node:  # one file system inside another
+            yield key, "::"
     if isinstance(node, Mapping) and "_target_" in node and f"{key}._target_" not in skipped:
         target = node["_target_"]
         name = target if isinstance(target, str) else repr(target)
@@ -209,11 +207,12 @@ def _calls(node: object, key: str, skipped: Collection[str]) -> Iterator[tuple[s
 
 def _opened(node: object, key: str, skipped: Collection[str]) -> Iterator[tuple[str, object]]:
     """Key and value of the paths, URLs and names of published models in a configuration."""
+    target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
     for name, value in _items(node, key, skipped):
         below = f"{key}.{name}".lstrip(".")
         published = name == "name" and (
             key == "text.tokenizer"
-            or str(_target(node)).endswith((".hf_text", ".hugging_face", ".open_clip_text", ".open_clip_image"))
+            or target.endswith((".hf_text", ".hugging_face", ".open_clip_text", ".open_clip_image"))
         )
         is_path = isinstance(value, str) and re.match(r"[/~\\]\S|\w+://|\w:\\|\.\./", value)
         if isinstance(value, Mapping) or (isinstance(value, list) and name not in OPENED):
@@ -223,16 +222,12 @@ def _opened(node: object, key: str, skipped: Collection[str]) -> Iterator[tuple[
 
 
 def _items(node: object, key: str, skipped: Collection[str]) -> Iterator[tuple[str, object]]:
-    """Names and values of a mapping or a list, without those that the user has set or that are not taken from it."""
+    """Names and values of a mapping or a list, except those that the user has set or that are ignored (`skipped`)."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for name, value in items:
         place = f"{key}.{str(name).replace('.', '/')}".lstrip(".")
         if place not in skipped and f".{name}" not in skipped:
             yield str(name).replace(".", "/"), value
-
-
-def _target(node: object) -> object:
-    return node.get("_target_") if isinstance(node, Mapping) else None
 
 
 def _is_listed(name: str, key: str) -> bool:
@@ -256,7 +251,7 @@ def _torchvision_models() -> set[str]:
     return set(models.list_models(module=models))
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """A text from a file in a form that is safe to print: one line, no control characters, not too long."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 100 else f"{text[:100]}..."

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-KEYS = {  # of a run's configuration; a name that is gone from its place is renamed in that place
+from contrast.errors import InputError
+
+KEYS = {  # of a run's configuration: the old key -> its last name today, in the same section
     "views_together": "one_forward_pass",
     "key.asking": "num_queries",
     "key.answering": "num_keys",
@@ -11,7 +13,7 @@ KEYS = {  # of a run's configuration; a name that is gone from its place is rena
     "model.span": "chunk",
 }
 
-TARGETS = {  # a module or a function -> its place today
+TARGETS = {  # the old name of a module or a function -> its name today
     "contrast.callbacks": "contrast.training.callbacks",
     "contrast.data.captions": "contrast.data.images.captions",
     "contrast.data.corpus": "contrast.data.text.corpus",
@@ -26,17 +28,22 @@ TARGETS = {  # a module or a function -> its place today
     "contrast.protocols.linear": "contrast.evaluation.linear_probe.linear",
     "contrast.protocols.retrieval": "contrast.evaluation.retrieval.retrieval",
     "contrast.protocols.words": "contrast.evaluation.words.words",
+    "contrast.teacher": "contrast.training.teacher",
 }
 
 
-def current(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run under today's names; one that has them already comes back as it is."""
-    renamed = _with_targets(config)
+def current(config: dict[str, object]) -> dict[str, Any]:
+    """The configuration of a run under today's names; other names stay as they are."""
+    try:
+        renamed = {name: _with_targets(item, name) for name, item in config.items()}
+    except RecursionError as error:
+        raise InputError("this is no configuration of a run: it is nested too deeply") from error
     for old, new in KEYS.items():
         *path, name = old.split(".")
         node = renamed
         for key in path:
-            node = node.get(key) if isinstance(node.get(key), dict) else {}
+            inner = node.get(key)
+            node = inner if isinstance(inner, dict) else {}
         if name in node:
             items = [(new if key == name else key, value) for key, value in node.items()]
             node.clear()
@@ -44,7 +51,7 @@ def current(config: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _with_targets(value: Any, key: str = "") -> Any:
+def _with_targets(value: object, key: str = "") -> object:
     """A copy of the tree, with every `_target_` under today's name."""
     if isinstance(value, dict):
         return {name: _with_targets(item, name) for name, item in value.items()}

@@ -1,8 +1,8 @@
 """Facts of the data and of the model, with which the parts of a configuration are called.
 
-A part of a configuration may need something that no YAML file knows. `contrast.training.build` calls it with the facts
-that its signature names; a part within a part has `_partial_: true` for that. Only parameters without a default value
-are filled, and a value in the YAML file comes first:
+A part of a configuration may need an argument that depends on the data or the model. `contrast.training.build` calls
+the part with the facts that its signature names; a part within a part needs `_partial_: true` for this. Only parameters
+without a default value are filled, and a value in the YAML file takes precedence:
 
     dim                 D, dimensions of a query: those of the projections, or of a text encoder's features
     in_features         the same number, for a predictor
@@ -13,6 +13,7 @@ are filled, and a value in the YAML file comes first:
     vocabulary, length  of captions: number of token ids, and number of tokens of a caption
     images              the training images, for a teacher; for a callback the labelled ones
     corpus              the encoded text, for a callback
+    run_dir, name, group, config    for a logger: the run folder, the names of run and sweep (or None), all settings
 """
 
 import functools
