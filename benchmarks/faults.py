@@ -1,10 +1,11 @@
 """A campaign of faults: runs that are killed with -9 and resumed, and the tests of full disks, files and mistakes.
 
-    python benchmarks/faults.py [--kills 24] [--seed 0] [--only kills disk survival hostile mistakes]
+    python benchmarks/faults.py [--kills 24] [--seed 0] [--only kills soak disk survival hostile mistakes]
 
 Writes results/faults.json. A run of each method is trained without interruption. The same run is then killed at random
 moments, three times one after the other, and resumed each time. At its end the weights, the optimiser and the step must
-be equal to those of the uninterrupted run in every bit. The other rows count the cases of the tests that do each fault.
+be equal to those of the uninterrupted run in every bit. The soak is a run of 2,000 steps whose memory and open files
+are measured. The other rows count the cases of the tests that do each fault.
 """
 
 import argparse
@@ -20,10 +21,14 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import torch
+
+from contrast.run import curves
 
 HERE = Path(__file__).resolve().parent
 KILLS_OF_A_RUN = 3
@@ -90,6 +95,12 @@ def command(name: str, words: tuple[str, ...], folder: Path) -> None:
     else:
         from contrast.cli.commands import pretrain as main
     main()
+
+
+def drawing(words: tuple[str, ...], folder: Path) -> None:
+    """A run that draws its curves early, so that the memory that matplotlib takes once is there when it is measured."""
+    curves.EVERY = 2.0
+    command("pretrain", words, folder)
 
 
 def started(name: str, words: tuple[str, ...], folder: Path) -> multiprocessing.process.BaseProcess:
@@ -167,6 +178,37 @@ def kills(number: int, seed: int) -> Iterator[dict[str, object]]:
             yield {"tried": tried, "equal": equal, "runs": rows}
 
 
+def soak(steps: int = 2000, first: int = 200) -> dict[str, object]:
+    """The growth of a run's resident memory from step `first` to its end, and its numbers of open files meanwhile."""
+    words = (*IMAGES[:4], "evaluation.enabled=false", *COMMON, f"+trainer.max_steps={steps}")
+    words = (*words, "trainer.max_epochs=1000", "checkpoints.every_n_steps=50", "hydra.run.dir=run")
+    samples = []
+    with tempfile.TemporaryDirectory() as place:
+        process = PROCESSES.Process(target=drawing, args=(words, Path(place)))
+        process.start()
+        rows, here = Path(place, "run", "metrics.jsonl"), Path("/proc", str(process.pid))
+        while process.is_alive():
+            time.sleep(0.2)
+            reached = rows.read_bytes().count(b"\n") if rows.exists() else 0
+            with suppress(OSError, IndexError, ValueError):  # the process may end meanwhile
+                status = (here / "status").read_text()
+                if reached >= first and "VmRSS:" in status:
+                    resident = int(status.partition("VmRSS:")[2].split()[0])
+                    samples.append((reached, resident, len(os.listdir(here / "fd"))))
+        if process.exitcode:
+            raise SystemExit(f"soak: status {process.exitcode}\n{Path(place, 'log.txt').read_text()[-3000:]}")
+    before = samples[0][1]
+    last = [resident for reached, resident, _ in samples if reached >= 0.9 * steps]
+    return {
+        "steps": steps,
+        "samples": len(samples),
+        "resident_kB": before,
+        "growth": round(median(last) / before - 1, 4),
+        "largest": round(max(resident for _, resident, _ in samples) / before - 1, 4),
+        "open_files": sorted({files for _, _, files in samples}),
+    }
+
+
 def count(file: str) -> dict[str, int] | None:
     """How the cases of a test file end, those that are slow included; None if there is no such file."""
     path = HERE.parent / "tests" / file
@@ -186,14 +228,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=["kills", *TESTS], default=["kills", *TESTS])
+    parts = ["kills", "soak", *TESTS]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "faults.json")
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     packages = {name: version(name) for name in ("torch", "pytorch-lightning")}
     results["versions"] = {"python": platform.python_version(), **packages}
     for part in args.only:
-        for result in kills(args.kills, args.seed) if part == "kills" else [count(TESTS[part])]:
+        for result in (
+            kills(args.kills, args.seed) if part == "kills" else [soak() if part == "soak" else count(TESTS[part])]
+        ):
             results[part] = result
             args.out.write_text(json.dumps(results, indent=2) + "\n")
     for part in args.only:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from test_ddp_training import SCRIPT, SETTING, TWO, on_two_ranks
 from test_resume import assert_same, checkpoint, start
 
 from contrast.errors import InputError
+from contrast.run.curves import CurvesLog
 from contrast.run.folder import record
 from contrast.run.lock import LOCK, InUse, locked
 from contrast.run.ranks import Ranks
@@ -284,6 +286,30 @@ def test_a_damaged_checkpoint_names_one_that_is_whole(pretrain: Command, capfd: 
     assert "there is no other one" in error_of(capfd)
 
 
+DAMAGED = {
+    "metrics.jsonl": ["banana\n", None],
+    "metrics.json": ["{", "[3]", None],
+    "overrides.yaml": ["a: [", "7", None],
+    "environment.json": ["{", None],
+    "curves.png": [None],
+    LOCK: [None],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DAMAGED.items() for text in texts])
+def test_a_damaged_file_of_a_run(
+    pretrain: Command, trained: Path, capfd: pytest.CaptureFixture[str], name: str, text: str | None
+) -> None:
+    """Text that nothing can read, or a folder in the place of the file (None), is found before the first step."""
+    shutil.copytree(trained, "a")
+    Path("a", name).unlink(missing_ok=True)
+    Path("a", name).mkdir() if text is None else Path("a", name).write_text(text)
+    last = Path("a/checkpoints/last.ckpt").read_bytes()
+    assert pretrain("resume=a", "trainer.max_epochs=2") == 2
+    assert str(Path("a", name).absolute()) in error_of(capfd)
+    assert Path("a/checkpoints/last.ckpt").read_bytes() == last
+
+
 # --- data that has changed
 
 
@@ -402,6 +428,11 @@ class Soak(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step % 100 == 0:
+            curves = next(each for each in trainer.loggers if isinstance(each, CurvesLog))
+            curves.due = (
+                0.0  # a picture each 100 steps, not each minute; matplotlib's 20 MB are there from the first on
+            )
+            curves.log_metrics({})
             status = Path("/proc/self/status").read_text()
             resident = int(status.partition("VmRSS:")[2].split()[0])
             row = {"step": trainer.global_step, "kB": resident, "files": len(os.listdir("/proc/self/fd"))}
@@ -442,6 +473,6 @@ def test_two_thousand_steps_take_no_more_memory_than_two_hundred(workplace: Path
     rows = [json.loads(line) for line in Path("a/soak.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(100, 2001, 100))
     after = rows[1]
-    # 2.4 % were seen on a machine where other programs ran; a leak of 20 kB a step would be 4 %
-    assert max(row["kB"] for row in rows[1:]) < 1.04 * after["kB"], rows
+    # 0.4 % were measured; a leak of 10 kB a step would be 2 %
+    assert median(row["kB"] for row in rows[-5:]) < 1.02 * after["kB"], rows
     assert {row["files"] for row in rows[1:]} == {after["files"]}, rows

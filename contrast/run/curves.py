@@ -1,5 +1,6 @@
 """`curves.png`: the course of a run at a glance, drawn from its `metrics.jsonl`."""
 
+import gc
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,7 @@ class CurvesLog(RunLog):
         start = perf_counter()
         if start >= self.due:
             save_curves(self.run_dir)
+            gc.collect()  # a picture leaves 2 MB in cycles, which Python would keep for many minutes
             end = perf_counter()
             self.due = end + max(EVERY, (end - start) / SHARE)
 
