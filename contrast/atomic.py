@@ -19,7 +19,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     A reader, or a process killed at any moment, sees the old file or the new one. If the block fails, `path` stays
     as it was and the temporary file is removed. Creates the folder.
 
-    Where the disk is full, the error is an OSError that says so, whatever the writing library made of it.
+    Where the disk is full, the error is an OSError that says so and names `path`, whatever the writing library made
+    of it: numpy raises an OSError without a number, torch a RuntimeError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +30,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException as error:
-        full = None if isinstance(error, OSError) else _full(temporary)
+        full = error if isinstance(error, OSError) and error.errno in FULL else _full(temporary)
         with suppress(OSError):
             os.truncate(temporary, 0)  # frees its disk space at once, even if the error keeps the file open
             temporary.unlink()

@@ -6,6 +6,7 @@ import itertools
 import lzma
 import math
 import multiprocessing
+import os
 import random
 import sys
 import warnings
@@ -262,6 +263,9 @@ def test_no_text(tmp_path: Path):
     path = tmp_path / "a.txt"
     with pytest.raises(InputError, match=r"a\.txt does not exist"):
         corpus(path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"pipe is no regular file: data\.path=-"):
+        corpus(tmp_path / "pipe")
     with pytest.raises(InputError, match=r"no file matches .*/\*\.txt"):
         corpus(tmp_path / "*.txt")
     (tmp_path / "empty").mkdir()

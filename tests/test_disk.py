@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TINY, Command
+from conftest import TINY, Command, called
 from test_resume import assert_same, checkpoint
 
 from contrast.atomic import replacing
+from contrast.cli import commands
 
 EPOCH = 4
 RUN = (
@@ -120,7 +121,7 @@ def test_no_room_for_the_first_checkpoint(pretrain: Command, disk: Disk, capfd: 
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status == 2
     assert f"no space left on device: {place} has room for 0.0 MB" in line
-    assert "no checkpoint yet" in line
+    assert line.endswith("make room, and give the command again")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,78 @@ def test_a_job_of_a_sweep_is_named_and_the_others_run(
     assert f"last.ckpt of step {EPOCH}: make room" in failed[0]
     assert "Traceback" not in out + err
     assert sorted(path.parent.name for path in place.rglob("metrics.json")) == ["0", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "at"), [("300k", 0), ("4m", 3)])
+def test_no_room_for_the_files_of_a_sweep(
+    pretrain: Command, disk: Disk, capfd: pytest.CaptureFixture[str], size: str, at: int
+) -> None:
+    """Neither for those that Hydra begins with nor, later, for the table and the page."""
+    place = disk(f"size={size}")
+    if at == 0:
+        fill(place)
+    words = (*RUN, "-m", "seed=0,1", "metric=loss", "report=true", f"hydra.sweep.dir={place / 's'}")
+    line = the_line(capfd, pretrain(*words, f"callbacks.fill.at={at}"))
+    assert line == (
+        f"error: no space left on device: {place} has room for 0.0 MB, and more is needed: make room, and give the "
+        "command again"
+    )
+    assert (place / "s").exists() == (at > 0)
+    if at:
+        free(place / "s")
+        assert pretrain(*words, "callbacks.fill.at=0") == 0
+        assert (place / "s" / "sweep.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "size"),
+    [
+        ("embed", ("out=DISK/vectors.npy",), "100k"),  # for the first part of the vectors
+        ("embed", ("out=DISK/vectors.npy", "neighbours=3"), "560k"),  # for the vectors scaled to length 1
+        ("embed", ("out=DISK/vectors.csv",), "540k"),  # for the table
+        ("export", ("out=DISK/new/encoder",), "4k"),
+        ("export", ("out=DISK/new/encoder", "format=hub"), "4k"),
+        ("report", ("out=DISK/report.html",), "32k"),
+        ("evaluate", ("protocol=knn", "hydra.run.dir=DISK/figures"), "4k"),
+    ],
+)
+def test_full_for_what_comes_out_of_a_run(
+    trained: Path,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    disk: Disk,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    words: tuple[str, ...],
+    size: str,
+) -> None:
+    if "format=hub" in words:
+        pytest.importorskip("huggingface_hub")
+    place = disk(f"size={size}")
+    words = (f"checkpoint={trained}", *(word.replace("DISK", str(place)) for word in words))
+    cpu = () if name == "export" else ("trainer.accelerator=cpu",)
+    status = called(getattr(commands, name), monkeypatch, *words, *cpu)
+    line = the_line(capfd, status)
+    assert line.startswith(f"error: no space left on device: {place} has room for ")
+    assert line.endswith("and more is needed: make room, and give the command again")
+    left = {path.relative_to(place).parts[0] for path in place.iterdir()}
+    assert left <= ({"vectors.npy.parts", "vectors.csv.parts", "vectors.csv"} if name == "embed" else set())
+    if name == "embed":
+        subprocess.run(["mount", "-o", "remount,size=20m", place], check=True)
+        assert called(commands.embed, monkeypatch, *words, *cpu) == 0
+        assert not list(place.glob("*.parts"))
+
+
+def test_no_room_for_word_vectors(words: Command, disk: Disk, capfd: pytest.CaptureFixture[str]) -> None:
+    place = disk("size=2700k")  # for two checkpoints of 1.2 MB, and not for one beside 1.7 MB of text
+    run = place / "run"
+    Path("text.txt").write_text(" ".join(f"w{i % 997}" for i in range(20_000)))
+    small = ("experiment=skipgram", "data.path=text.txt", "data.min_count=1", "encoder.num_features=150")
+    small += ("logger=csv", "trainer.accelerator=cpu", "model.workers=1", "trainer.limit_train_batches=1")
+    line = the_line(capfd, words(*small, "evaluation.files=[vectors.txt]", f"hydra.run.dir={run}"))
+    assert f"{run}/checkpoints/last.ckpt of step " in line
+    assert line.endswith(f"make room, then contrast resume={run}")
 
 
 @pytest.mark.slow

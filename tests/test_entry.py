@@ -105,6 +105,9 @@ def test_a_run_that_took_no_step_removes_what_it_made_alone(call: Call) -> None:
     assert Path().absolute().is_dir()
     assert call("encoder.widths=[0]", "hydra.run.dir=new/a") == 2
     assert not Path("new").exists()
+    Path("empty").mkdir()
+    assert call("encoder.widths=[0]", "hydra.run.dir=empty") == 2
+    assert list(Path("empty").iterdir()) == []
 
 
 def test_any_folder_name(call: Call) -> None:

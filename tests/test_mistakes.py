@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -381,23 +382,65 @@ def test_one_image_a_class_leaves_out_what_needs_held_out_images(pretrain: Comma
 # --- what may not be used
 
 
-def refusing(*unused: object, **given: object) -> NoReturn:
-    raise PermissionError(13, "Permission denied", "/somebody/else")
+@pytest.fixture
+def closed(tmp_path: Path, trained: Path) -> Iterator[Path]:
+    """A file system that cannot be written, with a finished run in `run`: the run of somebody else."""
+    place = tmp_path / "closed"
+    place.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    shutil.copytree(trained, place / "run")
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_cache_that_cannot_be_written(closed: Path) -> None:
+    with pytest.warns(UserWarning, match="cannot write to the cache"):
+        assert cached(closed / "cache", "key", lambda: {"x": torch.ones(1)})["x"] == 1
 
 
 def test_a_cache_that_may_not_even_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*unused: object, **given: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied", "/somebody/else")
+
     monkeypatch.setattr(Path, "exists", refusing)  # as in a closed folder
     monkeypatch.setattr("contrast.data.store.replacing", refusing)
     with pytest.warns(UserWarning, match="cannot write to the cache"):
         assert cached(tmp_path / "closed", "key", lambda: {"x": torch.ones(1)})["x"] == 1
 
 
-def test_a_run_of_somebody_else(pretrain: Command, trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    before = (trained / "config.yaml").read_text()
-    monkeypatch.setattr("contrast.atomic.replacing", refusing)
-    assert pretrain(f"resume={trained}", "trainer.max_epochs=2") == 2
-    assert capfd.readouterr().err.splitlines()[-1] == "error: /somebody/else: Permission denied"
-    assert (trained / "config.yaml").read_text() == before
+def test_an_evaluation_without_a_cache(
+    evaluate: Command, closed: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.delenv("CONTRAST_CACHE")
+    monkeypatch.setenv("HOME", str(closed))
+    assert (
+        evaluate(f"checkpoint={closed / 'run'}", "protocol=knn", "hydra.run.dir=figures", "trainer.accelerator=cpu")
+        == 0
+    )
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+    assert "top1" in figures("figures")
+    assert "cannot write to the cache" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("resume=RUN", "trainer.max_epochs=2"),
+        (*TINY, "hydra.run.dir=RUN/new"),
+        (*TINY, "-m", "seed=0,1", "hydra.sweep.dir=RUN/new"),
+    ],
+)
+def test_a_folder_that_cannot_be_written(pretrain: Command, closed: Path, capfd: Any, words: tuple[str, ...]) -> None:
+    run = str(closed / "run")
+    assert pretrain(*(word.replace("RUN", run) for word in words)) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {run}")
+    assert "Read-only file system" in line
 
 
 # --- little shared memory

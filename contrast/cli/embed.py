@@ -1,6 +1,7 @@
 """contrast-embed: a vector for each image of a folder or a data set, in a file."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -36,7 +37,14 @@ def embed(cfg: DictConfig) -> None:
     trainer = bare_trainer(cfg.trainer, strategy=strategy(cfg.trainer), use_distributed_sampler=False)
     each = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     print_once(f"{parts.total:,} images of {name} ({each}); vectors of {encoder.num_features} numbers to {out}")
-    trainer.predict(Predictor(encoder, splits, parts, cfg.batch_size, cfg.workers), return_predictions=False)
+    predictor = Predictor(encoder, splits, parts, cfg.batch_size, cfg.workers)
+    try:
+        trainer.predict(predictor, return_predictions=False)
+    finally:
+        predictor.bar.close()
+        for folder in (parts.folder, scratch):
+            with suppress(OSError):  # no such folder, or one with parts, from which the same command goes on
+                folder.rmdir()
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         table = Table(*columns(splits, root), parts.joined())

@@ -6,7 +6,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from contrast.deploy.export import export
+from contrast.deploy.export import export, made
 from contrast.deploy.load import ImageEncoder, load_images
 from contrast.errors import InputError, need
 from contrast.run.environment import write_environment
@@ -35,7 +35,8 @@ def to_hub(encoder: ImageEncoder, folder: Path, run: Mapping[str, object]) -> li
     from contrast.deploy.hub import HubEncoder
 
     kept = (folder / "README.md").exists()
-    HubEncoder(encoder.model, encoder.config, run).save_pretrained(folder)  # type: ignore[operator]
+    with made(folder):
+        HubEncoder(encoder.model, encoder.config, run).save_pretrained(folder)  # type: ignore[operator]
     card = "README.md was there and stays as it is" if kept else "README.md is the model card, written from the run"
     return [
         f"{folder}: config.json, model.safetensors; {card}",

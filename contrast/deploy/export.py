@@ -6,8 +6,8 @@ normalise them.
 
 import json
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,15 +36,24 @@ def export(encoder: ImageEncoder, form: str, folder: Path) -> list[str]:
 
     config.json is written as well. Raises InputError for a missing package, and for an encoder that cannot be exported.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    with made(folder):
         lines = FORMATS[form](encoder, folder)
-    except InputError:
-        with suppress(OSError):  # it has files in it
-            folder.rmdir()
-        raise
-    save_config(encoder, folder)
+        save_config(encoder, folder)
     return lines
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Makes the folder and those around it. If the block fails, those that it has made go again, if they are empty."""
+    created = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):  # one has files in it
+            for each in created:
+                each.rmdir()
+        raise
 
 
 def save_config(encoder: ImageEncoder, folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from typing_extensions import Self
 
+from contrast.atomic import replacing
 from contrast.config.trust import Config
 from contrast.data.store import save_tensors
 from contrast.deploy.card import model_card
@@ -28,7 +29,8 @@ class HubEncoder(ImageEncoder, PyTorchModelHubMixin, library_name="contrast", ta
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {key: value.contiguous().clone() for key, value in self.model.state_dict().items()}
-        save_tensors(state, save_directory / MODEL)
+        with replacing(save_directory / MODEL) as file:
+            save_tensors(state, file)
         save_config(self, save_directory)
 
     @classmethod

@@ -3,6 +3,7 @@
 N images, F features, P images in a part.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +60,19 @@ class Parts:
     def joined(self) -> np.ndarray:
         """All vectors, float32 [N, F], in a memory-mapped file."""
         width = np.load(self.file(self.parts[0]), mmap_mode="r").shape[1]
-        vectors = open_memmap(self.folder / "joined.npy", "w+", np.float32, (self.total, width))
+        vectors = mapped(self.folder / "joined.npy", (self.total, width))
         for part in self.parts:
             vectors[part.first : part.first + len(part)] = np.load(self.file(part))
         return vectors
+
+
+def mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new float32 array in a memory-mapped .npy file. Raises OSError if the disk has no room for it."""
+    try:
+        array = open_memmap(path, "w+", np.float32, shape)
+        with path.open("r+b") as file:
+            if hasattr(os, "posix_fallocate"):  # in a file with holes, writing to a full disk would end the process
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return array
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.lib.format import open_memmap
 
 from contrast.atomic import replacing, rewrite_csv
 from contrast.data.store import from_texts, save_tensors
+from contrast.deploy.parts import mapped
 from contrast.errors import InputError, need
 from contrast.evaluation.knn import nearest
 
@@ -64,7 +64,7 @@ def nearest_neighbours(vectors: np.ndarray, k: int, scratch: Path, device: torch
     scratch  a temporary file for the vectors scaled to length 1
     """
     count, k = len(vectors), min(k, len(vectors) - 1)
-    unit = open_memmap(scratch, "w+", np.float32, vectors.shape)
+    unit = mapped(scratch, vectors.shape)
     for rows in _blocks(count):
         unit[rows] = F.normalize(torch.from_numpy(vectors[rows]), dim=1).numpy()
     search = _search(unit, device)

@@ -114,11 +114,16 @@ def start(command: Command, words: list[str]) -> int:
         return 0
     if is_sweep:
         metrics = [each for each in (cfg.get("metric"), *(cfg.get("columns") or ())) if each is not None]
-        status = sweep.run_sweep(task, arguments, run_dir, metrics, expected)
-        if command.finish is not None and cfg.get("report"):
-            command.finish(run_dir)
+        try:
+            status = sweep.run_sweep(task, arguments, run_dir, metrics, expected)
+            if command.finish is not None and cfg.get("report"):
+                command.finish(run_dir)
+        except OSError as error:  # the disk may be full, for the table or the page of the sweep
+            if (line := failure(error, run_dir)) is None:
+                raise
+            raise InputError(line) from error
         return status
-    created = list[Path]()
+    created: list[Path] | None = None
     if resumed is not None:
         if not compose.check_differences(resumed, cfg, command.restored):
             return 0
@@ -154,8 +159,10 @@ def versions() -> str:
     return f"contrast {contrast.__version__} (Python {platform.python_version()}, {', '.join(named)})"
 
 
-def run_single(task: Task, arguments: list[str], run_dir: Path, created: Sequence[Path]) -> None:
-    """One run, in `run_dir`. A new folder is removed if the run takes no step.
+def run_single(task: Task, arguments: list[str], run_dir: Path, created: Sequence[Path] | None) -> None:
+    """One run, in `run_dir`. What was made for a new run is removed if it takes no step.
+
+    created  the folders that had to be made for it; None if the folder holds other files, as that of an earlier run
 
     The task of a resumed run calls `compose.begin` itself, so that its folder stays as it was until it trains.
     """
@@ -176,6 +183,6 @@ def run_single(task: Task, arguments: list[str], run_dir: Path, created: Sequenc
         for error in errors:
             if (line := failure(error, run_dir)) is None:
                 raise error
-            if created:
+            if created is not None:
                 folder.discard(run_dir, created)
             raise InputError(line) from error

@@ -208,8 +208,8 @@ def store_config(run: Path, overrides: Sequence[Override] = (), folders: Sequenc
     overrides  of the command line: what they set is the user's own
     folders    of configurations, from the command line: the targets that they name are the user's own, too
 
-    Raises InputError for a configuration that calls more, and for what would make the run write to another place: a
-    link in the folder, or a store of MLflow that the folder names.
+    Raises InputError for a configuration that calls more, for what would make the run write to another place (a link in
+    the folder, or a store of MLflow that the folder names), and for a damaged file in the folder.
     """
     saved = folder.read_config(run)
     if "resume" not in saved:
@@ -231,6 +231,11 @@ def store_config(run: Path, overrides: Sequence[Override] = (), folders: Sequenc
         files = [path.read_text(encoding="utf-8") for each in folders for path in sorted(Path(each).rglob("*.yaml"))]
         own = {name for text in files for name in re.findall(r"_target_: *([\w.]+)", text)}
         trust = own | ({trust} if isinstance(trust, str) else set(trust or ()))
+    folder.check_files(run)
+    from contrast.run.metrics import FILE, read_rows  # with Lightning, which only a resumed run needs here
+
+    if (run / FILE).exists():
+        read_rows(run / FILE)
     typed = [key for each in overrides for key in set_keys(each.key_or_group, each.value())]
     checked = from_file(saved, str(run / folder.CONFIG), trust, typed)
     node = {**checked, "trust": False, "defaults": ["_self_", "runs"]}

@@ -25,7 +25,7 @@ def out_of_space(error: OSError, run_dir: Path) -> str:
     place = Path(str(error.filename or run_dir))
     line = f"{os.strerror(error.errno or 0).lower()}: {free_text(place)}, and more is needed"
     if (last := newest(run_dir)) is None:
-        return f"{line}; the run has no checkpoint yet: make room and start it again"
+        return f"{line}: make room, and give the command again"
     checkpoint, step = last
     target = run_dir if checkpoint.name == "last.ckpt" else checkpoint
     return f"{line}; the last checkpoint is {checkpoint} of step {step}: make room, then {resume_command(target)}"

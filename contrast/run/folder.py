@@ -26,6 +26,7 @@ CONFIG, OVERRIDES, METRICS, ERROR = "config.yaml", "overrides.yaml", "metrics.js
 MLFLOW = "mlflow_id"  # the id of the run in MLflow and, in a second line, the store that has it
 PRUNED = "pruned_after_epochs"  # in the metrics of a job of a sweep that was ended early for being worse than others
 STARTED = {CONFIG, OVERRIDES, LOCK, "environment.json", "views.png", "wandb", "wandb_id", MLFLOW, "tensorboard"}
+FILES = (*(CONFIG, OVERRIDES, METRICS, ERROR, LOCK), "metrics.jsonl", "environment.json", "curves.png", "views.png")
 NOT_OF_A_RUN = ("trust", "columns", "report")  # keys of the configuration that do not shape what a run computes
 # metrics that sweeps optimise by default -> the metrics that replace them for data without labels or captions
 INSTEAD = {"linear_val_top1": "held_out_top1", "image_to_text_recall1": "recall1"}
@@ -41,10 +42,11 @@ def conf_folder() -> Path:
     raise InputError(f"no folder conf/ in {package} or next to it: the installation is not complete")
 
 
-def claim(folder: Path) -> tuple[Path, list[Path]]:
+def claim(folder: Path) -> tuple[Path, list[Path] | None]:
     """Claims `folder` or, if another run has it, `folder_2`, `folder_3`, ..., by creating its config.yaml.
 
-    Returns the folder, and the folders that had to be made: itself, then those around it; none if it was there.
+    Returns the folder, and the folders that had to be made: itself, then those around it. None in place of a list says
+    that the folder was there and held files.
 
     Creating a file exclusively is atomic: of two runs that start in the same second, one gets the next name.
     """
@@ -52,8 +54,9 @@ def claim(folder: Path) -> tuple[Path, list[Path]]:
         try:
             created = [each for each in (candidate, *candidate.parents) if not each.exists()]
             candidate.mkdir(parents=True, exist_ok=True)
+            is_empty = not any(candidate.iterdir())
             (candidate / CONFIG).open("x").close()
-            return candidate, created
+            return candidate, created if is_empty else None
         except OSError as error:
             if not isinstance(error, FileExistsError) or not candidate.is_dir():
                 raise InputError(f"{candidate} cannot be a run folder: {error.strerror}") from error
@@ -88,8 +91,19 @@ def _read_yaml(path: Path) -> object:
         if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise InputError(f"{path} is damaged: it has aliases in it")
         return OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
+    except AssertionError as error:  # of OmegaConf, for a file with a single value
+        raise InputError(f"{path} is damaged: it holds neither a list nor a mapping") from error
+
+
+def check_files(folder: Path) -> None:
+    """Raises InputError for a damaged file of a run, and for a folder or a device in the place of one."""
+    for path in (folder / name for name in FILES):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is damaged: it is no regular file")
+    read_overrides(folder)
+    read_metrics(folder)
 
 
 def is_complete(folder: Path, config: dict[str, object]) -> bool:
@@ -146,10 +160,11 @@ def value_of(metrics: Mapping[str, float], name: str) -> float | None:
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """The numbers in metrics.json; none if there is no such file."""
+    """The numbers in metrics.json; none if there is no such file. Raises InputError for a damaged one."""
     path = folder / METRICS
-    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+    with named_errors((ValueError, RecursionError, AttributeError), f"{path} is damaged"):
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
 
 
 def run_around(what: str | Path) -> Path | None:
@@ -189,9 +204,9 @@ def title_of(folder: Path | None) -> str:
 
 
 def discard(folder: Path, created: Sequence[Path]) -> None:
-    """Removes the folder of a run that took no step, if it holds only what is written at the start.
+    """Empties the folder of a run that took no step, if it holds only what is written at the start.
 
-    created  the folders that `claim` has made: those around it are removed too, if they are empty
+    created  the folders that `claim` has made, which are then removed, if they are empty
     """
     names = {path.name for path in folder.iterdir() if path.suffix != ".log"}
     if CONFIG in names and names <= STARTED:

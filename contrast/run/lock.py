@@ -40,7 +40,7 @@ def locked(folder: Path, waits: bool = False) -> Iterator[None]:
         try:
             file = path.open("a+")
         except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror}") from error
+            raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
         with file:
             if (owner := _owner(file, waits)) is not None:
                 raise InUse(f"{folder} is in use: {owner} works on this run")

@@ -17,10 +17,11 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from contrast.atomic import FULL
 from contrast.errors import InputError, need
 from contrast.run import compose, folder
 from contrast.run.compose import Task
-from contrast.run.disk import failure
+from contrast.run.disk import failure, out_of_space
 from contrast.run.errors import one_line
 from contrast.run.gpus import take_one, visible_gpus
 from contrast.run.lock import InUse, locked
@@ -37,10 +38,18 @@ def run_sweep(
     # of a job in its `hydra.run.dir`.
     fixed = [f"hydra.sweep.dir={folder.quoted(sweep_dir)}", "hydra.run.dir=${hydra.runtime.output_dir}"]
     broke_off = False
+    was_there = sweep_dir.exists()
     try:
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=sweep_dir).close()
+        with TemporaryFile(dir=sweep_dir) as file:
+            file.write(bytes(1 << 16))  # Hydra would print a traceback if it had no room for its file
+            file.flush()
     except OSError as error:
+        with suppress(OSError):
+            if not was_there:
+                sweep_dir.rmdir()
+        if error.errno in FULL:
+            raise InputError(out_of_space(error, sweep_dir)) from error
         raise InputError(f"{sweep_dir} cannot be the folder of a sweep: {error.strerror}") from error
     try:
         compose.call_hydra(job, [*arguments, *fixed, "hydra.mode=MULTIRUN"])
@@ -142,10 +151,12 @@ def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
             print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
         except Exception as error:
             reason = failure(error, job_dir) or one_line(f"{type(error).__name__}: {error}")
+            where = ""
             with suppress(OSError):  # the disk may be full
                 job_dir.mkdir(parents=True, exist_ok=True)
                 (job_dir / folder.ERROR).write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
-            print(f"{name} failed: {reason} ({job_dir / folder.ERROR})", file=sys.stderr, flush=True)
+                where = f" ({job_dir / folder.ERROR})"
+            print(f"{name} failed: {reason}{where}", file=sys.stderr, flush=True)
     return None
 
 

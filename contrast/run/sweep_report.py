@@ -83,10 +83,10 @@ def report(sweep_dir: Path, metrics: Sequence[str], expected: Sequence[Sequence[
     measured = {key for job in jobs for key in job.metrics}
     metrics = [key if key in measured else INSTEAD.get(key, key) for key in metrics]
     if any(job.folder is not None for job in jobs):
+        lines = [table(jobs, metrics), *(paired(jobs, metrics[0]) if metrics else ())]
+        print("\n" + "\n".join(lines), flush=True)  # before the files, for which the disk may have no room
         write_csv(sweep_dir / "sweep.csv", jobs)
         drawn = bool(metrics) and save_plot(sweep_dir / "sweep.png", jobs, metrics[0])
-        lines = [table(jobs, metrics), *(paired(jobs, metrics[0]) if metrics else ())]
-        print("\n" + "\n".join(lines))
         print(f"{sweep_dir / 'sweep.csv'}{', sweep.png' if drawn else ''}", flush=True)
     return jobs
 

@@ -58,9 +58,6 @@ class Predictor(pl.LightningModule):
             self.parts.write(self.missing.pop(0), np.concatenate(self.rows))
             self.rows = []
 
-    def on_predict_end(self) -> None:
-        self.bar.close()
-
 
 class Missing:
     """The batches of the parts that a rank has to write, in their order."""

@@ -219,6 +219,8 @@ def text_files(path: Text | Sequence[Text]) -> list[Path]:
         if not files:
             raise InputError(f"the folder {root} has no files")
         return files
+    if root.exists():
+        raise InputError(f"{root} is no regular file: data.path=- reads what comes through a pipe")
     files = sorted(Path(name) for name in glob.glob(str(root), recursive=True) if Path(name).is_file())
     if not files:
         raise InputError(f"no file matches {root}" if re.search(r"[*?\[]", str(root)) else f"{root} does not exist")

@@ -28,7 +28,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from contrast.atomic import replacing
+from contrast.atomic import FULL, replacing
 from contrast.data.store import save_tensors
 from contrast.errors import InputError, named_errors
 
@@ -48,7 +48,8 @@ def save_vectors(
     Numbers are saved as float32, exactly: in text with 9 digits, enough to restore every float32.
 
     Raises InputError for another suffix, words and vectors that do not fit, no words, a word that occurs twice, is
-    empty or has white space in it (all three formats end words at white space), and a file that cannot be written.
+    empty or has white space in it (all three formats end words at white space), and a file that cannot be written;
+    OSError if the disk is full.
     """
     path = Path(path).expanduser()
     suffix = file_format(path)
@@ -60,11 +61,20 @@ def save_vectors(
         word, count = Counter(words).most_common(1)[0]
         raise InputError(f"{len(words)} words are to be saved, but '{word}' occurs {count} times")
     values = vectors.detach().cpu().float().contiguous()
-    with named_errors((OSError,), f"{path} cannot be written"), replacing(path) as temporary:
+    try:
+        _write_file(path, suffix, words, values, more or {})
+    except OSError as error:
+        if error.errno in FULL:  # the end of a run has a line of its own for that
+            raise
+        raise InputError(f"{path} cannot be written: {error}") from error
+
+
+def _write_file(path: Path, suffix: str, words: Sequence[str], values: Tensor, more: Mapping[str, Tensor]) -> None:
+    with replacing(path) as temporary:
         if suffix in SAFE:
             joined = bytearray("".join(f"{word}\n" for word in words).encode())
             tensors = {"vectors": values, "words": torch.frombuffer(joined, dtype=torch.uint8)}
-            save_tensors({**tensors, **(more or {})}, temporary)
+            save_tensors({**tensors, **more}, temporary)
             if path.suffix == PACKED:
                 temporary.write_bytes(gzip.compress(temporary.read_bytes()))
         elif suffix in BINARY:
