@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ TINY = (
 FEW = ("evaluation.enabled=true", "evaluation.max_train=200", "evaluation.max_test=100", "evaluation.per_class=[2]")
 
 Command = Callable[..., int]
+Disk = Callable[[str], Path]
 
 
 @pytest.fixture
@@ -70,6 +72,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert called(commands.pretrain, patch, *TINY, f"hydra.run.dir={folder}") == 0
     logging.getLogger().handlers[:] = handlers
     return folder
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """Mounts a small file system in memory with these options."""
+    mounted = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / "disk"
+        place.mkdir()
+        try:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"a small file system cannot be mounted here: {error}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def called(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -2,14 +2,13 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TINY, Command, called
+from conftest import TINY, Command, Disk, called
 from test_resume import assert_same, checkpoint
 
 from contrast.atomic import replacing
@@ -24,7 +23,6 @@ RUN = (
     "+callbacks.fill._target_=test_disk.Fill",
     "+callbacks.fill.at=0",
 )
-Disk = Callable[[str], Path]
 
 
 class Fill(pl.Callback):
@@ -64,26 +62,6 @@ def fill(folder: Path, what: str = "bytes") -> None:
 def free(folder: Path) -> None:
     for file in (folder / "filler").iterdir():
         file.unlink()
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    """Mounts a small file system in memory with these options."""
-    mounted = []
-
-    def mount(options: str) -> Path:
-        place = tmp_path / "disk"
-        place.mkdir()
-        try:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"a small file system cannot be mounted here: {error}")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 def the_line(capfd: pytest.CaptureFixture[str], status: int) -> str:

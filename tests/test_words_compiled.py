@@ -1,13 +1,17 @@
 """The compiled loop over centre words: against naive loops in float64, and against the closed form at a small rate."""
 
 import math
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Disk
 from torch import Tensor
 
 from contrast.encoders import SubwordTable, WordTable
@@ -333,3 +337,44 @@ def test_workers_train_the_same_tables(numba: Any, workers: int) -> None:
     made.teardown("fit")
     assert losses[-1] < losses[0] - 0.3
     assert made.loop is None
+
+
+SCRIPT = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from test_words_compiled import model, passages
+from contrast.words.compiled import Loop
+
+made = model("negative sampling")
+loop = Loop(made.encoder, made.negatives, made.head, made.method, made.window)
+text = passages(made)
+drawn = made.negatives.draw(2, torch.Generator().manual_seed(1))
+loop.step(text, 0, made.head, drawn, 0.1)
+print(sum(loop.train.stats.cache_hits.values()), sum(loop.train.stats.cache_misses.values()))
+print(made.encoder.weight.tolist())
+"""
+
+
+def in_a_process(cache: Path) -> tuple[str, str]:
+    """Hits and misses of the cache of compiled loops in the folder, and what a process has trained."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    words = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    counts, trained = done.stdout.splitlines()
+    return counts, trained
+
+
+@pytest.mark.slow
+def test_a_later_process_compiles_nothing(numba: Any, tmp_path: Path) -> None:
+    first, later = in_a_process(tmp_path / "cache"), in_a_process(tmp_path / "cache")
+    assert (first[0], later[0]) == ("0 1", "1 0")
+    assert first[1] == later[1]
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_no_compiled_loop(numba: Any, tmp_path: Path, disk: Disk) -> None:
+    place = disk("size=8k")
+    first, later = in_a_process(place), in_a_process(place)
+    assert (first[0], later[0]) == ("0 1", "0 1")
+    assert first[1] == later[1]

@@ -7,6 +7,7 @@ that most words change: each has copies of these, and adds its changes after eve
 processor; `closed_form` computes many centre words at once from matrix products, on any device.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,7 +73,8 @@ class Loop:
         ids = torch.zeros(0, dtype=torch.int64)
         nothing = Passages(ids, ids.int(), ids.int(), ids.float(), window, 0, 0)
         drawn = negatives.draw(1, torch.Generator())
-        self.step(nothing, 0, head, drawn, 0.0)  # compiles the loop, before workers are forked
+        with suppress(OSError):  # the disk has no room to keep the compiled loop, which is there all the same
+            self.step(nothing, 0, head, drawn, 0.0)  # compiles the loop, before workers are forked
 
     @torch.no_grad()
     def step(

@@ -59,8 +59,9 @@ class Scores(NamedTuple):
     noise_weight: float
 
 
-compiled = njit(fastmath=FAST, nogil=True, error_model="numpy")
-inlined = njit(fastmath=FAST, nogil=True, error_model="numpy", inline="always")
+OPTIONS = {"fastmath": FAST, "nogil": True, "error_model": "numpy"}
+compiled = njit(**OPTIONS)
+inlined = njit(inline="always", **OPTIONS)
 
 
 @compiled
@@ -120,36 +121,48 @@ def merged_share(steps: float, workers: int) -> float:
     return 1.0 if steps == 0 else math.expm1(-workers * steps) / (workers * math.expm1(-steps))
 
 
+@inlined
+def add(total: np.ndarray, factor: float, table: np.ndarray, row: int, dim: int) -> None:
+    for d in range(dim):
+        total[d] += factor * table[row, d]
+
+
+@inlined
+def add_to_row(table: np.ndarray, row: int, factor: float, vector: np.ndarray, dim: int) -> None:
+    for d in range(dim):
+        table[row, d] += factor * vector[d]
+
+
+@inlined
+def exchange(vector: np.ndarray, gradient: np.ndarray, table: np.ndarray, row: int, factor: float, dim: int) -> None:
+    """`add` of the row to the gradient, and `add_to_row` of the vector to the row, in one pass."""
+    for d in range(dim):
+        gradient[d] += factor * table[row, d]
+        table[row, d] += factor * vector[d]
+
+
+@inlined
+def dot(vector: np.ndarray, table: np.ndarray, row: int, dim: int, zero: float) -> float:
+    total = zero
+    for d in range(dim):
+        total += vector[d] * table[row, d]
+    return total
+
+
+def kept(function: Callable[..., tuple[float, int]]) -> Callable[..., tuple[float, int]]:
+    """Compiled by numba, which keeps the machine code for later processes where it finds a folder that it can write."""
+    try:
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # there is no such folder
+        return njit(**OPTIONS)(function)
+
+
 @lru_cache(maxsize=8)
 def kernel(dim: int, dtype: np.dtype) -> Callable[..., tuple[float, int]]:
     """The loop for vectors of so many numbers of a type; that they are known makes it a quarter faster."""
     real, zero = dtype.type, dtype.type(0)
 
-    @inlined
-    def add(total: np.ndarray, factor: float, table: np.ndarray, row: int) -> None:
-        for d in range(dim):
-            total[d] += factor * table[row, d]
-
-    @inlined
-    def add_to_row(table: np.ndarray, row: int, factor: float, vector: np.ndarray) -> None:
-        for d in range(dim):
-            table[row, d] += factor * vector[d]
-
-    @inlined
-    def exchange(vector: np.ndarray, gradient: np.ndarray, table: np.ndarray, row: int, factor: float) -> None:
-        """`add` of the row to the gradient, and `add_to_row` of the vector to the row, in one pass."""
-        for d in range(dim):
-            gradient[d] += factor * table[row, d]
-            table[row, d] += factor * vector[d]
-
-    @inlined
-    def dot(vector: np.ndarray, table: np.ndarray, row: int) -> float:
-        total = zero
-        for d in range(dim):
-            total += vector[d] * table[row, d]
-        return total
-
-    @compiled
+    @kept
     def train(
         start: int,
         stop: int,
@@ -196,7 +209,7 @@ def kernel(dim: int, dtype: np.dtype) -> Callable[..., tuple[float, int]]:
                 first, last = input_rows.start[word], input_rows.start[word + 1]
                 part = real(1 / (len(read) * (last - first)))
                 for n in range(first, last):
-                    add(vector, part, inputs, input_rows.row[n])
+                    add(vector, part, inputs, input_rows.row[n], dim)
 
             columns = 0
             for word in targets:
@@ -217,7 +230,10 @@ def kernel(dim: int, dtype: np.dtype) -> Callable[..., tuple[float, int]]:
                 columns += 1
             for c in range(columns):
                 r = row[c]
-                s = dot(vector, outputs, r) if r < copied.first else dot(vector, copies, r - copied.first)
+                if r < copied.first:
+                    s = dot(vector, outputs, r, dim, zero)
+                else:
+                    s = dot(vector, copies, r - copied.first, dim, zero)
                 scores[c] = head.scale * s + head.shift - log_q[r]
             if head.softmax:
                 total += softmax(scores, own, columns, with_loss)
@@ -230,14 +246,14 @@ def kernel(dim: int, dtype: np.dtype) -> Callable[..., tuple[float, int]]:
             for c in range(columns):
                 r, step = row[c], -lr * head.scale * scores[c]
                 if r < copied.first:
-                    exchange(vector, gradient, outputs, r, step)
+                    exchange(vector, gradient, outputs, r, step, dim)
                 else:
-                    exchange(vector, gradient, copies, r - copied.first, step)
+                    exchange(vector, gradient, copies, r - copied.first, step, dim)
                     curvature[r - copied.first] += weight[c] * square
             part = real(1 / len(read))
             for word in read:
                 for n in range(input_rows.start[word], input_rows.start[word + 1]):
-                    add_to_row(inputs, input_rows.row[n], part, gradient)
+                    add_to_row(inputs, input_rows.row[n], part, gradient, dim)
             pairs += len(targets)
         for r in range(len(copies)):
             share = real(merged_share(lr * head.scale**2 * curvature[r] / 64, copied.workers))
