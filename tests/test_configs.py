@@ -55,7 +55,7 @@ NEEDS = {  # what has to be given with a file
     "experiment/simclr_folder": ["data.root=images"],
 }
 TEXT = ("corpus", "docstrings")  # data of words, not of images
-WORDS = ("gru", "subwords", "words")  # encoders of words
+WORDS = ("floret", "gru", "subwords", "words")  # encoders of words
 OF_WORDS = [  # files of contrast-words alone
     *(f"data/{option}" for option in TEXT),
     *(f"encoder/{option}" for option in WORDS),

@@ -19,7 +19,7 @@ from contrast.network import look_for_the_hub
 CONF = Path(__file__).parents[1] / "conf"
 
 
-OF_OTHERS = ("gru", "subwords", "words", "open_clip")
+OF_OTHERS = ("floret", "gru", "subwords", "words", "open_clip")
 OF_IMAGES = sorted(path for path in (CONF / "encoder").glob("*.yaml") if path.stem not in OF_OTHERS)
 
 

@@ -11,6 +11,7 @@ from test_resume import TRUST, differences
 import contrast
 from contrast.data.text.vectors import load_vectors
 from contrast.deploy.words import WordEmbeddings
+from contrast.encoders.ngrams import ngram_buckets
 from contrast.errors import InputError
 from contrast.run.metrics import read_rows
 
@@ -193,6 +194,33 @@ def test_unknown_words_have_the_vectors_of_their_ngrams(
     assert theirs.similarity("clouds", "oven") == pytest.approx(found.similarity("clouds", "oven"), abs=1e-5)
 
 
+def test_words_and_ngrams_in_one_small_table(words: Command, corpus: Path) -> None:
+    """As in floret; the .floret file has a line for each bucket, of which a word's vector is the mean."""
+    files = "evaluation.files=[vectors.floret]"
+    small = ("trainer.max_epochs=1", "encoder=floret", "encoder.buckets=60", files)
+    assert words(*SMALL, *small, "hydra.run.dir=run") == 0
+    found = contrast.load("run")
+    assert isinstance(found, WordEmbeddings)
+    head, *lines = Path("run/vectors.floret").read_text().splitlines()
+    width = found.vectors.shape[1]
+    assert head == f"60 {width} 3 6 2 2166136261 < >"
+    table = torch.tensor([[float(x) for x in line.split()] for line in lines])
+    assert table[:, 0].tolist() == list(range(60))
+    for word in ("sun", "clouds"):  # of which the second is unknown
+        mean = table[ngram_buckets([word], 3, 6, 60, 2)[0], 1:].mean(dim=0)
+        torch.testing.assert_close(found[word], mean)
+    found.save("copy.floret")
+    assert Path("copy.floret").read_text() == Path("run/vectors.floret").read_text()
+    found.save("copy.safetensors")
+    assert torch.equal(contrast.load("copy.safetensors")["clouds"], found["clouds"])
+    with pytest.raises(InputError, match=r"no words: take the \.safetensors"):
+        load_vectors("copy.floret")
+    with pytest.raises(InputError, match="gensim has one hash for an n-gram, and these vectors 2"):
+        found.to_keyed_vectors()
+    assert words(*SMALL, "trainer.max_epochs=1", files, "hydra.run.dir=no") == 2
+    assert not Path("no").exists()
+
+
 def test_unknown_words_have_no_neighbours(words: Command, corpus: Path, capsys: Any) -> None:
     few = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "evaluation.neighbours=[zebra]")
     assert words(*SMALL, *few, "hydra.run.dir=run") == 0
@@ -231,6 +259,7 @@ def test_a_run_is_evaluated(words: Command, evaluate: Command, corpus: Path, cap
         (("model.vectors=absent.bin",), "absent.bin does not exist"),
         (("model.vectors=absent.bin", "encoder=subwords"), "model.vectors has no vectors of n-grams"),
         (("encoder=subwords", "encoder.minn=7"), "1 <= minn <= maxn letters and 1 bucket at least: 7, 6, 2000000"),
+        (("encoder=floret", "encoder.hashes=5"), "at most 4 buckets, not hashes=5"),
         (("encoder=subwords", "head.cosine=true"), "n-grams are trained in closed form"),
         (("data.min_count=100000",), "100000 times"),
         (("trainer.devices=2", "model.workers=2"), "each of several ranks is one process: model.workers=1, not 2"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrast.encoders import SubwordTable, WordTable
-from contrast.encoders.subwords import ngram_buckets
+from contrast.encoders.ngrams import ngram_buckets
 from contrast.errors import InputError
 from contrast.heads import NCE, Cosine, Estimated, InfoNCE, Learnable, LearnedBias
 from contrast.negatives import Table, Tree
@@ -328,20 +328,50 @@ def test_ngrams_are_those_of_loops(minn: int, maxn: int, buckets: int) -> None:
     assert [sorted(part.tolist()) for part in found.split(number.tolist())] == expected
 
 
+FLORET = {  # what the package floret 0.10.5 tells: (minn, maxn, bucket, hashCount) and word -> its buckets
+    ((2, 3, 100, 2), "a"): [5, 22, 5, 84, 5, 22, 81, 78],
+    ((2, 3, 100, 2), "größe"): [
+        *(12, 10, 78, 35, 67, 88, 20, 43, 89, 61, 32, 34),
+        *(63, 16, 61, 57, 0, 79, 20, 85, 26, 40, 94, 54),
+    ],
+    ((2, 3, 100, 2), "Donaudampfschifffahrt"): [  # longer than a block of the hash
+        *(32, 22, 20, 61, 48, 84, 69, 69, 82, 30, 67, 97, 13, 48, 46, 86, 72, 84, 5, 29, 48, 25, 36, 64, 11, 20, 9, 48),
+        *(42, 26, 16, 97, 57, 80, 67, 77, 81, 26, 37, 30, 92, 19, 94, 8, 53, 9, 58, 11, 23, 50, 38, 79, 93, 85, 8, 84),
+        *(41, 95, 37, 74, 32, 47, 57, 2, 21, 98, 57, 2, 86, 9, 76, 94, 26, 52, 67, 18, 2, 89, 99, 33, 17, 6, 35, 29),
+        *(19, 20, 27, 12),
+    ],
+    ((1, 2, 50_000, 4), "\U0001d518x"): [
+        *(4784, 34572, 33851, 32351, 15283, 2122, 28837, 34477, 42600, 35022, 11935, 21297),
+        *(35475, 3158, 41408, 14834, 42175, 48301, 41819, 29102, 26523, 13209, 5515, 29759),
+    ],
+}
+
+
+@pytest.mark.parametrize(("sizes", "word"), FLORET)
+def test_ngrams_are_those_of_floret(sizes: tuple[int, int, int, int], word: str) -> None:
+    found, number = ngram_buckets(["in", word], *sizes)
+    assert sorted(found[int(number[0]) :].tolist()) == sorted(FLORET[sizes, word])
+
+
+@pytest.mark.parametrize("hashes", [0, 2])
 @pytest.mark.parametrize("method", ["skipgram", "cbow"])
 @pytest.mark.parametrize(
     "name", ["negative sampling", "NCE, learned Z", "sampled softmax", "full softmax", "hierarchical softmax"]
 )
-def test_a_step_of_subwords_is_that_of_autograd(name: str, method: Any) -> None:
+def test_a_step_of_subwords_is_that_of_autograd(name: str, method: Any, hashes: int) -> None:
     """In the loss and all tables: each row of a word takes the gradient of its mean. N-grams share buckets here."""
     head, source = WRITTEN_OUT[name]
     made = model(head(), source, method=method, blocks=3)
-    made.encoder = SubwordTable(V, WORDS, D, minn=2, maxn=4, buckets=40).double()
+    made.encoder = SubwordTable(V, WORDS, D, minn=2, maxn=4, buckets=40, hashes=hashes).double()
     torch.nn.init.normal_(made.encoder.weight, std=0.7)
     before, used = made.encoder.weight.detach().clone(), made.encoder.used.tolist()
-    rows = [
-        [row, *(V + used.index(bucket) for bucket in ngrams_in_loops(word, 2, 4, 40))] for row, word in enumerate(WORDS)
-    ]
+    if hashes:
+        rows = [
+            [used.index(bucket) for bucket in ngram_buckets([word], 2, 4, 40, hashes)[0].tolist()] for word in WORDS
+        ]
+    else:
+        found = [[V + used.index(bucket) for bucket in ngrams_in_loops(word, 2, 4, 40)] for word in WORDS]
+        rows = [[row, *others] for row, others in enumerate(found)]
     means = WordTable(V, D)
     means.weight = torch.nn.Parameter(torch.stack([before[each].mean(dim=0) for each in rows]))
     torch.testing.assert_close(made.encoder.whole(), means.weight)

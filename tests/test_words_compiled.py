@@ -47,9 +47,10 @@ def table(**options: Any) -> Table:
     return Table(V, D, sampler=Unigram(COUNTS), **({"draws": 6, "std": 0.5} | options))
 
 
-def model(name: str = "negative sampling", method: str = "skipgram", subwords: bool = False, **options: Any) -> Any:
+def model(name: str = "negative sampling", method: str = "skipgram", subwords: str = "", **options: Any) -> Any:
     torch.manual_seed(3)
-    encoder = SubwordTable(V, WORDS, D, minn=2, maxn=3, buckets=50) if subwords else WordTable(V, D)
+    hashes = 2 if subwords == "floret" else 0
+    encoder = SubwordTable(V, WORDS, D, minn=2, maxn=3, buckets=50, hashes=hashes) if subwords else WordTable(V, D)
     negatives = Tree(COUNTS, D) if name == "tree" else table()
     sizes = {"window": W, "subsample": 0, "block": 4, "blocks": 2}
     made = WordVectors(encoder, negatives, HEADS[name](), COUNTS, method=method, **(sizes | options)).double()  # type: ignore[arg-type]
@@ -145,10 +146,10 @@ def test_steps_are_those_of_naive_loops(numba: Any, name: str, method: str) -> N
     assert sum(float(each[0]) for each in losses if each is not None) == pytest.approx(total, rel=1e-9)
 
 
-@pytest.mark.parametrize("subwords", [False, True])
+@pytest.mark.parametrize("subwords", ["", "fasttext", "floret"])
 @pytest.mark.parametrize("method", ["skipgram", "cbow"])
 @pytest.mark.parametrize("name", HEADS)
-def test_at_a_small_rate_it_is_the_closed_form(numba: Any, name: str, method: str, subwords: bool) -> None:
+def test_at_a_small_rate_it_is_the_closed_form(numba: Any, name: str, method: str, subwords: str) -> None:
     made, lr = model(name, method, subwords), 1e-7
     text, before = passages(made), {key: value.clone() for key, value in made.state_dict().items()}
     loop = Loop(made.encoder, made.negatives, made.head, method, W)

@@ -34,7 +34,7 @@ NAMES = {
     "ns_exponent": "negatives.sampler.power",
     "power": "negatives.sampler.power",
     **{name: f"table.{name}" for name in ("draws", "num_noise", "std")},
-    **{name: f"encoder.{name}" for name in ("minn", "maxn", "buckets")},
+    **{name: f"encoder.{name}" for name in ("minn", "maxn", "buckets", "hashes")},
     **{name: name for name in ("seed", "name", *GROUPS)},
 }
 # gensim's names whose values differ from those of the setting here

@@ -77,14 +77,17 @@ class WordEmbeddings:
         return self.most_similar([b, c], [a], k)
 
     def save(self, path: str | Path) -> None:
-        """Writes a file that `contrast.load` and other programs read: see `contrast.data.text.vectors`."""
+        """Writes a file that `contrast.load` and other programs read: see `contrast.data.text.vectors`.
+
+        NAME.floret, for `spacy init vectors`, takes the n-grams of vectors with several hashes.
+        """
         save_vectors(path, self.words, self.vectors, None if self.subwords is None else self.subwords.tensors())
 
     def to_keyed_vectors(self) -> KeyedVectors:
         """The same vectors as gensim's KeyedVectors: `pip install 'contrast-learning[gensim]'`.
 
         With `subwords` they are FastTextKeyedVectors, which have a row for every bucket, and the same vectors for
-        unknown words.
+        unknown words. Raises InputError for n-grams with several hashes, which gensim has not.
         """
         need("gensim", "gensim", "to_keyed_vectors")
         from gensim.models import KeyedVectors
@@ -93,6 +96,10 @@ class WordEmbeddings:
         width, parts = self.vectors.shape[1], self.subwords
         if parts is None:
             keyed = KeyedVectors(width)
+        elif parts.hashes:
+            raise InputError(
+                f"gensim has one hash for an n-gram, and these vectors {parts.hashes}: save('NAME.floret')"
+            )
         else:
             keyed = FastTextKeyedVectors(width, parts.minn, parts.maxn, parts.buckets)
             keyed.vectors_ngrams = np.zeros((parts.buckets, width), np.float32)

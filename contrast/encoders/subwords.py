@@ -1,68 +1,28 @@
 """Words as the sum of their parts: a word's vector is the mean of its own row and those of its n-grams of letters.
 
-fastText (Bojanowski et al. 2017, "Enriching word vectors with subword information"). V words, D dimensions, m n-grams
-of all words, U different buckets of these.
+fastText (Bojanowski et al. 2017, "Enriching word vectors with subword information"); floret (Boyd and Warmerdam 2022),
+which hashes words and n-grams to several buckets of a small table. V words, D dimensions, m rows of all words' parts, U
+different buckets of these.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from contrast.encoders.ngrams import MOST_HASHES, ngram_buckets
 from contrast.encoders.words import WordTable
 from contrast.errors import InputError
-
-_AT_ONCE = 100_000  # words of which the n-grams are hashed at a time
-_START, _PRIME = np.uint32(2166136261), np.uint32(16777619)  # of FNV-1a
-
-
-def ngram_buckets(words: Sequence[str], minn: int, maxn: int, buckets: int) -> tuple[Tensor, Tensor]:
-    """Buckets [m] of the n-grams of all words, one word after another, and how many each word has, [V]; int64.
-
-    The n-grams of <word>, of minn to maxn characters, are hashed to a bucket each as in fastText: by FNV-1a of their
-    bytes in UTF-8, which are taken for signed ones. < and > alone are none.
-    """
-    parts = [_hashes(words[start : start + _AT_ONCE], minn, maxn) for start in range(0, len(words), _AT_ONCE)]
-    hashes, numbers = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return torch.from_numpy(hashes.astype(np.int64) % buckets), torch.from_numpy(numbers)
-
-
-def _hashes(words: Sequence[str], minn: int, maxn: int) -> tuple[np.ndarray, np.ndarray]:
-    text = "".join(f"<{word}>" for word in words)
-    data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.int8)
-    begins = np.flatnonzero(data >= -64)  # [C], where the letters of all words begin: other bytes are 10xxxxxx
-    size = np.diff(begins, append=len(data))  # bytes of each letter
-    signed = np.pad(data.astype(np.int32).view(np.uint32), (0, 3))
-    letter_bytes = [signed[begins + place] for place in range(4)]
-    lengths = np.array([len(word) + 2 for word in words])
-    word = np.repeat(np.arange(len(words)), lengths)  # [C], of each letter
-    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(begins))  # letters from here to the end of the word
-    state, found, owner = np.full(len(begins), _START), [], []
-    at = np.arange(len(begins))  # where n-grams of the present length begin
-    for n in range(1, maxn + 1):
-        at = at[left[at] >= n]
-        last = at + n - 1
-        for place, byte in enumerate(letter_bytes):
-            more = size[last] > place
-            state[at[more]] = (state[at[more]] ^ byte[last[more]]) * _PRIME
-        if n >= minn:
-            chosen = at if n > 1 else at[(left[at] > 1) & (left[at] < lengths[word[at]])]
-            found.append(state[chosen])
-            owner.append(word[chosen])
-    owners = np.concatenate(owner)
-    order = owners.argsort(kind="stable")
-    return np.concatenate(found)[order], np.bincount(owners, minlength=len(words))
 
 
 class Subwords(NamedTuple):
     """The n-grams of known words, from which unknown words get vectors.
 
-    minn, maxn, buckets  as in `SubwordTable`
-    used                 [U] int64, the buckets of the known words' n-grams, in order
-    vectors              [U, D], theirs
+    minn, maxn, buckets, hashes  as in `SubwordTable`
+    used                         [U] int64, the buckets of the known words' n-grams, in order
+    vectors                      [U, D], theirs
     """
 
     minn: int
@@ -70,21 +30,24 @@ class Subwords(NamedTuple):
     buckets: int
     used: Tensor
     vectors: Tensor
+    hashes: int = 0
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Subwords":
         """Those whose `tensors()` these are. Raises InputError for others."""
         names = "subwords", "subword_buckets", "subword_vectors"
         sizes, used, vectors = (tensors.get(name, torch.empty(0)) for name in names)
-        if len(sizes) != 3 or vectors.ndim != 2 or used.shape != vectors.shape[:1] or not 1 <= sizes[0] <= sizes[1]:
+        fit = len(sizes) in (3, 4) and vectors.ndim == 2 and used.shape == vectors.shape[:1]
+        if not fit or not 1 <= sizes[0] <= sizes[1]:
             shapes = ", ".join(str(list(each.shape)) for each in (sizes, used, vectors))
             raise InputError(f"{', '.join(names)} have shapes {shapes}, not 3 sizes, buckets [U] and vectors [U, D]")
-        minn, maxn, buckets = sizes.tolist()
-        return cls(minn, maxn, buckets, used.long(), vectors.float())
+        minn, maxn, buckets, *hashes = sizes.tolist()
+        check_sizes(minn, maxn, buckets, *hashes)
+        return cls(minn, maxn, buckets, used.long(), vectors.float(), *hashes)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `of` makes it from again, for a file."""
-        sizes = torch.tensor([self.minn, self.maxn, self.buckets])
+        sizes = torch.tensor([self.minn, self.maxn, self.buckets, *([self.hashes] if self.hashes else [])])
         return {"subwords": sizes, "subword_buckets": self.used.int(), "subword_vectors": self.vectors.float()}
 
     def compose(self, words: Sequence[str]) -> tuple[list[str], Tensor]:
@@ -95,7 +58,7 @@ class Subwords(NamedTuple):
         words = [word for word in words if word]
         if not words:
             return [], self.vectors[:0]
-        of_words, number = ngram_buckets(words, self.minn, self.maxn, self.buckets)
+        of_words, number = ngram_buckets(words, self.minn, self.maxn, self.buckets, self.hashes)
         row = torch.searchsorted(self.used, of_words).clamp(max=len(self.used) - 1)
         is_used = self.used[row] == of_words
         owner = torch.repeat_interleave(number)[is_used]
@@ -112,18 +75,27 @@ class Subwords(NamedTuple):
         return ((*words, *new), torch.cat([vectors, composed.to(vectors)])) if new else (tuple(words), vectors)
 
 
+def check_sizes(minn: int, maxn: int, buckets: int, hashes: int = 0) -> None:
+    if not 1 <= minn <= maxn or buckets < 1:
+        raise InputError(f"n-grams have 1 <= minn <= maxn letters and 1 bucket at least: {minn}, {maxn}, {buckets}")
+    if not 0 <= hashes <= MOST_HASHES:
+        raise InputError(f"an n-gram is hashed to at most {MOST_HASHES} buckets, not hashes={hashes}")
+
+
 class SubwordTable(WordTable):
     """Vectors of words as means over rows: one of the word itself, and one of each of its n-grams (fastText).
 
     words         [V], from which the n-grams are made
     minn, maxn    characters of an n-gram, with < before and > after the word
     buckets       to which n-grams are hashed; two that meet in a bucket share a row
+    hashes        from 1 to 4: words have no rows of their own. A word and its n-grams are hashed to so many buckets
+                  each, and a few thousand buckets do for any number of words (floret)
 
-    `weight` is [V + U, D]: only buckets that a word uses have rows, so memory does not grow with `buckets`. Rows start
-    in +-1 / num_features, as in fastText.
+    `weight` is [V + U, D], or [U, D] with `hashes`: only buckets that a word uses have rows, so memory does not grow
+    with `buckets`. Rows start in +-1 / num_features, as in fastText.
     """
 
-    rows: Tensor  # [V + m], of each word its own row and those of its n-grams
+    rows: Tensor  # [V + m], of each word its own row and those of its n-grams; [m] with hashes
     start: Tensor  # [V], where a word begins
     number: Tensor  # [V], how many rows it has
     used: Tensor  # [U], buckets that have rows
@@ -136,19 +108,23 @@ class SubwordTable(WordTable):
         minn: int = 3,
         maxn: int = 6,
         buckets: int = 2_000_000,
+        hashes: int = 0,
     ) -> None:
-        if not 1 <= minn <= maxn or buckets < 1:
-            raise InputError(f"n-grams have 1 <= minn <= maxn letters and 1 bucket at least: {minn}, {maxn}, {buckets}")
+        check_sizes(minn, maxn, buckets, hashes)
         super().__init__(num_ids, num_features)
-        self.minn, self.maxn, self.buckets = minn, maxn, buckets
-        of_words, number = ngram_buckets(words, minn, maxn, buckets)
-        used, row = of_words.unique(return_inverse=True)
-        self.weight = nn.Parameter((2 * torch.rand(num_ids + len(used), num_features) - 1) / num_features)
-        start = number.cumsum(0) - number + torch.arange(num_ids)
-        rows = torch.empty(num_ids + len(row), dtype=torch.int64)
-        own = torch.zeros(len(rows), dtype=torch.bool).index_fill(0, start, True)
-        rows[own], rows[~own] = torch.arange(num_ids), row + num_ids
-        for name, value in {"rows": rows, "start": start, "number": number + 1, "used": used}.items():
+        self.minn, self.maxn, self.buckets, self.hashes = minn, maxn, buckets, hashes
+        self.own = 0 if hashes else num_ids  # rows of words themselves
+        of_words, number = ngram_buckets(words, minn, maxn, buckets, hashes)
+        used, rows = of_words.unique(return_inverse=True)
+        self.weight = nn.Parameter((2 * torch.rand(self.own + len(used), num_features) - 1) / num_features)
+        if not hashes:
+            own = number.cumsum(0) - number + torch.arange(num_ids)  # where the rows of a word begin
+            is_own = torch.zeros(num_ids + len(rows), dtype=torch.bool).index_fill(0, own, True)
+            of_ngrams, rows = rows + num_ids, torch.empty(len(is_own), dtype=torch.int64)
+            rows[is_own], rows[~is_own] = torch.arange(num_ids), of_ngrams
+            number = number + 1
+        start = number.cumsum(0) - number
+        for name, value in {"rows": rows, "start": start, "number": number, "used": used}.items():
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -188,5 +164,5 @@ class SubwordTable(WordTable):
 
     def subwords(self) -> Subwords:
         """The n-grams with their vectors."""
-        vectors = self.weight.detach()[len(self.number) :].cpu()
-        return Subwords(self.minn, self.maxn, self.buckets, self.used.cpu(), vectors)
+        vectors = self.weight.detach()[self.own :].cpu()
+        return Subwords(self.minn, self.maxn, self.buckets, self.used.cpu(), vectors, self.hashes)

@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from contrast.data.text.corpus import Corpus
-from contrast.data.text.vectors import file_format, save_vectors
+from contrast.data.text.vectors import check_floret, file_format, save_vectors
 from contrast.encoders import SubwordTable
 from contrast.errors import InputError
 from contrast.evaluation.encoder import VECTORS
@@ -70,6 +70,7 @@ def check_text(cfg: DictConfig, model: WordVectors | LanguageModel, corpus: Corp
             raise InputError("evaluation.output saves the output vectors of words, and a Tree has none")
         for file in [*files_of(cfg.evaluation), *output]:
             file_format(file)
+            check_floret(file, file not in output and getattr(model.encoder, "hashes", 0) > 0)
             if Path(file).name != file:
                 raise InputError(f"evaluation.files are names in the run folder, not paths such as {file}")
         names = names | score_names(as_list(cfg.evaluation.pairs), cfg.evaluation.analogies)

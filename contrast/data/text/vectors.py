@@ -4,6 +4,7 @@ V words, D dimensions.
 
 .txt, .vec     "V D", then a line for each word: the word and D decimal numbers, spaces between them
 .bin           "V D" and a line feed, then for each word: the word, a space, D little-endian float32, a line feed
+.floret        the table of n-grams with several hashes, without words: it is written for spaCy, and not read
 .safetensors   `vectors`, float32 [V, D], and `words`, uint8: the words in UTF-8, a line feed after each. A tensor, not
                metadata, whose size the format limits
 
@@ -32,7 +33,8 @@ from contrast.atomic import FULL, replacing
 from contrast.data.store import save_tensors
 from contrast.errors import InputError, named_errors
 
-TEXT, BINARY, SAFE, PACKED = (".txt", ".vec"), (".bin",), (".safetensors",), ".gz"
+TEXT, BINARY, SAFE, PACKED, FLORET = (".txt", ".vec"), (".bin",), (".safetensors",), ".gz", ".floret"
+FLORET_SEED = 2166136261  # of floret's hash
 _FASTTEXT = b"\xba\x16\x4f\x2f"  # a model of fastText begins so
 _LONGEST = 1 << 24  # characters of a line of text
 _MOST_PACKED = 100  # times as many bytes as a compressed file has; vectors have hardly more than it
@@ -47,12 +49,13 @@ def save_vectors(
 
     Numbers are saved as float32, exactly: in text with 9 digits, enough to restore every float32.
 
-    Raises InputError for another suffix, words and vectors that do not fit, no words, a word that occurs twice, is
-    empty or has white space in it (all three formats end words at white space), and a file that cannot be written;
-    OSError if the disk is full.
+    Raises InputError for another suffix, .floret without such n-grams, words and vectors that do not fit, no words, a
+    word that occurs twice, is empty or has white space in it (all three formats end words at white space), and a file
+    that cannot be written; OSError if the disk is full.
     """
     path = Path(path).expanduser()
-    suffix = file_format(path)
+    suffix, sizes = file_format(path), (more or {}).get("subwords", ())
+    check_floret(path, has_hashes=len(sizes) == 4)
     _check(words, vectors, "what is to be saved")
     wrong = [word for word in words if word.split() != [word]]
     if wrong:
@@ -77,6 +80,8 @@ def _write_file(path: Path, suffix: str, words: Sequence[str], values: Tensor, m
             save_tensors({**tensors, **more}, temporary)
             if path.suffix == PACKED:
                 temporary.write_bytes(gzip.compress(temporary.read_bytes()))
+        elif suffix == FLORET:
+            _write_floret(temporary, more)
         elif suffix in BINARY:
             _write(temporary, words, values, lambda row: row.astype("<f4").tobytes())
         else:
@@ -96,6 +101,8 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     suffix = file_format(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
+    if suffix == FLORET:
+        raise InputError(f"{path} has vectors of n-grams and no words: take the .safetensors of the same run")
     kinds = (SafetensorError, OSError, EOFError, zlib.error, ValueError, TypeError, RuntimeError)
     with named_errors(kinds, f"{path} holds no word vectors"):
         if suffix in SAFE:
@@ -119,8 +126,8 @@ def file_format(path: str | Path) -> str:
     """The suffix of a file of word vectors. Raises InputError for one that is none of the three formats'."""
     path = Path(path)
     suffix = Path(path.stem).suffix if path.suffix == PACKED else path.suffix
-    if suffix not in (*TEXT, *BINARY, *SAFE):
-        known = ", ".join((*TEXT, *BINARY, *SAFE))
+    if suffix not in (*TEXT, *BINARY, *SAFE) and path.suffix != FLORET:
+        known = ", ".join((*TEXT, *BINARY, *SAFE, FLORET))
         raise InputError(f"word vectors are files of {known}, or one of these and {PACKED}, not '{path.name}'")
     return suffix
 
@@ -153,6 +160,24 @@ def _write(path: Path, words: Sequence[str], values: Tensor, encode: Callable[[n
         file.write(f"{len(words)} {values.shape[1]}\n".encode())
         for word, row in zip(bar, values.numpy(), strict=True):
             file.write(f"{word} ".encode() + encode(row) + b"\n")
+
+
+def _write_floret(path: Path, more: Mapping[str, Tensor]) -> None:
+    """A header, then a line for each bucket, as `floret.save_floret_vectors` writes them; unused buckets are 0."""
+    minn, maxn, buckets, hashes = more["subwords"].tolist()
+    vectors = more["subword_vectors"].float()
+    of_bucket = torch.full((buckets,), -1).index_copy_(0, more["subword_buckets"].long(), torch.arange(len(vectors)))
+    line, nothing = " ".join(["%.9g"] * vectors.shape[1]), torch.zeros(vectors.shape[1])
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f"{buckets} {vectors.shape[1]} {minn} {maxn} {hashes} {FLORET_SEED} < >\n")
+        for bucket, row in enumerate(of_bucket.tolist()):
+            file.write(f"{bucket} {line % tuple((vectors[row] if row >= 0 else nothing).tolist())}\n")
+
+
+def check_floret(path: str | Path, has_hashes: bool) -> None:
+    """InputError for a .floret file of vectors whose n-grams do not have several hashes."""
+    if Path(path).suffix == FLORET and not has_hashes:
+        raise InputError(f"{path} has the n-grams of encoder=floret, and these vectors have none such")
 
 
 def _check_length(path: Path, size: int, width: int, shortest: int) -> None:
