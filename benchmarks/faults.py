@@ -29,6 +29,7 @@ from statistics import median
 import torch
 
 from contrast.run import curves
+from contrast.run.metrics import read_rows
 
 HERE = Path(__file__).resolve().parent
 KILLS_OF_A_RUN = 3
@@ -178,19 +179,26 @@ def kills(number: int, seed: int) -> Iterator[dict[str, object]]:
             yield {"tried": tried, "equal": equal, "runs": rows}
 
 
-def soak(steps: int = 2000, first: int = 200) -> dict[str, object]:
-    """The growth of a run's resident memory from step `first` to its end, and its numbers of open files meanwhile."""
+def soak(steps: int = 2000, first: int = 200) -> dict[str, object] | None:
+    """The growth of a run's resident memory from step `first` to its end, and its numbers of open files meanwhile.
+
+    None where there is no /proc to read them from.
+    """
+    if not Path("/proc/self/status").exists():
+        return None
     words = (*IMAGES[:4], "evaluation.enabled=false", *COMMON, f"+trainer.max_steps={steps}")
     words = (*words, "trainer.max_epochs=1000", "checkpoints.every_n_steps=50", "hydra.run.dir=run")
     samples = []
     with tempfile.TemporaryDirectory() as place:
         process = PROCESSES.Process(target=drawing, args=(words, Path(place)))
         process.start()
-        rows, here = Path(place, "run", "metrics.jsonl"), Path("/proc", str(process.pid))
+        run, here = Path(place, "run"), Path("/proc", str(process.pid))
         while process.is_alive():
             time.sleep(0.2)
-            reached = rows.read_bytes().count(b"\n") if rows.exists() else 0
-            with suppress(OSError, IndexError, ValueError):  # the process may end meanwhile
+            if not (run / "curves.png").exists():
+                continue
+            reached = int(read_rows(run / "metrics.jsonl")[-1]["step"])
+            with suppress(OSError):  # the process may end meanwhile
                 status = (here / "status").read_text()
                 if reached >= first and "VmRSS:" in status:
                     resident = int(status.partition("VmRSS:")[2].split()[0])
@@ -224,6 +232,13 @@ def count(file: str) -> dict[str, int] | None:
     return {"passed": cases["tests"] - failed - cases["skipped"], "failed": failed, "skipped": cases["skipped"]}
 
 
+def results_of(part: str, number: int, seed: int) -> Iterator[dict[str, object] | dict[str, int] | None]:
+    if part == "kills":
+        yield from kills(number, seed)
+    else:
+        yield soak() if part == "soak" else count(TESTS[part])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=24)
@@ -236,9 +251,7 @@ def main() -> None:
     packages = {name: version(name) for name in ("torch", "pytorch-lightning")}
     results["versions"] = {"python": platform.python_version(), **packages}
     for part in args.only:
-        for result in (
-            kills(args.kills, args.seed) if part == "kills" else [soak() if part == "soak" else count(TESTS[part])]
-        ):
+        for result in results_of(part, args.kills, args.seed):
             results[part] = result
             args.out.write_text(json.dumps(results, indent=2) + "\n")
     for part in args.only:

@@ -30,12 +30,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException as error:
-        full = error if isinstance(error, OSError) and error.errno in FULL else _full(temporary)
+        full = _full(temporary, error)
         with suppress(OSError):
             os.truncate(temporary, 0)  # frees its disk space at once, even if the error keeps the file open
             temporary.unlink()
         if full is not None:
-            raise OSError(full.errno, full.strerror, str(path)) from error
+            where = path if full.filename in (None, str(temporary)) else full.filename
+            raise OSError(full.errno, full.strerror, str(where)) from error
         raise
     if os.name != "nt":
         _sync(path.parent)  # the rename survives a power cut
@@ -53,15 +54,36 @@ def rewrite_csv(path: str | os.PathLike[str], rows: Iterable[Sequence[object]]) 
         csv.writer(file).writerows(rows)
 
 
-def _full(path: Path) -> OSError | None:
-    """The OSError of a full disk, if appending a block to the file raises one; None otherwise."""
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Makes the folder and those around it. If the block fails, those that it has made go again, if they are empty."""
+    created = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in created:
+            with suppress(OSError):  # it holds files, or was never made
+                each.rmdir()
+        raise
+
+
+def _full(path: Path, error: BaseException) -> OSError | None:
+    """The OSError of a full disk that `error` is, or that appending a block to the file raises; None otherwise.
+
+    Only errors that do not say what is wrong are looked into.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error if error.errno in FULL else None
+    if not isinstance(error, Exception):  # Ctrl-C
+        return None
     try:
         with path.open("ab") as file:
             file.write(bytes(1 << 16))
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        return error if error.errno in FULL else None
+    except OSError as found:
+        return found if found.errno in FULL else None
     return None
 
 

@@ -175,15 +175,15 @@ def test_no_room_for_the_files_of_a_sweep(
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "size"),
+    ("name", "words", "size", "left"),
     [
-        ("embed", ("out=DISK/vectors.npy",), "100k"),  # for the first part of the vectors
-        ("embed", ("out=DISK/vectors.npy", "neighbours=3"), "560k"),  # for the vectors scaled to length 1
-        ("embed", ("out=DISK/vectors.csv",), "540k"),  # for the table
-        ("export", ("out=DISK/new/encoder",), "4k"),
-        ("export", ("out=DISK/new/encoder", "format=hub"), "4k"),
-        ("report", ("out=DISK/report.html",), "32k"),
-        ("evaluate", ("protocol=knn", "hydra.run.dir=DISK/figures"), "4k"),
+        ("embed", ("out=DISK/vectors.npy",), "100k", []),  # for the first part of the vectors
+        ("embed", ("out=DISK/vectors.npy", "neighbours=3"), "560k", ["joined.npy"]),  # for those scaled to length 1
+        ("embed", ("out=DISK/vectors.csv",), "540k", ["joined.npy"]),  # for the table
+        ("export", ("out=DISK/new/encoder",), "4k", []),
+        ("export", ("out=DISK/new/encoder", "format=hub"), "4k", []),
+        ("report", ("out=DISK/report.html",), "32k", []),
+        ("evaluate", ("protocol=knn", "hydra.run.dir=DISK/figures"), "4k", []),
     ],
 )
 def test_full_for_what_comes_out_of_a_run(
@@ -195,6 +195,7 @@ def test_full_for_what_comes_out_of_a_run(
     name: str,
     words: tuple[str, ...],
     size: str,
+    left: list[str],
 ) -> None:
     if "format=hub" in words:
         pytest.importorskip("huggingface_hub")
@@ -205,12 +206,26 @@ def test_full_for_what_comes_out_of_a_run(
     line = the_line(capfd, status)
     assert line.startswith(f"error: no space left on device: {place} has room for ")
     assert line.endswith("and more is needed: make room, and give the command again")
-    left = {path.relative_to(place).parts[0] for path in place.iterdir()}
-    assert left <= ({"vectors.npy.parts", "vectors.csv.parts", "vectors.csv"} if name == "embed" else set())
+    assert {path.suffix for path in place.rglob("*.*")} <= ({".parts", ".npy", ".csv"} if name == "embed" else set())
+    assert sorted(path.name for path in place.rglob("*.npy") if "_0" not in path.name) == left
     if name == "embed":
         subprocess.run(["mount", "-o", "remount,size=20m", place], check=True)
         assert called(commands.embed, monkeypatch, *words, *cpu) == 0
         assert not list(place.glob("*.parts"))
+
+
+def test_no_room_for_a_model_card(
+    trained: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The weights fit, and the card does not: no half of it is left, which a later export would keep."""
+    pytest.importorskip("huggingface_hub")
+    place = disk("size=32k")
+    words = (f"checkpoint={trained}", f"out={place / 'hub'}", "format=hub")
+    the_line(capfd, called(commands.export, monkeypatch, *words))
+    assert {path.name for path in (place / "hub").iterdir()} == {"config.json", "model.safetensors"}
+    subprocess.run(["mount", "-o", "remount,size=20m", place], check=True)
+    assert called(commands.export, monkeypatch, *words) == 0
+    assert "README.md is the model card" in capfd.readouterr().out
 
 
 def test_no_room_for_word_vectors(words: Command, disk: Disk, capfd: pytest.CaptureFixture[str]) -> None:

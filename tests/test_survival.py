@@ -289,7 +289,7 @@ def test_a_damaged_checkpoint_names_one_that_is_whole(pretrain: Command, capfd: 
 DAMAGED = {
     "metrics.jsonl": ["banana\n", None],
     "metrics.json": ["{", "[3]", None],
-    "overrides.yaml": ["a: [", "7", None],
+    "overrides.yaml": ["a: [", "7", "a: 1", None],
     "environment.json": ["{", None],
     "curves.png": [None],
     LOCK: [None],
@@ -424,14 +424,12 @@ def test_sigterm_with_two_ranks_says_how_to_go_on(workplace: Path) -> None:
 
 
 class Soak(pl.Callback):
-    """Writes the resident size in kB and the number of file descriptors after each 100 steps."""
+    """Draws the curves after each 100 steps; then it writes the resident size in kB and the number of open files."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step % 100 == 0:
             curves = next(each for each in trainer.loggers if isinstance(each, CurvesLog))
-            curves.due = (
-                0.0  # a picture each 100 steps, not each minute; matplotlib's 20 MB are there from the first on
-            )
+            curves.due = 0.0  # a picture each 100 steps, not each minute; matplotlib takes 20 MB for the first one
             curves.log_metrics({})
             status = Path("/proc/self/status").read_text()
             resident = int(status.partition("VmRSS:")[2].split()[0])

@@ -374,6 +374,15 @@ def test_a_later_process_compiles_nothing(numba: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_damaged_file_of_numba(numba: Any, tmp_path: Path, suffix: str) -> None:
+    first = in_a_process(tmp_path)
+    (file,) = tmp_path.rglob(f"*.{suffix}")
+    file.write_bytes(b"")
+    assert in_a_process(tmp_path)[1] == first[1]
+
+
+@pytest.mark.slow
 def test_a_full_disk_keeps_no_compiled_loop(numba: Any, tmp_path: Path, disk: Disk) -> None:
     place = disk("size=8k")
     first, later = in_a_process(place), in_a_process(place)

@@ -40,11 +40,13 @@ def embed(cfg: DictConfig) -> None:
     predictor = Predictor(encoder, splits, parts, cfg.batch_size, cfg.workers)
     try:
         trainer.predict(predictor, return_predictions=False)
+    except BaseException:
+        for folder in (parts.folder, scratch):
+            with suppress(OSError):  # it holds parts, from which the same command goes on, or was never made
+                folder.rmdir()
+        raise
     finally:
         predictor.bar.close()
-        for folder in (parts.folder, scratch):
-            with suppress(OSError):  # no such folder, or one with parts, from which the same command goes on
-                folder.rmdir()
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         table = Table(*columns(splits, root), parts.joined())

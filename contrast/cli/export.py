@@ -6,7 +6,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from contrast.deploy.export import export, made
+from contrast.atomic import made
+from contrast.deploy.export import export
 from contrast.deploy.load import ImageEncoder, load_images
 from contrast.errors import InputError, need
 from contrast.run.environment import write_environment

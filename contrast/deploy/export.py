@@ -6,8 +6,7 @@ normalise them.
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from torchvision.models.resnet import ResNet
 
 import contrast
-from contrast.atomic import replacing, rewrite
+from contrast.atomic import made, replacing, rewrite
 from contrast.data.store import save_tensors
 from contrast.deploy.load import CONFIG, WEIGHTS, ImageEncoder
 from contrast.errors import InputError, need
@@ -40,20 +39,6 @@ def export(encoder: ImageEncoder, form: str, folder: Path) -> list[str]:
         lines = FORMATS[form](encoder, folder)
         save_config(encoder, folder)
     return lines
-
-
-@contextmanager
-def made(folder: Path) -> Iterator[None]:
-    """Makes the folder and those around it. If the block fails, those that it has made go again, if they are empty."""
-    created = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        with suppress(OSError):  # one has files in it
-            for each in created:
-                each.rmdir()
-        raise
 
 
 def save_config(encoder: ImageEncoder, folder: Path) -> None:

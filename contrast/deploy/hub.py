@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from typing_extensions import Self
 
-from contrast.atomic import replacing
+from contrast.atomic import replacing, rewrite
 from contrast.config.trust import Config
 from contrast.data.store import save_tensors
 from contrast.deploy.card import model_card
@@ -32,6 +32,8 @@ class HubEncoder(ImageEncoder, PyTorchModelHubMixin, library_name="contrast", ta
         with replacing(save_directory / MODEL) as file:
             save_tensors(state, file)
         save_config(self, save_directory)
+        if not (card := save_directory / "README.md").exists():  # the mixin could leave a half of it
+            rewrite(card, str(self.generate_model_card()))
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: object) -> Self:

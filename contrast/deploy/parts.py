@@ -67,12 +67,17 @@ class Parts:
 
 
 def mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A new float32 array in a memory-mapped .npy file. Raises OSError if the disk has no room for it."""
+    """A new float32 array in a memory-mapped .npy file.
+
+    Raises OSError if the disk has no room for it. macOS cannot reserve room: there, writing to a full disk ends the
+    process.
+    """
     try:
         array = open_memmap(path, "w+", np.float32, shape)
         with path.open("r+b") as file:
-            if hasattr(os, "posix_fallocate"):  # in a file with holes, writing to a full disk would end the process
+            if hasattr(os, "posix_fallocate"):  # fills the holes of the file, as which it begins
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return array
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

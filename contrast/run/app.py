@@ -16,9 +16,8 @@ from omegaconf import DictConfig
 
 import contrast
 from contrast.errors import InputError
-from contrast.run import compose, folder, schema, sweep
+from contrast.run import compose, disk, folder, schema, sweep
 from contrast.run.compose import Task
-from contrast.run.disk import failure
 from contrast.run.errors import one_line
 from contrast.run.help import help_text
 from contrast.run.lock import locked
@@ -114,14 +113,10 @@ def start(command: Command, words: list[str]) -> int:
         return 0
     if is_sweep:
         metrics = [each for each in (cfg.get("metric"), *(cfg.get("columns") or ())) if each is not None]
-        try:
+        with disk.named(run_dir):
             status = sweep.run_sweep(task, arguments, run_dir, metrics, expected)
             if command.finish is not None and cfg.get("report"):
                 command.finish(run_dir)
-        except OSError as error:  # the disk may be full, for the table or the page of the sweep
-            if (line := failure(error, run_dir)) is None:
-                raise
-            raise InputError(line) from error
         return status
     created: list[Path] | None = None
     if resumed is not None:
@@ -129,7 +124,8 @@ def start(command: Command, words: list[str]) -> int:
             return 0
     elif folder.is_first_rank():
         run_dir, created = folder.claim(run_dir)
-    run_single(task, arguments, run_dir, created)
+    with disk.named(run_dir):
+        run_single(task, arguments, run_dir, created)
     return 0
 
 
@@ -162,7 +158,7 @@ def versions() -> str:
 def run_single(task: Task, arguments: list[str], run_dir: Path, created: Sequence[Path] | None) -> None:
     """One run, in `run_dir`. What was made for a new run is removed if it takes no step.
 
-    created  the folders that had to be made for it; None if the folder holds other files, as that of an earlier run
+    created  the folders that had to be made for it; None for a resumed run, and if the folder already held files
 
     The task of a resumed run calls `compose.begin` itself, so that its folder stays as it was until it trains.
     """
@@ -181,7 +177,7 @@ def run_single(task: Task, arguments: list[str], run_dir: Path, created: Sequenc
     with locked(run_dir) if folder.is_first_rank() else nullcontext():
         compose.call_hydra(job, [*arguments, f"hydra.run.dir={folder.quoted(run_dir)}", "hydra.mode=RUN"])
         for error in errors:
-            if (line := failure(error, run_dir)) is None:
+            if (line := disk.failure(error, run_dir)) is None:
                 raise error
             if created is not None:
                 folder.discard(run_dir, created)

@@ -211,6 +211,8 @@ def store_config(run: Path, overrides: Sequence[Override] = (), folders: Sequenc
     Raises InputError for a configuration that calls more, for what would make the run write to another place (a link in
     the folder, or a store of MLflow that the folder names), and for a damaged file in the folder.
     """
+    from contrast.run.metrics import FILE, read_rows  # with Lightning, which only a resumed run needs here
+
     saved = folder.read_config(run)
     if "resume" not in saved:
         raise InputError(f"{run} holds no run that this command can continue: see its {folder.CONFIG}")
@@ -232,10 +234,8 @@ def store_config(run: Path, overrides: Sequence[Override] = (), folders: Sequenc
         own = {name for text in files for name in re.findall(r"_target_: *([\w.]+)", text)}
         trust = own | ({trust} if isinstance(trust, str) else set(trust or ()))
     folder.check_files(run)
-    from contrast.run.metrics import FILE, read_rows  # with Lightning, which only a resumed run needs here
-
     if (run / FILE).exists():
-        read_rows(run / FILE)
+        read_rows(run / FILE)  # raises InputError for a damaged one
     typed = [key for each in overrides for key in set_keys(each.key_or_group, each.value())]
     checked = from_file(saved, str(run / folder.CONFIG), trust, typed)
     node = {**checked, "trust": False, "defaults": ["_self_", "runs"]}

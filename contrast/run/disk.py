@@ -3,6 +3,8 @@
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from contrast.atomic import FULL
@@ -18,6 +20,17 @@ def failure(error: BaseException, run_dir: Path) -> str | None:
     if isinstance(cause, OSError) and cause.errno in FULL:
         return out_of_space(cause, run_dir)
     return task_error(error)
+
+
+@contextmanager
+def named(run_dir: Path) -> Iterator[None]:
+    """Turns an OSError of the block into an InputError, if `failure` has a line for it."""
+    try:
+        yield
+    except OSError as error:
+        if (line := failure(error, run_dir)) is None:
+            raise
+        raise InputError(line) from error
 
 
 def out_of_space(error: OSError, run_dir: Path) -> str:

@@ -26,7 +26,8 @@ CONFIG, OVERRIDES, METRICS, ERROR = "config.yaml", "overrides.yaml", "metrics.js
 MLFLOW = "mlflow_id"  # the id of the run in MLflow and, in a second line, the store that has it
 PRUNED = "pruned_after_epochs"  # in the metrics of a job of a sweep that was ended early for being worse than others
 STARTED = {CONFIG, OVERRIDES, LOCK, "environment.json", "views.png", "wandb", "wandb_id", MLFLOW, "tensorboard"}
-FILES = (*(CONFIG, OVERRIDES, METRICS, ERROR, LOCK), "metrics.jsonl", "environment.json", "curves.png", "views.png")
+FILES = [CONFIG, OVERRIDES, METRICS, ERROR, LOCK, MLFLOW]
+FILES += ["metrics.jsonl", "environment.json", "curves.png", "views.png", "wandb_id"]
 NOT_OF_A_RUN = ("trust", "columns", "report")  # keys of the configuration that do not shape what a run computes
 # metrics that sweeps optimise by default -> the metrics that replace them for data without labels or captions
 INSTEAD = {"linear_val_top1": "held_out_top1", "image_to_text_recall1": "recall1"}
@@ -45,8 +46,8 @@ def conf_folder() -> Path:
 def claim(folder: Path) -> tuple[Path, list[Path] | None]:
     """Claims `folder` or, if another run has it, `folder_2`, `folder_3`, ..., by creating its config.yaml.
 
-    Returns the folder, and the folders that had to be made: itself, then those around it. None in place of a list says
-    that the folder was there and held files.
+    Returns the folder, and the folders that had to be made: itself, then those around it. The second is None if the
+    folder was there and held files.
 
     Creating a file exclusively is atomic: of two runs that start in the same second, one gets the next name.
     """
@@ -80,6 +81,8 @@ def read_config(folder: Path) -> dict[str, object]:
 
 def read_overrides(folder: Path) -> list[str]:
     saved = _read_yaml(folder / OVERRIDES) if (folder / OVERRIDES).exists() else []
+    if saved and not isinstance(saved, list):
+        raise InputError(f"{folder / OVERRIDES} is damaged: it holds no list")
     return [str(item) for item in saved] if isinstance(saved, list) else []
 
 
@@ -90,11 +93,11 @@ def _read_yaml(path: Path) -> object:
         text = path.read_text(encoding="utf-8")
         if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise InputError(f"{path} is damaged: it has aliases in it")
+        if not isinstance(yaml.safe_load(text), dict | list | None):
+            raise InputError(f"{path} is damaged: it holds neither a list nor a mapping")
         return OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
-    except AssertionError as error:  # of OmegaConf, for a file with a single value
-        raise InputError(f"{path} is damaged: it holds neither a list nor a mapping") from error
 
 
 def check_files(folder: Path) -> None:
@@ -162,9 +165,11 @@ def value_of(metrics: Mapping[str, float], name: str) -> float | None:
 def read_metrics(folder: Path) -> dict[str, float]:
     """The numbers in metrics.json; none if there is no such file. Raises InputError for a damaged one."""
     path = folder / METRICS
-    with named_errors((ValueError, RecursionError, AttributeError), f"{path} is damaged"):
+    with named_errors((ValueError, RecursionError), f"{path} is damaged"):
         metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+    if not isinstance(metrics, dict):
+        raise InputError(f"{path} is damaged: it holds no mapping")
+    return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
 
 
 def run_around(what: str | Path) -> Path | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from contrast.atomic import FULL
 from contrast.errors import InputError
 
 try:
@@ -40,7 +41,10 @@ def locked(folder: Path, waits: bool = False) -> Iterator[None]:
         try:
             file = path.open("a+")
         except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+            if error.errno in FULL:
+                raise
+            reason = error.strerror or str(error)  # Python's own error for a pipe has only a text
+            raise InputError(f"{folder} cannot be written: {reason}") from error
         with file:
             if (owner := _owner(file, waits)) is not None:
                 raise InUse(f"{folder} is in use: {owner} works on this run")

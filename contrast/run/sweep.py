@@ -17,11 +17,11 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from contrast.atomic import FULL
+from contrast.atomic import FULL, made, rewrite
 from contrast.errors import InputError, need
 from contrast.run import compose, folder
 from contrast.run.compose import Task
-from contrast.run.disk import failure, out_of_space
+from contrast.run.disk import failure
 from contrast.run.errors import one_line
 from contrast.run.gpus import take_one, visible_gpus
 from contrast.run.lock import InUse, locked
@@ -38,18 +38,13 @@ def run_sweep(
     # of a job in its `hydra.run.dir`.
     fixed = [f"hydra.sweep.dir={folder.quoted(sweep_dir)}", "hydra.run.dir=${hydra.runtime.output_dir}"]
     broke_off = False
-    was_there = sweep_dir.exists()
     try:
-        sweep_dir.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=sweep_dir) as file:
+        with made(sweep_dir), TemporaryFile(dir=sweep_dir) as file:
             file.write(bytes(1 << 16))  # Hydra would print a traceback if it had no room for its file
             file.flush()
     except OSError as error:
-        with suppress(OSError):
-            if not was_there:
-                sweep_dir.rmdir()
         if error.errno in FULL:
-            raise InputError(out_of_space(error, sweep_dir)) from error
+            raise
         raise InputError(f"{sweep_dir} cannot be the folder of a sweep: {error.strerror}") from error
     try:
         compose.call_hydra(job, [*arguments, *fixed, "hydra.mode=MULTIRUN"])
@@ -154,7 +149,7 @@ def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
             where = ""
             with suppress(OSError):  # the disk may be full
                 job_dir.mkdir(parents=True, exist_ok=True)
-                (job_dir / folder.ERROR).write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
+                rewrite(job_dir / folder.ERROR, f"{reason}\n\n{traceback.format_exc()}")
                 where = f" ({job_dir / folder.ERROR})"
             print(f"{name} failed: {reason}{where}", file=sys.stderr, flush=True)
     return None

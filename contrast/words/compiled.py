@@ -7,7 +7,6 @@ that most words change: each has copies of these, and adds its changes after eve
 processor; `closed_form` computes many centre words at once from matrix products, on any device.
 """
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,8 +72,11 @@ class Loop:
         ids = torch.zeros(0, dtype=torch.int64)
         nothing = Passages(ids, ids.int(), ids.int(), ids.float(), window, 0, 0)
         drawn = negatives.draw(1, torch.Generator())
-        with suppress(OSError):  # the disk has no room to keep the compiled loop, which is there all the same
+        try:
             self.step(nothing, 0, head, drawn, 0.0)  # compiles the loop, before workers are forked
+        except Exception:  # what numba has kept is damaged, or the disk has no room for it
+            self.train = kernel(inputs.shape[1], self.dtype, keeps=False)
+            self.step(nothing, 0, head, drawn, 0.0)
 
     @torch.no_grad()
     def step(

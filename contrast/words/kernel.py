@@ -7,9 +7,13 @@ compared with: its targets or the nodes of their paths, then noise. All arrays a
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
+import numba
 import numpy as np
+from llvmlite import binding
 from numba import njit
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums may be reordered, as vector instructions need; inf and NaN stay
@@ -149,8 +153,15 @@ def dot(vector: np.ndarray, table: np.ndarray, row: int, dim: int, zero: float) 
     return total
 
 
-def kept(function: Callable[..., tuple[float, int]]) -> Callable[..., tuple[float, int]]:
-    """Compiled by numba, which keeps the machine code for later processes where it finds a folder that it can write."""
+def kept(function: Callable[..., tuple[float, int]], name: str) -> Callable[..., tuple[float, int]]:
+    """Compiles the function; numba keeps the code for later processes if it finds a folder that it can write.
+
+    numba names its files by the function, and writes an index and the code one after the other, without a lock. So the
+    name says all that the code depends on: two processes that write at the same time then write the same.
+    """
+    machine = (numba.__version__, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+    digest = blake2b(repr(machine).encode() + Path(__file__).read_bytes(), digest_size=8).hexdigest()
+    function.__qualname__ = f"{name}_{digest}"
     try:
         return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # there is no such folder
@@ -158,11 +169,13 @@ def kept(function: Callable[..., tuple[float, int]]) -> Callable[..., tuple[floa
 
 
 @lru_cache(maxsize=8)
-def kernel(dim: int, dtype: np.dtype) -> Callable[..., tuple[float, int]]:
-    """The loop for vectors of so many numbers of a type; that they are known makes it a quarter faster."""
+def kernel(dim: int, dtype: np.dtype, keeps: bool = True) -> Callable[..., tuple[float, int]]:
+    """The loop for vectors of so many numbers of a type; that they are known makes it a quarter faster.
+
+    keeps  False: compiles it anew, whatever numba has kept
+    """
     real, zero = dtype.type, dtype.type(0)
 
-    @kept
     def train(
         start: int,
         stop: int,
@@ -261,4 +274,4 @@ def kernel(dim: int, dtype: np.dtype) -> Callable[..., tuple[float, int]]:
                 originals[r, d] += share * (copies[r, d] - before[r, d])
         return total, pairs
 
-    return train
+    return kept(train, f"train_{dim}_{dtype}") if keeps else njit(**OPTIONS)(train)

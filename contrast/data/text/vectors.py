@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from contrast.atomic import FULL, replacing
 from contrast.data.store import save_tensors
-from contrast.errors import InputError, named_errors
+from contrast.errors import InputError, named_errors, one_line
 
 TEXT, BINARY, SAFE, PACKED, FLORET = (".txt", ".vec"), (".bin",), (".safetensors",), ".gz", ".floret"
 FLORET_SEED = 2166136261  # of floret's hash
@@ -67,9 +67,9 @@ def save_vectors(
     try:
         _write_file(path, suffix, words, values, more or {})
     except OSError as error:
-        if error.errno in FULL:  # the end of a run has a line of its own for that
+        if error.errno in FULL:  # the command turns it into the line for a full disk
             raise
-        raise InputError(f"{path} cannot be written: {error}") from error
+        raise InputError(f"{path} cannot be written: {one_line(error)}") from error
 
 
 def _write_file(path: Path, suffix: str, words: Sequence[str], values: Tensor, more: Mapping[str, Tensor]) -> None:
