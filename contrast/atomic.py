@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from contrast.errors import InputError
+
 WRITING = ".writing-"  # prefix of a file that is not complete
 FULL = (errno.ENOSPC, errno.EDQUOT)  # errno of an OSError: the disk is full, or the user's quota is used up
 
@@ -19,8 +21,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     A reader, or a process killed at any moment, sees the old file or the new one. If the block fails, `path` stays
     as it was and the temporary file is removed. Creates the folder.
 
-    Where the disk is full, the error is an OSError that says so and names `path`, whatever the writing library made
-    of it: numpy raises an OSError without a number, torch a RuntimeError.
+    An OSError names `path` in place of the temporary one. Where the disk is full, the error is an OSError that says so,
+    whatever the writing library made of it: numpy raises an OSError without a number, torch a RuntimeError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,13 +32,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException as error:
-        full = _full(temporary, error)
+        known = _known(temporary, error)
         with suppress(OSError):
             os.truncate(temporary, 0)  # frees its disk space at once, even if the error keeps the file open
             temporary.unlink()
-        if full is not None:
-            where = path if full.filename in (None, str(temporary)) else full.filename
-            raise OSError(full.errno, full.strerror, str(where)) from error
+        if known is not None:
+            where = path if known.filename in (None, str(temporary)) else known.filename
+            raise OSError(known.errno, known.strerror, str(where)) from error
         raise
     if os.name != "nt":
         _sync(path.parent)  # the rename survives a power cut
@@ -68,13 +70,24 @@ def made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _full(path: Path, error: BaseException) -> OSError | None:
-    """The OSError of a full disk that `error` is, or that appending a block to the file raises; None otherwise.
+def check_file(path: Path) -> None:
+    """Raises InputError if no file can be written at `path`: it is a folder, or is in a file or in a closed folder."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and a file is written there")
+    around = next(each for each in path.absolute().parents if os.path.lexists(each))
+    if not around.is_dir():
+        raise InputError(f"{path} cannot be written: {around} is no folder")
+    if not os.access(around, os.W_OK):
+        raise InputError(f"{path} cannot be written: {around} may not be changed, or is read-only")
 
-    Only errors that do not say what is wrong are looked into.
+
+def _known(path: Path, error: BaseException) -> OSError | None:
+    """`error`, if it is an OSError with a number; of any other the OSError of a full disk that is behind it, or None.
+
+    Whether the disk is full shows when a block is appended to the file.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return error if error.errno in FULL else None
+        return error
     if not isinstance(error, Exception):  # Ctrl-C
         return None
     try:

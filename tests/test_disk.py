@@ -182,6 +182,7 @@ def test_no_room_for_the_files_of_a_sweep(
         ("embed", ("out=DISK/vectors.csv",), "540k", ["joined.npy"]),  # for the table
         ("export", ("out=DISK/new/encoder",), "4k", []),
         ("export", ("out=DISK/new/encoder", "format=hub"), "4k", []),
+        ("export", ("out=DISK/new/encoder", "format=torch"), "12k", []),
         ("report", ("out=DISK/report.html",), "32k", []),
         ("evaluate", ("protocol=knn", "hydra.run.dir=DISK/figures"), "4k", []),
     ],

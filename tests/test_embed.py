@@ -244,3 +244,22 @@ def test_every_split_is_embedded_unless_one_is_chosen(
     assert "split=banana" in capfd.readouterr().err
     shutil.rmtree("own/train")
     assert embed(f"checkpoint={trained}", "data.root=own", "out=i.csv") == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "fact"),
+    [
+        ("folder.csv", "folder.csv is a folder"),
+        ("new.csv/", "new.csv/ is the name of a folder"),
+        ("file.txt/a.csv", "file.txt is no folder"),
+    ],
+)
+def test_where_no_file_can_be_written(embed: Command, trained: Path, capfd: Any, out: str, fact: str) -> None:
+    """It is found before the first vector."""
+    Path("folder.csv").mkdir()
+    Path("file.txt").touch()
+    before = set(Path().rglob("*"))
+    assert embed(f"checkpoint={trained}", f"out={out}") == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert fact in line
+    assert {path for path in Path().rglob("*") if "runs" not in path.parts and "cache" not in path.parts} == before

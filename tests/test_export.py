@@ -63,6 +63,8 @@ def test_an_exported_folder_is_loaded_again(
     assert "root" not in config
     pytest.importorskip("huggingface_hub")
     assert export("checkpoint=a", "format=hub", "out=b") == 0  # from one form to another
+    for words in (("format=hub", "out=a"), ("format=safetensors", "out=b")):  # contrast.load would read one of them
+        assert export(f"checkpoint={trained}", *words) == 2
     with torch.no_grad():
         torch.testing.assert_close(loaded("b")(pixels(5)), expected)
 

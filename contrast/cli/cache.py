@@ -2,13 +2,19 @@
 
 import argparse
 from collections import defaultdict
+from typing import NoReturn
 
 from contrast.data.store import cache_folder, entries, limit_gb
 from contrast.errors import InputError
 
 
+class OneLine(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = OneLine(
         prog="contrast-cache",
         description="Lists what the cache contains. It is in $CONTRAST_CACHE or ~/.cache/contrast, and takes at most "
         "$CONTRAST_CACHE_GB (50 by default). Whatever is cleared is made again when it is needed.",

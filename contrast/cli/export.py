@@ -6,9 +6,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from contrast.atomic import made
+from contrast.atomic import check_file, made
 from contrast.deploy.export import export
-from contrast.deploy.load import ImageEncoder, load_images
+from contrast.deploy.load import MODEL, WEIGHTS, ImageEncoder, load_images
 from contrast.errors import InputError, need
 from contrast.run.environment import write_environment
 from contrast.run.folder import record, run_around
@@ -19,6 +19,11 @@ def export_encoder(cfg: DictConfig) -> None:
     out = Path(cfg.out).expanduser()
     if out.exists() and not out.is_dir():
         raise InputError(f"out={cfg.out} is a file, and an encoder is exported to a folder")
+    other = {"safetensors": MODEL, "hub": WEIGHTS}.get(cfg.format)
+    if other is not None and (out / other).exists():
+        raise InputError(f"out={cfg.out} holds the {other} of another export: choose another folder")
+    if not out.exists():
+        check_file(out)
     instead = "evaluation.files=[vectors.txt] saves word vectors for others"
     encoder = load_images(cfg.checkpoint, cfg.trust, instead)
     lines = (

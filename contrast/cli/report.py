@@ -6,6 +6,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from contrast.atomic import check_file
 from contrast.cli.data import data_of, splits_of
 from contrast.deploy.load import load_images
 from contrast.errors import InputError
@@ -25,6 +26,7 @@ def report(cfg: DictConfig) -> None:
     if run is None and cfg.out is None:
         raise InputError(f"{cfg.checkpoint} is in no run folder: give out=report.html")
     out = Path(cfg.out or f"{run}/{REPORT}").expanduser()
+    check_file(out)
     if is_sweep(path):
         write_sweep_page(path, out)
     else:

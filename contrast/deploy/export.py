@@ -7,6 +7,7 @@ normalise them.
 import json
 import warnings
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,11 +85,12 @@ def torchvision_hint(encoder: ImageEncoder) -> str:
 def save_program(encoder: ImageEncoder, folder: Path) -> list[str]:
     path, batch = folder / PROGRAM, torch.export.Dim("batch", min=1)
     program = _exported(lambda: torch.export.export(encoder, (_pixels(encoder, 2),), dynamic_shapes=({0: batch},)))
+    saved = BytesIO()  # torch ends the process if a file of its own cannot be written to the end
+    _exported(lambda: torch.export.save(program, saved))
+    saved.seek(0)
+    difference = _checked(encoder, _exported(lambda: torch.export.load(saved).module()))
     with replacing(path) as file:
-        with open(file, "wb") as opened:
-            _exported(lambda: torch.export.save(program, opened))
-        with open(file, "rb") as opened:
-            difference = _checked(encoder, _exported(lambda: torch.export.load(opened).module()))
+        file.write_bytes(saved.getvalue())
     return [f"{path}: a program of torch.export; {difference}"]
 
 

@@ -258,6 +258,8 @@ def exported(folder: Path) -> Config:
     kinds = OSError, ValueError, KeyError, TypeError, RuntimeError  # also of nesting without end, and of torch
     with named_errors(kinds, f"{folder} holds no exported encoder"):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError(f"{CONFIG} holds no mapping")
         normalize = {f"normalize.{key}": torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("mean", "std")}
     if not (folder / MODEL).is_file() and not (folder / WEIGHTS).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.name != CONFIG)) or "nothing"

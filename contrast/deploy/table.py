@@ -3,6 +3,7 @@
 N images, F features, k neighbours of each.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from contrast.atomic import replacing, rewrite_csv
+from contrast.atomic import check_file, replacing, rewrite_csv
 from contrast.data.store import from_texts, save_tensors
 from contrast.deploy.parts import mapped
 from contrast.errors import InputError, need
@@ -42,12 +43,15 @@ class Table(NamedTuple):
 def check_out(path: str | Path) -> Path:
     """`path` as the file of a table.
 
-    Raises InputError for an unknown suffix, for .parquet without pyarrow, and for .npy if its .csv would take the place
-    of another table.
+    Raises InputError for an unknown suffix, a place where no file can be written, .parquet without pyarrow, and .npy if
+    its .csv would take the place of another table.
     """
+    if str(path).endswith(os.sep):
+        raise InputError(f"{path} is the name of a folder, and vectors are saved in a file")
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise InputError(f"vectors are saved as {', '.join(SUFFIXES)}, not as '{path.name}'")
+    check_file(path)
     if path.suffix == ".parquet":
         need("pyarrow", "parquet", path.name)
     if path.suffix == ".npy" and (beside := path.with_suffix(".csv")).exists() and not path.exists():

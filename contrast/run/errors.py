@@ -14,7 +14,9 @@ from contrast.errors import InputError
 from contrast.errors import one_line as said
 
 NO_MEMORY = re.compile("out of memory|allocate memory|[Uu]nable to allocate")  # torch on a GPU and on a CPU, numpy
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+# of an OSError that says what is wrong with the path that it names
+OF_A_PATH = "EACCES EPERM EROFS EISDIR ENOTDIR EEXIST ENAMETOOLONG ELOOP EBUSY"
+PATH_ERRORS = {getattr(errno, name) for name in OF_A_PATH.split() if hasattr(errno, name)}
 NO_GROUP = re.compile(r"Could not override '(\S+)'\. No match in the defaults list")
 PLUGIN = re.compile(r"hydra/\w+/(joblib|submitit|ray)")  # each is an extra of this package
 
@@ -23,7 +25,7 @@ def task_error(error: BaseException) -> str | None:
     """The line for an error of a task that is no error of the program; None for any other error.
 
     Such are an InputError at any depth, a part of the configuration that cannot be constructed, whatever its
-    constructor raised, files and folders without permission, and too little memory.
+    constructor raised, paths that cannot be read or written, and too little memory.
     """
     for cause in causes(error):
         if isinstance(cause, InputError):
@@ -39,7 +41,7 @@ def task_error(error: BaseException) -> str | None:
             return f"the checkpoint is of other networks than its configuration: {str(cause).splitlines()[-1].strip()}"
         if type(cause).__name__ == "MisconfigurationException":  # of Lightning, which need not be imported here
             return f"trainer: {said(cause)}"
-        if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename:
+        if isinstance(cause, OSError) and cause.errno in PATH_ERRORS and cause.filename:
             return f"{cause.filename}: {cause.strerror}"
         if isinstance(cause, MemoryError | RuntimeError) and NO_MEMORY.search(said(cause)):
             return f"{said(cause)}; a smaller batch_size or micro_batch takes less memory"
