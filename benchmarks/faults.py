@@ -196,7 +196,7 @@ def soak(steps: int = 2000, first: int = 200) -> dict[str, object] | None:
         while process.is_alive():
             time.sleep(0.2)
             if not (run / "curves.png").exists():
-                continue
+                continue  # matplotlib's memory is there from the first picture on
             reached = int(read_rows(run / "metrics.jsonl")[-1]["step"])
             with suppress(OSError):  # the process may end meanwhile
                 status = (here / "status").read_text()

@@ -36,10 +36,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             os.truncate(temporary, 0)  # frees its disk space at once, even if the error keeps the file open
             temporary.unlink()
-        if known is not None:
-            where = path if known.filename in (None, str(temporary)) else known.filename
-            raise OSError(known.errno, known.strerror, str(where)) from error
-        raise
+        if known is None or (known.errno not in FULL and known.filename != str(temporary)):
+            raise
+        where = path if known.filename in (None, str(temporary)) else known.filename
+        raise OSError(known.errno, known.strerror, str(where)) from error
     if os.name != "nt":
         _sync(path.parent)  # the rename survives a power cut
 
@@ -71,18 +71,18 @@ def made(folder: Path) -> Iterator[None]:
 
 
 def check_file(path: Path) -> None:
-    """Raises InputError if no file can be written at `path`: it is a folder, or is in a file or in a closed folder."""
+    """Raises InputError if no file can be written at `path`: it is a folder, or no file may be made beside it."""
     if path.is_dir():
         raise InputError(f"{path} is a folder, and a file is written there")
-    around = next(each for each in path.absolute().parents if os.path.lexists(each))
-    if not around.is_dir():
-        raise InputError(f"{path} cannot be written: {around} is no folder")
+    around = next((each for each in path.absolute().parents if os.path.lexists(each)), None)
+    if around is None or not around.is_dir():
+        raise InputError(f"{path} cannot be written: {around or path.anchor} is not a folder")
     if not os.access(around, os.W_OK):
-        raise InputError(f"{path} cannot be written: {around} may not be changed, or is read-only")
+        raise InputError(f"{path} cannot be written: you may not write to {around}")
 
 
 def _known(path: Path, error: BaseException) -> OSError | None:
-    """`error`, if it is an OSError with a number; of any other the OSError of a full disk that is behind it, or None.
+    """The error itself, if it is an OSError with a number; for another, the OSError of a full disk, or None.
 
     Whether the disk is full shows when a block is appended to the file.
     """

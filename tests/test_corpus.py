@@ -493,7 +493,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, cache: Path, monkeypat
 
 def test_cache_that_cannot_be_written(tmp_path: Path):
     blocker = written(tmp_path / "file", "not a folder")
-    with pytest.raises(InputError, match=r"cannot write the encoded corpus to .*give \+data\.cache=FOLDER"):
+    with pytest.raises(InputError, match=r"cannot write the encoded text to .*give another cache"):
         corpus(written(tmp_path / "a.txt", "a a"), 1, cache=blocker / "cache")
 
 

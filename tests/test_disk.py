@@ -91,6 +91,13 @@ def test_full_before_the_start(pretrain: Command, disk: Disk, capfd: pytest.Capt
     assert not (place / "run").exists()
 
 
+def test_no_room_for_the_lock(pretrain: Command, disk: Disk, capfd: pytest.CaptureFixture[str]) -> None:
+    place = disk("size=1m,nr_inodes=3")  # for the root, the folder and config.yaml
+    line = the_line(capfd, pretrain(*RUN, f"hydra.run.dir={place / 'run'}"))
+    assert "but for no more files" in line
+    assert list(place.iterdir()) == []
+
+
 def test_no_room_for_the_first_checkpoint(pretrain: Command, disk: Disk, capfd: pytest.CaptureFixture[str]) -> None:
     place = disk("size=60k")
     status = pretrain(*RUN, f"hydra.run.dir={place / 'run'}")

@@ -251,7 +251,7 @@ def test_every_split_is_embedded_unless_one_is_chosen(
     [
         ("folder.csv", "folder.csv is a folder"),
         ("new.csv/", "new.csv/ is the name of a folder"),
-        ("file.txt/a.csv", "file.txt is no folder"),
+        ("file.txt/a.csv", "file.txt is not a folder"),
     ],
 )
 def test_where_no_file_can_be_written(embed: Command, trained: Path, capfd: Any, out: str, fact: str) -> None:

@@ -275,11 +275,14 @@ def test_nothing_is_left_to_do_of_a_complete_run(call: Call, begun: Path, capsys
     assert len(calls()) == 2
 
 
-def test_a_resume_that_fails_at_its_start_leaves_the_folder_as_it_was(call: Call, begun: Path) -> None:
+def test_a_resume_that_fails_at_its_start_leaves_the_folder_as_it_was(
+    call: Call, begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
     with pytest.raises(FileNotFoundError):
         call("resume=a", "record=nowhere/x")
     assert call("resume=a", "record=.") == 2
+    assert "error: .: Is a directory" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()} == before
 
 

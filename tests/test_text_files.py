@@ -298,7 +298,7 @@ def test_a_full_disk_and_full_memory_are_one_line(tmp_path: Path, monkeypatch: p
     path.write_text("a b\n" * 10)
     with monkeypatch.context() as patched:
         patched.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=5))
-        with pytest.raises(InputError, match=r"has room for 0\.0 GB"):
+        with pytest.raises(InputError, match=r"has room for 0\.0 MB"):
             corpus(path, min_count=1)
     monkeypatch.setattr("contrast.data.text.encode.free_memory", lambda: 10)
     monkeypatch.setattr("contrast.data.text.encode._MANY", 1)

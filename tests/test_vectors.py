@@ -178,8 +178,11 @@ def test_where_nothing_can_be_saved(tmp_path: Path, suffix: str) -> None:
 
 
 def test_suffixes(tmp_path: Path) -> None:
-    for name in ("v.pt", "v", "v.txt.bz2", "v.gz"):
-        with pytest.raises(InputError, match=rf"files of .txt, .vec, .bin, .safetensors, .*not '{name}'"):
+    for name in ("v.pt", "v", "v.txt.bz2", "v.gz", "v.floret.gz"):
+        with pytest.raises(
+            InputError,
+            match=rf"of .txt, .vec, .bin, .safetensors, or .* and .gz, or .floret, not '{name}'",
+        ):
             save_vectors(tmp_path / name, "ab", torch.zeros(2, 2))
         with pytest.raises(InputError, match="not 'v"):
             load_vectors(tmp_path / name)

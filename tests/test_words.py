@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrast.encoders import SubwordTable, WordTable
 from contrast.encoders.ngrams import ngram_buckets
+from contrast.encoders.subwords import Subwords
 from contrast.errors import InputError
 from contrast.heads import NCE, Cosine, Estimated, InfoNCE, Learnable, LearnedBias
 from contrast.negatives import Table, Tree
@@ -351,6 +352,26 @@ FLORET = {  # what the package floret 0.10.5 tells: (minn, maxn, bucket, hashCou
 def test_ngrams_are_those_of_floret(sizes: tuple[int, int, int, int], word: str) -> None:
     found, number = ngram_buckets(["in", word], *sizes)
     assert sorted(found[int(number[0]) :].tolist()) == sorted(FLORET[sizes, word])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "used"),
+    [([1, 2**62, 9, 2], [0]), ([3, 6, 9, 2], [9]), ([3, 6, 9], [2, 1]), ([3, 6, 9, 5], [0]), ([3], [])],
+)
+def test_ngrams_of_a_file_that_cannot_be(sizes: list[int], used: list[int]) -> None:
+    """Buckets that there are not are refused; n-grams of more letters than a word has take no time."""
+    tensors = {"subwords": torch.tensor(sizes), "subword_buckets": torch.tensor(used)}
+    tensors["subword_vectors"] = torch.ones(len(used), 2)
+    if sizes[1:2] == [2**62]:
+        assert Subwords.of(tensors).compose(["abc"])[1].shape[1] == 2
+        return
+    with pytest.raises(InputError, match="buckets"):
+        Subwords.of(tensors)
+
+
+def test_words_without_ngrams() -> None:
+    table = SubwordTable(2, ["ab", "cd"], 4, minn=20, maxn=20)
+    assert table.subwords().compose(["abc"]) == ([], pytest.approx(torch.zeros(0, 4)))
 
 
 @pytest.mark.parametrize("hashes", [0, 2])

@@ -58,8 +58,9 @@ def train(
                lists of words, or mappings with a text under `column`, such as a data set of Hugging Face
     settings   arguments of `contrast.data.text.corpus.corpus` and of `contrast.words.WordVectors` by their names
                (min_count=5, window=5, lr=0.025, method="cbow", workers=4, ...), and dim=100, epochs=5, seed=0, output=
-               "hierarchical_softmax", num_noise=5, power=0.75, encoder="subwords" with minn=3, maxn=6, buckets=2000000;
-               gensim's names vector_size, alpha, sample, negative, ns_exponent, min_n, max_n and bucket mean the same
+               "hierarchical_softmax", num_noise=5, power=0.75, encoder="subwords" with minn=3, maxn=6, buckets=2000000
+               or "floret" with hashes=2, too; gensim's names vector_size, alpha, sample, negative, ns_exponent, min_n,
+               max_n and bucket mean the same
     overrides  anything else, as words of the command line: "head.temperature=2"
     run_dir    a folder that keeps the run, with its checkpoint; None: only the vectors are kept, in memory. A run on
                sentences does not keep their text, so that `resume` cannot continue it; one on a path can be resumed

@@ -90,7 +90,7 @@ def save_program(encoder: ImageEncoder, folder: Path) -> list[str]:
     saved.seek(0)
     difference = _checked(encoder, _exported(lambda: torch.export.load(saved).module()))
     with replacing(path) as file:
-        file.write_bytes(saved.getvalue())
+        file.write_bytes(saved.getbuffer())
     return [f"{path}: a program of torch.export; {difference}"]
 
 

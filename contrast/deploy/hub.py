@@ -32,7 +32,7 @@ class HubEncoder(ImageEncoder, PyTorchModelHubMixin, library_name="contrast", ta
         with replacing(save_directory / MODEL) as file:
             save_tensors(state, file)
         save_config(self, save_directory)
-        if not (card := save_directory / "README.md").exists():  # the mixin could leave a half of it
+        if not (card := save_directory / "README.md").exists():  # the mixin writes it in place
             rewrite(card, str(self.generate_model_card()))
 
     @classmethod

@@ -75,7 +75,7 @@ def mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = open_memmap(path, "w+", np.float32, shape)
         with path.open("r+b") as file:
-            if hasattr(os, "posix_fallocate"):  # fills the holes of the file, as which it begins
+            if hasattr(os, "posix_fallocate"):  # it begins as one hole; a full disk could not fill it
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return array
     except OSError as error:

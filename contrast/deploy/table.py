@@ -46,7 +46,7 @@ def check_out(path: str | Path) -> Path:
     Raises InputError for an unknown suffix, a place where no file can be written, .parquet without pyarrow, and .npy if
     its .csv would take the place of another table.
     """
-    if str(path).endswith(os.sep):
+    if str(path).endswith(("/", os.sep)):
         raise InputError(f"{path} is the name of a folder, and vectors are saved in a file")
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:

@@ -79,7 +79,7 @@ class WordEmbeddings:
     def save(self, path: str | Path) -> None:
         """Writes a file that `contrast.load` and other programs read: see `contrast.data.text.vectors`.
 
-        NAME.floret, for `spacy init vectors`, takes the n-grams of vectors with several hashes.
+        NAME.floret, for `spacy init vectors`, takes n-grams that are hashed as in floret.
         """
         save_vectors(path, self.words, self.vectors, None if self.subwords is None else self.subwords.tensors())
 
@@ -87,8 +87,10 @@ class WordEmbeddings:
         """The same vectors as gensim's KeyedVectors: `pip install 'contrast-learning[gensim]'`.
 
         With `subwords` they are FastTextKeyedVectors, which have a row for every bucket, and the same vectors for
-        unknown words. Raises InputError for n-grams with several hashes, which gensim has not.
+        unknown words. Raises InputError for n-grams that are hashed as in floret, which gensim cannot hold.
         """
+        if self.subwords is not None and self.subwords.hashes:
+            raise InputError("gensim hashes n-grams as fastText does, and these as floret does: save('NAME.floret')")
         need("gensim", "gensim", "to_keyed_vectors")
         from gensim.models import KeyedVectors
         from gensim.models.fasttext import FastTextKeyedVectors
@@ -96,10 +98,6 @@ class WordEmbeddings:
         width, parts = self.vectors.shape[1], self.subwords
         if parts is None:
             keyed = KeyedVectors(width)
-        elif parts.hashes:
-            raise InputError(
-                f"gensim has one hash for an n-gram, and these vectors {parts.hashes}: save('NAME.floret')"
-            )
         else:
             keyed = FastTextKeyedVectors(width, parts.minn, parts.maxn, parts.buckets)
             keyed.vectors_ngrams = np.zeros((parts.buckets, width), np.float32)

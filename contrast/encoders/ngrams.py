@@ -16,7 +16,7 @@ MOST_HASHES = 4  # numbers that MurmurHash3 gives
 
 
 def ngram_buckets(words: Sequence[str], minn: int, maxn: int, buckets: int, hashes: int = 0) -> tuple[Tensor, Tensor]:
-    """Buckets [m] of the n-grams of all words, one word after another, and how many each word has, [V]; int64.
+    """Buckets [m] of the n-grams of all words, V >= 1, word by word, and how many each word has, [V]; int64.
 
     The n-grams of <word>, of minn to maxn characters, are hashed to a bucket each as in fastText: by FNV-1a of their
     bytes in UTF-8, which are taken for signed ones. < and > alone are none.
@@ -59,6 +59,11 @@ class Letters(NamedTuple):
         word = np.repeat(np.arange(len(words)), number)
         return cls(data, begin, np.diff(begin, append=len(data)), word, left, number)
 
+    @property
+    def longest(self) -> int:
+        """Letters of the longest word: no n-gram has more."""
+        return int(self.number.max())
+
     def starts(self, n: int, among: np.ndarray | None = None) -> np.ndarray:
         """The letters with which n-grams of so many letters begin."""
         at = np.arange(len(self.begin)) if among is None else among
@@ -75,7 +80,7 @@ def _fnv(letters: Letters, minn: int, maxn: int) -> tuple[np.ndarray, np.ndarray
     letter_bytes = [signed[letters.begin + place] for place in range(4)]
     state, found, owner = np.full(len(letters.begin), _START), [], []
     at = letters.starts(1)
-    for n in range(1, maxn + 1):
+    for n in range(1, min(maxn, letters.longest) + 1):
         at = letters.starts(n, at)
         last = at + n - 1
         for place, byte in enumerate(letter_bytes):
@@ -85,14 +90,14 @@ def _fnv(letters: Letters, minn: int, maxn: int) -> tuple[np.ndarray, np.ndarray
             chosen = letters.inside(at) if n == 1 else at
             found.append(state[chosen])
             owner.append(letters.word[chosen])
-    return np.concatenate(found), np.concatenate(owner)
+    return np.concatenate([state[:0], *found]), np.concatenate([letters.word[:0], *owner])
 
 
 def _murmur(letters: Letters, minn: int, maxn: int, hashes: int) -> tuple[np.ndarray, np.ndarray]:
-    """`hashes` hashes of each n-gram and of each whole word, and its word: [(m + V) * hashes]."""
+    """As `_fnv`, with `hashes` hashes of each n-gram and of each whole word."""
     first = letters.number.cumsum() - letters.number
     begins, lasts = [first], [first + letters.number - 1]
-    for n in range(minn, maxn + 1):
+    for n in range(minn, min(maxn, letters.longest) + 1):
         at = letters.starts(n)
         begins.append(letters.inside(at) if n == 1 else at)
         lasts.append(begins[-1] + n - 1)

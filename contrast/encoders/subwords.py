@@ -1,4 +1,4 @@
-"""Words as the sum of their parts: a word's vector is the mean of its own row and those of its n-grams of letters.
+"""Words as the sum of their parts: a word's vector is the mean of the rows of itself and of its n-grams of letters.
 
 fastText (Bojanowski et al. 2017, "Enriching word vectors with subword information"); floret (Boyd and Warmerdam 2022),
 which hashes words and n-grams to several buckets of a small table. V words, D dimensions, m rows of all words' parts, U
@@ -37,12 +37,13 @@ class Subwords(NamedTuple):
         """Those whose `tensors()` these are. Raises InputError for others."""
         names = "subwords", "subword_buckets", "subword_vectors"
         sizes, used, vectors = (tensors.get(name, torch.empty(0)) for name in names)
-        fit = len(sizes) in (3, 4) and vectors.ndim == 2 and used.shape == vectors.shape[:1]
-        if not fit or not 1 <= sizes[0] <= sizes[1]:
+        if sizes.shape not in ((3,), (4,)) or vectors.ndim != 2 or used.shape != vectors.shape[:1]:
             shapes = ", ".join(str(list(each.shape)) for each in (sizes, used, vectors))
-            raise InputError(f"{', '.join(names)} have shapes {shapes}, not 3 sizes, buckets [U] and vectors [U, D]")
-        minn, maxn, buckets, *hashes = sizes.tolist()
+            raise InputError(f"{', '.join(names)} have shapes {shapes}, not 3 or 4 sizes, buckets [U], vectors [U, D]")
+        minn, maxn, buckets, *hashes = map(int, sizes.tolist())
         check_sizes(minn, maxn, buckets, *hashes)
+        if len(used) and (used.min() < 0 or used.max() >= buckets or (used.diff() <= 0).any()):
+            raise InputError(f"subword_buckets are no rising numbers from 0 to {buckets - 1}")
         return cls(minn, maxn, buckets, used.long(), vectors.float(), *hashes)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ class Subwords(NamedTuple):
         A vector is the mean over all n-grams of the word; those of other buckets count as 0.
         """
         words = [word for word in words if word]
-        if not words:
+        if not words or not len(self.used):
             return [], self.vectors[:0]
         of_words, number = ngram_buckets(words, self.minn, self.maxn, self.buckets, self.hashes)
         row = torch.searchsorted(self.used, of_words).clamp(max=len(self.used) - 1)
@@ -76,6 +77,7 @@ class Subwords(NamedTuple):
 
 
 def check_sizes(minn: int, maxn: int, buckets: int, hashes: int = 0) -> None:
+    """Raises InputError for sizes that `SubwordTable` cannot have."""
     if not 1 <= minn <= maxn or buckets < 1:
         raise InputError(f"n-grams have 1 <= minn <= maxn letters and 1 bucket at least: {minn}, {maxn}, {buckets}")
     if not 0 <= hashes <= MOST_HASHES:
@@ -83,13 +85,13 @@ def check_sizes(minn: int, maxn: int, buckets: int, hashes: int = 0) -> None:
 
 
 class SubwordTable(WordTable):
-    """Vectors of words as means over rows: one of the word itself, and one of each of its n-grams (fastText).
+    """Vectors of words as means over rows: those of the word itself and of its n-grams (fastText, floret).
 
     words         [V], from which the n-grams are made
     minn, maxn    characters of an n-gram, with < before and > after the word
     buckets       to which n-grams are hashed; two that meet in a bucket share a row
-    hashes        from 1 to 4: words have no rows of their own. A word and its n-grams are hashed to so many buckets
-                  each, and a few thousand buckets do for any number of words (floret)
+    hashes        0, as in fastText: a word has a row of its own, and each n-gram one of a bucket. From 1 to 4, as in
+                  floret: a word and its n-grams are hashed to so many buckets each, and there are no other rows
 
     `weight` is [V + U, D], or [U, D] with `hashes`: only buckets that a word uses have rows, so memory does not grow
     with `buckets`. Rows start in +-1 / num_features, as in fastText.

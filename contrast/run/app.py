@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,7 +174,16 @@ def run_single(task: Task, arguments: list[str], run_dir: Path, created: Sequenc
         except Exception as error:  # Hydra would print a part of the traceback and exit
             errors.append(error)
 
-    with locked(run_dir) if folder.is_first_rank() else nullcontext():
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(locked(run_dir) if folder.is_first_rank() else nullcontext())
+        except OSError as full:
+            line = disk.failure(full, run_dir)  # before the folder gives its room back
+            if created is not None:
+                folder.discard(run_dir, created)
+            if line is None:
+                raise
+            raise InputError(line) from full
         compose.call_hydra(job, [*arguments, f"hydra.run.dir={folder.quoted(run_dir)}", "hydra.mode=RUN"])
         for error in errors:
             if (line := disk.failure(error, run_dir)) is None:

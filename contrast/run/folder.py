@@ -93,7 +93,7 @@ def _read_yaml(path: Path) -> object:
         text = path.read_text(encoding="utf-8")
         if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise InputError(f"{path} is damaged: it has aliases in it")
-        if not isinstance(yaml.safe_load(text), dict | list | None):
+        if not isinstance(yaml.compose(text, yaml.SafeLoader), yaml.CollectionNode | None):
             raise InputError(f"{path} is damaged: it holds neither a list nor a mapping")
         return OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:

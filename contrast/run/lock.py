@@ -26,6 +26,8 @@ class InUse(InputError):
 def locked(folder: Path, waits: bool = False) -> Iterator[None]:
     """Reserves `folder` for this process within the block. InUse names another process that has it.
 
+    Raises InputError for a folder that cannot be written; OSError if the disk is full.
+
     waits  True: waits until the other process releases it, in place of InUse
 
     This is a POSIX record lock. It ends with its process, however that ends, so another process can resume the run of

@@ -148,7 +148,6 @@ def run_sweep_job(task: Task, cfg: DictConfig) -> float | None:
             reason = failure(error, job_dir) or one_line(f"{type(error).__name__}: {error}")
             where = ""
             with suppress(OSError):  # the disk may be full
-                job_dir.mkdir(parents=True, exist_ok=True)
                 rewrite(job_dir / folder.ERROR, f"{reason}\n\n{traceback.format_exc()}")
                 where = f" ({job_dir / folder.ERROR})"
             print(f"{name} failed: {reason}{where}", file=sys.stderr, flush=True)

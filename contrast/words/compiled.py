@@ -7,6 +7,7 @@ that most words change: each has copies of these, and adds its changes after eve
 processor; `closed_form` computes many centre words at once from matrix products, on any device.
 """
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from contrast.candidates import as_rows
 from contrast.encoders import WordTable
-from contrast.errors import InputError
+from contrast.errors import InputError, one_line
 from contrast.heads.head import Head
 from contrast.negatives import Table, Tree
 from contrast.words.blocks import Passages
@@ -74,7 +75,8 @@ class Loop:
         drawn = negatives.draw(1, torch.Generator())
         try:
             self.step(nothing, 0, head, drawn, 0.0)  # compiles the loop, before workers are forked
-        except Exception:  # what numba has kept is damaged, or the disk has no room for it
+        except Exception as error:  # what numba has kept is damaged, or the disk has no room for it
+            warnings.warn(f"numba cannot keep its code ({one_line(error)}): it is compiled in every run", stacklevel=2)
             self.train = kernel(inputs.shape[1], self.dtype, keeps=False)
             self.step(nothing, 0, head, drawn, 0.0)
 

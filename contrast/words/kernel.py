@@ -157,14 +157,14 @@ def kept(function: Callable[..., tuple[float, int]], name: str) -> Callable[...,
     """Compiles the function; numba keeps the code for later processes if it finds a folder that it can write.
 
     numba names its files by the function, and writes an index and the code one after the other, without a lock. So the
-    name says all that the code depends on: two processes that write at the same time then write the same.
+    name contains a hash of all that the code depends on: two processes that write at the same time write the same.
     """
-    machine = (numba.__version__, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
-    digest = blake2b(repr(machine).encode() + Path(__file__).read_bytes(), digest_size=8).hexdigest()
-    function.__qualname__ = f"{name}_{digest}"
     try:
+        machine = (numba.__version__, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+        digest = blake2b(repr(machine).encode() + Path(__file__).read_bytes(), digest_size=8).hexdigest()
+        function.__qualname__ = f"{name}_{digest}"
         return njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # there is no such folder
+    except (RuntimeError, OSError):  # no such folder, an unknown processor, or a module in a zip file
         return njit(**OPTIONS)(function)
 
 

@@ -139,7 +139,7 @@ def corpus(
     limits = Limits(min_count, max_words, unknown, unit, held_out, seed if held_out else 0, given_words)
     with (
         with_stdin(path, folder) as given,
-        named_errors((OSError,), f"cannot write the encoded corpus to {folder}, give +data.cache=FOLDER"),
+        named_errors((OSError,), f"cannot write the encoded text to {folder}, give another cache (+data.cache=FOLDER)"),
     ):
         files = text_files(given)
         if over_ranks:
@@ -180,7 +180,7 @@ def read(
     if (free := shutil.disk_usage(folder).free) < size:
         raise InputError(
             f"{folder} has room for {free / 1e6:,.1f} MB, and {size / 1e6:,.1f} MB of text take more than that when "
-            "encoded: give +data.cache=FOLDER"
+            "encoded: give another cache (+data.cache=FOLDER)"
         )
     with TemporaryFile(dir=folder) as file:
         parts = encoded(split, texts.blocks("reading words"), size, workers)

@@ -62,7 +62,7 @@ def docstrings(
     versions = [[name, *(package.version for package in distributions(name=name))] for name in PACKAGES.values()]
     file = cache_folder(cache) / "docstrings" / f"{digest(_FORMAT, most, platform.python_version(), versions)}.txt"
     if not file.exists():
-        problem = f"cannot write the docstrings to {file.parent}, give +data.cache=FOLDER"
+        problem = f"cannot write the docstrings to {file.parent}, give another cache (+data.cache=FOLDER)"
         with named_errors((OSError,), problem), replacing(file) as path, open(path, "wb") as opened:
             opened.writelines(f"{line}\n".encode() for line in _lines(most))
     return corpus(file, min_count, max_words, unknown, None, held_out, seed, cache, name="docstrings")

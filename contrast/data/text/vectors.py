@@ -4,7 +4,7 @@ V words, D dimensions.
 
 .txt, .vec     "V D", then a line for each word: the word and D decimal numbers, spaces between them
 .bin           "V D" and a line feed, then for each word: the word, a space, D little-endian float32, a line feed
-.floret        the table of n-grams with several hashes, without words: it is written for spaCy, and not read
+.floret        the table of n-grams that are hashed as in floret, without words: it is written for spaCy, not read
 .safetensors   `vectors`, float32 [V, D], and `words`, uint8: the words in UTF-8, a line feed after each. A tensor, not
                metadata, whose size the format limits
 
@@ -123,12 +123,14 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
 
 
 def file_format(path: str | Path) -> str:
-    """The suffix of a file of word vectors. Raises InputError for one that is none of the three formats'."""
+    """The suffix of a file of word vectors. Raises InputError for one that is none of the formats'."""
     path = Path(path)
     suffix = Path(path.stem).suffix if path.suffix == PACKED else path.suffix
     if suffix not in (*TEXT, *BINARY, *SAFE) and path.suffix != FLORET:
-        known = ", ".join((*TEXT, *BINARY, *SAFE, FLORET))
-        raise InputError(f"word vectors are files of {known}, or one of these and {PACKED}, not '{path.name}'")
+        known = ", ".join((*TEXT, *BINARY, *SAFE))
+        raise InputError(
+            f"word vectors are files of {known}, or one of these and {PACKED}, or {FLORET}, not '{path.name}'"
+        )
     return suffix
 
 
@@ -166,18 +168,19 @@ def _write_floret(path: Path, more: Mapping[str, Tensor]) -> None:
     """A header, then a line for each bucket, as `floret.save_floret_vectors` writes them; unused buckets are 0."""
     minn, maxn, buckets, hashes = more["subwords"].tolist()
     vectors = more["subword_vectors"].float()
-    of_bucket = torch.full((buckets,), -1).index_copy_(0, more["subword_buckets"].long(), torch.arange(len(vectors)))
-    line, nothing = " ".join(["%.9g"] * vectors.shape[1]), torch.zeros(vectors.shape[1])
+    row_of = {bucket: row for row, bucket in enumerate(more["subword_buckets"].tolist())}
+    line, nothing = " ".join(["%.9g"] * vectors.shape[1]), [0.0] * vectors.shape[1]
     with open(path, "w", encoding="utf-8") as file:
         file.write(f"{buckets} {vectors.shape[1]} {minn} {maxn} {hashes} {FLORET_SEED} < >\n")
-        for bucket, row in enumerate(of_bucket.tolist()):
-            file.write(f"{bucket} {line % tuple((vectors[row] if row >= 0 else nothing).tolist())}\n")
+        for bucket in range(buckets):
+            row = row_of.get(bucket)
+            file.write(f"{bucket} {line % tuple(nothing if row is None else vectors[row].tolist())}\n")
 
 
 def check_floret(path: str | Path, has_hashes: bool) -> None:
-    """InputError for a .floret file of vectors whose n-grams do not have several hashes."""
+    """InputError for a .floret file of vectors without n-grams that are hashed as in floret."""
     if Path(path).suffix == FLORET and not has_hashes:
-        raise InputError(f"{path} has the n-grams of encoder=floret, and these vectors have none such")
+        raise InputError(f"{path} has the n-grams of encoder=floret, and these vectors have no such n-grams")
 
 
 def _check_length(path: Path, size: int, width: int, shortest: int) -> None:
