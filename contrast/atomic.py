@@ -32,14 +32,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException as error:
-        known = _known(temporary, error)
+        found = _os_error(temporary, error)
         with suppress(OSError):
             os.truncate(temporary, 0)  # frees its disk space at once, even if the error keeps the file open
             temporary.unlink()
-        if known is None or (known.errno not in FULL and known.filename != str(temporary)):
+        if found is None or (found.errno not in FULL and found.filename != str(temporary)):
             raise
-        where = path if known.filename in (None, str(temporary)) else known.filename
-        raise OSError(known.errno, known.strerror, str(where)) from error
+        where = path if found.filename in (None, str(temporary)) else found.filename
+        raise OSError(found.errno, found.strerror, str(where)) from error
     if os.name != "nt":
         _sync(path.parent)  # the rename survives a power cut
 
@@ -81,7 +81,7 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} cannot be written: you may not write to {around}")
 
 
-def _known(path: Path, error: BaseException) -> OSError | None:
+def _os_error(path: Path, error: BaseException) -> OSError | None:
     """The error itself, if it is an OSError with a number; for another, the OSError of a full disk, or None.
 
     Whether the disk is full shows when a block is appended to the file.

@@ -60,13 +60,13 @@ class Parts:
     def joined(self) -> np.ndarray:
         """All vectors, float32 [N, F], in a memory-mapped file."""
         width = np.load(self.file(self.parts[0]), mmap_mode="r").shape[1]
-        vectors = mapped(self.folder / "joined.npy", (self.total, width))
+        vectors = new_memmap(self.folder / "joined.npy", (self.total, width))
         for part in self.parts:
             vectors[part.first : part.first + len(part)] = np.load(self.file(part))
         return vectors
 
 
-def mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def new_memmap(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A new float32 array in a memory-mapped .npy file.
 
     Raises OSError if the disk has no room for it. macOS cannot reserve room: there, writing to a full disk ends the

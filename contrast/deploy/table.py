@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from contrast.atomic import check_file, replacing, rewrite_csv
 from contrast.data.store import from_texts, save_tensors
-from contrast.deploy.parts import mapped
+from contrast.deploy.parts import new_memmap
 from contrast.errors import InputError, need
 from contrast.evaluation.knn import nearest
 
@@ -68,7 +68,7 @@ def nearest_neighbours(vectors: np.ndarray, k: int, scratch: Path, device: torch
     scratch  a temporary file for the vectors scaled to length 1
     """
     count, k = len(vectors), min(k, len(vectors) - 1)
-    unit = mapped(scratch, vectors.shape)
+    unit = new_memmap(scratch, vectors.shape)
     for rows in _blocks(count):
         unit[rows] = F.normalize(torch.from_numpy(vectors[rows]), dim=1).numpy()
     search = _search(unit, device)

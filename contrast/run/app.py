@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,7 +113,7 @@ def start(command: Command, words: list[str]) -> int:
         return 0
     if is_sweep:
         metrics = [each for each in (cfg.get("metric"), *(cfg.get("columns") or ())) if each is not None]
-        with disk.named(run_dir):
+        with disk.named_errors(run_dir):
             status = sweep.run_sweep(task, arguments, run_dir, metrics, expected)
             if command.finish is not None and cfg.get("report"):
                 command.finish(run_dir)
@@ -124,8 +124,7 @@ def start(command: Command, words: list[str]) -> int:
             return 0
     elif folder.is_first_rank():
         run_dir, created = folder.claim(run_dir)
-    with disk.named(run_dir):
-        run_single(task, arguments, run_dir, created)
+    run_single(task, arguments, run_dir, created)
     return 0
 
 
@@ -174,20 +173,14 @@ def run_single(task: Task, arguments: list[str], run_dir: Path, created: Sequenc
         except Exception as error:  # Hydra would print a part of the traceback and exit
             errors.append(error)
 
-    with ExitStack() as lock:
-        try:
-            lock.enter_context(locked(run_dir) if folder.is_first_rank() else nullcontext())
-        except OSError as full:
-            line = disk.failure(full, run_dir)  # before the folder gives its room back
-            if created is not None:
-                folder.discard(run_dir, created)
-            if line is None:
-                raise
-            raise InputError(line) from full
-        compose.call_hydra(job, [*arguments, f"hydra.run.dir={folder.quoted(run_dir)}", "hydra.mode=RUN"])
+    try:
+        with locked(run_dir) if folder.is_first_rank() else nullcontext():
+            compose.call_hydra(job, [*arguments, f"hydra.run.dir={folder.quoted(run_dir)}", "hydra.mode=RUN"])
         for error in errors:
-            if (line := disk.failure(error, run_dir)) is None:
-                raise error
-            if created is not None:
-                folder.discard(run_dir, created)
-            raise InputError(line) from error
+            raise error
+    except Exception as error:
+        if (line := disk.failure(error, run_dir)) is None:
+            raise
+        if created is not None:
+            folder.discard(run_dir, created)
+        raise InputError(line) from error

@@ -23,7 +23,7 @@ def failure(error: BaseException, run_dir: Path) -> str | None:
 
 
 @contextmanager
-def named(run_dir: Path) -> Iterator[None]:
+def named_errors(run_dir: Path) -> Iterator[None]:
     """Turns an OSError of the block into an InputError, if `failure` has a line for it."""
     try:
         yield
