@@ -20,7 +20,7 @@ from contrast.samplers import Poisson, Unigram
 from contrast.words import WordVectors, by_autograd, closed_form
 from contrast.words.blocks import Passage, Passages, cut, keep_probability
 from contrast.words.descent import Descent
-from contrast.words.learned import check_learned, gain
+from contrast.words.learned import check_learned, gain, shuffled
 from contrast.words.model import Task
 from contrast.words.start import usual_rate
 
@@ -431,6 +431,20 @@ def test_the_gain_is_over_a_model_that_scores_all_pairs_0(name: str, method: Any
     assert abs(trained.loss - none.loss) > 0.01
     with pytest.raises(InputError, match=rf"nothing was learned: .* {none.untrained:.4f}, over {none.pairs} pairs"):
         check_learned(made, text(), 37)
+
+
+def test_the_shuffled_text_has_the_same_words_and_contexts() -> None:
+    made = passages(model())
+    assert made.passages > 2
+    mixed = shuffled(made, 2, generator(0))
+    inside = torch.zeros(len(made.ids), dtype=torch.bool)
+    inside[: 2 * made.window + 2 * made.size] = True
+    inside &= made.reach > 0
+    assert not torch.equal(mixed.ids, made.ids)
+    assert torch.equal(mixed.ids[inside].sort().values, made.ids[inside].sort().values)
+    assert torch.equal(mixed.ids[~inside], made.ids[~inside])
+    for n in range(made.passages):
+        assert torch.equal(mixed.passage(n).band.pairs, made.passage(n).band.pairs)
 
 
 @pytest.mark.parametrize("method", ["skipgram", "cbow"])

@@ -77,6 +77,16 @@ def test_a_run_that_learns_nothing_is_an_error(workplace: Path) -> None:
     assert not Path("run/vectors.safetensors").exists()
 
 
+def test_random_events_end_with_a_warning(workplace: Path, capsys: Any) -> None:
+    draw = random.Random(0)
+    events = [draw.randrange(60) for _ in range(40_000)]
+    steps = [each // 8 * 8 + draw.randrange(8) for each in events for _ in range(4)]  # within one of eight groups
+    for text, number in ((events, 8), (steps, 4)):
+        sentences = [[f"item{each}" for each in text[i : i + number]] for i in range(0, 40_000, number)]
+        contrast.words.train(sentences, epochs=5, workers=1)
+        assert ("hardly more than how often words occur: the loss is 2.7" in capsys.readouterr().out) == (number == 8)
+
+
 def test_what_it_refuses(workplace: Path) -> None:
     with pytest.raises(InputError, match="windw: no setting of word vectors; did you mean 'window'"):
         contrast.words.train("corpus.txt", windw=3)

@@ -102,7 +102,7 @@ def evaluate_vectors(
     vectors: torch.Tensor = model.vectors()
     evaluation, limit = cfg.evaluation, cfg.trainer.get("limit_train_batches")
     cut_short = limit is not None and (isinstance(limit, int) or limit < 1)
-    check_learned(model, corpus.ids[: model.chunk], int(corpus.counts.sum()), cut_short)
+    warning = check_learned(model, corpus.ids[: model.chunk], int(corpus.counts.sum()), cut_short)
     subwords = model.encoder.subwords() if isinstance(model.encoder, SubwordTable) else None
     for name in files_of(evaluation):
         save_vectors(run_dir / name, corpus.words, vectors, None if subwords is None else subwords.tensors())
@@ -115,4 +115,4 @@ def evaluate_vectors(
         )
     lines = [f"{name:<34}{value:>9.4f}" for name, value in metrics.items()]
     lines += neighbour_lines(vectors, corpus.words, evaluation.neighbours, evaluation.k, subwords)
-    return metrics, "\n".join(lines)
+    return metrics, "\n".join(lines + [warning] * bool(warning))
