@@ -264,7 +264,10 @@ def test_a_run_is_evaluated(words: Command, evaluate: Command, corpus: Path, cap
         (("encoder=floret", "encoder.hashes=5"), "at most 4 buckets, not hashes=5"),
         (("encoder=subwords", "head.cosine=true"), "n-grams are trained in closed form"),
         (("data.min_count=100000",), "100000 times"),
-        (("trainer.devices=2", "model.workers=2"), "each of several ranks is one process: model.workers=1, not 2"),
+        (
+            ("trainer.devices=2", "model.workers=2", "model.compiled=false"),
+            "each of several ranks is one process: model.workers=1, not 2",
+        ),
         (("data.over_ranks=true",), "data.over_ranks=true is for ranks that torchrun starts"),
         (("metric=accuracy",), "metric=accuracy will not be among the metrics: loss, seconds, words_per_second"),
         (("evaluation.pairs=absent.tsv",), "absent.tsv cannot be read"),

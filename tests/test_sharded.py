@@ -1,5 +1,7 @@
 """Tables in parts on two gloo ranks: a step against naive loops on whole tables, and a killed run that goes on."""
 
+import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -25,12 +27,15 @@ from contrast.errors import InputError
 from contrast.heads import NCE, Estimated, InfoNCE, LearnedBias
 from contrast.run.metrics import read_rows
 from contrast.training.data import SpanData
-from contrast.words import WordVectors, closed_form, sharded
+from contrast.words import WordVectors, closed_form, sharded, spans
 from contrast.words.blocks import Passage, cut, keep_probability
 from contrast.words.descent import Descent
 from contrast.words.model import Task
 
 RATE, MOST = 0.1, 6.0
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+NUMBA = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
+COMPILED = ["skip-gram", "cbow", "tree", "sampled softmax"]
 SOURCES: dict[str, Callable[[], WordVectors]] = {
     "skip-gram": model,
     "cbow": lambda: model(method="cbow"),
@@ -79,6 +84,20 @@ def ranked(rank: int, port: int, folder: str) -> None:
         tables = list(made.whole_tables().values())
         if rank == 0:
             torch.save((tables, made.sent), Path(folder) / f"{name} chunk.pt")
+    if HAS_NUMBA:
+        for name in COMPILED:
+            made = SOURCES[name]()
+            made.loop, made.batch_number = made.compiled_loop(), 1
+            made.rows = {key: len(table) for key, table in made.tables().items()}
+            for table in made.tables().values():
+                table.data = sharded.part(table.data)
+            made.start_workers(10)
+            assert made.spans is not None
+            (span,) = made.spans.fetch([made.prepared(0, CHUNKS[rank])[:2]], made.head, made.lr)
+            made.work(0, Task(CHUNKS[rank], 1, 10, span))
+            sent, tables = made.spans.send(), list(made.whole_tables().values())
+            if rank == 0:
+                torch.save((tables, sent), Path(folder) / f"{name} span.pt")
     leave()
 
 
@@ -177,6 +196,69 @@ def test_a_rank_with_fewer_passages_adds_nothing_in_the_others(exchanged: Any, n
         torch.testing.assert_close(table, expected.detach(), rtol=1e-9, atol=1e-12)
 
 
+def naive_steps(made: WordVectors, rank: int) -> tuple[list[Tensor], list[Tensor]]:
+    """What a rank changes on its own, and the steps of the rows of both tables."""
+    made.start_workers(10)
+    made.batch_number = 1
+    assert made.loop is not None
+    before = [table.detach().clone() for table in made.tables().values()]
+    part, noise, _ = made.prepared(rank, CHUNKS[rank])
+    loss = made.head.pair_loss(0 if noise is None else noise.shape[1])
+    assert loss is not None
+    lists = made.loop.output_rows
+    targets, in_contexts, number = [0.0] * V, [0.0] * V, 0.0
+    for word, others in zip(part.ids.tolist(), part.number.tolist(), strict=True):
+        in_contexts[word] += others
+        of_target = float(others > 0) if made.method == "cbow" else others
+        targets[word] += of_target
+        number += of_target
+    of_rows = [0.0] * len(before[1])
+    for word in range(V):
+        for row in lists.row[lists.start[word] : lists.start[word + 1]]:
+            of_rows[row] += targets[word]
+    for block in [] if noise is None else noise.tolist():
+        for row in block:
+            of_rows[row] += loss.noise_weight * number / len(noise)
+    parts = number / sum(in_contexts)  # of a word in a query: 1 of one in skip-gram, 1 / C of each of C in CBOW
+    squares = [[float(row.square().sum()) for row in table] for table in before]
+    of_pair = sum(n * square for n, square in zip(of_rows, squares[1], strict=True)) / number
+    of_query = sum(n * square for n, square in zip(in_contexts, squares[0], strict=True)) / sum(in_contexts)
+    rate = made.lr * loss.scale**2 * spans.CURVATURE
+    steps = [rate * n * parts**2 * of_pair for n in in_contexts], [rate * n * of_query for n in of_rows]
+    for n in range(part.passages):
+        drawn = None if noise is None else noise[n * made.blocks : (n + 1) * made.blocks]
+        lr = made.learning_rate(n / part.passages / 10)
+        made.loop.step(part, n, made.head, drawn, lr)
+    changes = [table.detach() - old for table, old in zip(made.tables().values(), before, strict=True)]
+    return changes, [torch.tensor(each, dtype=torch.float64) for each in steps]
+
+
+@NUMBA
+@pytest.mark.parametrize("name", COMPILED)
+def test_two_ranks_merge_what_each_has_learned_in_the_compiled_loop(exchanged: Any, name: str) -> None:
+    ours, theirs = (naive_steps(SOURCES[name](), rank) for rank in range(2))
+    tables, sent = exchanged(name, "span")
+    assert sent > 0
+    before = [table.detach() for table in SOURCES[name]().tables().values()]
+    for n, table in enumerate(before):
+        expected = table.clone()
+        for row in range(len(table)):
+            steps = float(ours[1][n][row]), float(theirs[1][n][row])
+            of_sum = sum(1 - math.exp(-each) for each in steps)
+            share = (1 - math.exp(-sum(steps))) / of_sum if of_sum else 1.0
+            expected[row] += share * (ours[0][n][row] + theirs[0][n][row])
+        torch.testing.assert_close(tables[n], expected, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(expected, table)
+
+
+def test_changes_are_added_where_they_are_small_and_else_averaged() -> None:
+    changes = torch.randn(5, D, dtype=torch.float64, generator=generator())
+    steps = torch.tensor([1e-9, 3e-9, 40.0, 50.0, 7.0])
+    found = spans.merged(changes, steps, torch.tensor([0, 0, 1, 1, 2]), 3)
+    expected = torch.stack([changes[0] + changes[1], (changes[2] + changes[3]) / 2, changes[4]])
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+
+
 def test_passages_without_pairs_follow_so_that_all_ranks_have_equally_many() -> None:
     made = model()
     few = passages(made)
@@ -199,7 +281,7 @@ def test_passages_without_pairs_follow_so_that_all_ranks_have_equally_many() -> 
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: model(workers=2), "one process: model.workers=1, not 2"),
+        (lambda: model(workers=2, compiled=False), "is one process: model.workers=1, not 2"),
         (lambda: model(InfoNCE(1.0, cosine=False), source=whole), "a full softmax would fetch the whole table"),
         (lambda: model(NCE(1.0, cosine=True, num_noise=3)), "gradients in closed form"),
         (lambda: model(NCE(1.0, cosine=False, bias=Estimated(), num_noise=3)), "no common estimate of Z"),
@@ -208,7 +290,9 @@ def test_passages_without_pairs_follow_so_that_all_ranks_have_equally_many() -> 
 def test_what_trains_in_one_process_only(made: Callable[[], WordVectors], message: str) -> None:
     found = made()
     with pytest.raises(InputError, match=message):
-        sharded.check_ranks(found.workers, found.has_closed_form, found.encoder, found.negatives, found.head)
+        sharded.check_ranks(
+            found.workers, found.compiled is None, found.has_closed_form, found.encoder, found.negatives, found.head
+        )
 
 
 def rank_of_run(rank: int, port: int, settings: tuple[str, ...]) -> None:
@@ -232,16 +316,21 @@ def on_two_ranks(*settings: str, run: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_for_bit(words: Command, workplace: Path) -> None:
+@pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=NUMBA)])
+def test_a_killed_run_goes_on_bit_for_bit(words: Command, workplace: Path, compiled: str) -> None:
     """Its checkpoint holds whole tables, from which one process goes on as well; its vectors have learnt."""
     write_corpus(Path("corpus.txt"))
-    kill = ("+callbacks.interrupt._target_=test_resume.Interrupt", "+callbacks.interrupt.at=7")
+    kill = (
+        f"model.compiled={compiled}",
+        "+callbacks.interrupt._target_=test_resume.Interrupt",
+        "+callbacks.interrupt.at=7",
+    )
     with pytest.raises(mp.ProcessExitedException):
         on_two_ranks(*SMALL, *kill, run="cut")
     assert not Path("cut/metrics.json").exists()
     shutil.copytree("cut", "other")
     on_two_ranks("resume=cut", TRUST, "callbacks.interrupt.at=0", run="cut")
-    on_two_ranks(*SMALL, run="whole")
+    on_two_ranks(*SMALL, f"model.compiled={compiled}", run="whole")
     (names, vectors), (_, again) = (load_vectors(f"{run}/vectors.safetensors") for run in ("whole", "cut"))
     assert torch.equal(vectors, again)
     whole, cut = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "cut"))
@@ -252,6 +341,17 @@ def test_a_killed_run_goes_on_bit_for_bit(words: Command, workplace: Path) -> No
     assert all(row["train/bytes_per_word"] > 0 for row in read_rows(Path("whole/metrics.jsonl")) if "train/loss" in row)
     assert words("resume=other", TRUST, "callbacks.interrupt.at=0", "trainer.devices=1", "trainer.strategy=auto") == 0
     names, vectors = load_vectors("other/vectors.safetensors")
+    same, other = together(vectors, names)
+    assert same > other + 0.3
+
+
+@pytest.mark.slow
+@NUMBA
+@pytest.mark.parametrize("output", ["negative_sampling", "hierarchical_softmax"])
+def test_each_rank_has_workers_in_the_compiled_loop(workplace: Path, output: str) -> None:
+    write_corpus(Path("corpus.txt"))
+    on_two_ranks(*SMALL, "model.workers=2", "model.compiled=true", f"output={output}", run="run")
+    names, vectors = load_vectors("run/vectors.safetensors")
     same, other = together(vectors, names)
     assert same > other + 0.3
 

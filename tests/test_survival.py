@@ -400,9 +400,17 @@ def test_a_cause_that_a_full_disk_swallowed_is_not_one(tmp_path: Path) -> None:
     assert Ranks(tmp_path).cause({1: 3}) == "rank 1: it broke"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "[3]", '[{"packages": null}]', "7"])
-def test_a_damaged_record_of_packages_says_nothing(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "[]", "{", "[3]", "[7, [[[1]]]]", "7"])
+def test_a_damaged_record_of_packages_is_left_out(tmp_path: Path, text: str) -> None:
     (tmp_path / "environment.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"environment.json is damaged .*: the versions of packages are left out"):
+        assert record(tmp_path)["packages"] == {"python": "unknown"}
+
+
+@pytest.mark.parametrize("text", [None, '[{"packages": null}]'])
+def test_a_record_without_packages(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "environment.json").write_text(text)
     assert record(tmp_path)["packages"] == {"python": "unknown"}
 
 

@@ -7,8 +7,8 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from contrast.atomic import rewrite
 from contrast.config.old_names import current
 from contrast.config.trust import PATHS, PATHS_OR_NAMES, Config, needs_trust
-from contrast.errors import InputError, named_errors
+from contrast.errors import InputError, named_errors, one_line
 from contrast.run.lock import LOCK
 
 CONFIG, OVERRIDES, METRICS, ERROR = "config.yaml", "overrides.yaml", "metrics.json", "error.txt"
@@ -183,8 +183,11 @@ def record(folder: Path | None) -> Config:
     if folder is None:
         return {}
     start: Config = {}
-    with suppress(OSError, ValueError, IndexError, TypeError):  # without the file, or with a damaged one
-        start = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8"))[-1])
+    path = folder / "environment.json"
+    try:
+        start = dict(json.loads(path.read_text(encoding="utf-8"))[-1]) if path.is_file() else {}
+    except (OSError, ValueError, IndexError, TypeError, KeyError, RecursionError) as error:
+        warnings.warn(f"{path} is damaged ({one_line(error)}): the versions of packages are left out", stacklevel=2)
     packages = dict(start.get("packages") or {}) | {"python": start.get("python", "unknown")}
     return {"metrics": read_metrics(folder), "overrides": read_overrides(folder), "packages": packages}
 

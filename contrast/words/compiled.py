@@ -8,7 +8,7 @@ processor; `closed_form` computes many centre words at once from matrix products
 """
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from contrast.negatives import Table, Tree
 from contrast.words.blocks import Passages
 
 if TYPE_CHECKING:
-    from contrast.words.kernel import RowLists
+    from contrast.words.kernel import Copied, RowLists
 
 INSTALL = "pip install 'contrast-learning[words]'"
 
@@ -40,6 +40,18 @@ def why_not(encoder: WordTable, negatives: Table | Tree, head: Head) -> str | No
     if head.pair_loss(1) is None:
         return f"{type(head).__name__} has cosines, a margin, other options, or a learned or estimated part"
     return None
+
+
+class Tables(NamedTuple):
+    """What a step changes, input and output vectors [rows, D], and which of their rows are those of a word."""
+
+    inputs: np.ndarray
+    input_rows: "RowLists"
+    outputs: np.ndarray
+    output_rows: "RowLists"
+    positive: np.ndarray
+    log_q: np.ndarray
+    copied: "Copied"
 
 
 class Loop:
@@ -82,12 +94,20 @@ class Loop:
 
     @torch.no_grad()
     def step(
-        self, text: Passages, number: int, head: Head, drawn: Tensor | None, lr: float, with_loss: bool = False
+        self,
+        text: Passages,
+        number: int,
+        head: Head,
+        drawn: Tensor | None,
+        lr: float,
+        with_loss: bool = False,
+        tables: Tables | None = None,
     ) -> tuple[Tensor, Tensor] | None:
         """Trains on the passage of that number; if requested, the sum of the losses of its pairs and their number.
 
-        drawn  [N, M], noise of its N blocks, checked rows of the output layer (`draw` of the negatives)
-        lr     learning rate of the sum over pairs
+        drawn   [N, M], noise of its N blocks, checked rows of the output layer (`draw` of the negatives)
+        lr      learning rate of the sum over pairs
+        tables  whose rows the ids of the text and the draws are; None: the whole ones
 
         The loss of a pair is that before the step of its centre word.
         """
@@ -104,19 +124,25 @@ class Loop:
             first + text.size,
             Words(text.ids.numpy(), text.line.numpy(), text.reach.numpy(), text.window),
             self.cbow,
-            self.encoder.weight.numpy(),
-            self.input_rows,
-            self.negatives.vectors.numpy(),
-            self.output_rows,
-            self.positive,
-            self.log_q if loss.corrected else self.no_log_q,
+            *(self.tables(loss.corrected) if tables is None else tables),
             Noise(noise, text.size // len(noise), first),
-            self.copied,
             Scores(loss.softmax, real(loss.scale), real(loss.shift), real(loss.noise_weight)),
             real(lr),
             with_loss,
         )
         return (torch.tensor(total, dtype=torch.float64), torch.tensor(pairs)) if with_loss else None
+
+    def tables(self, corrected: bool) -> Tables:
+        """The whole tables, with log_q of the draws where scores are corrected by it."""
+        return Tables(
+            self.encoder.weight.detach().numpy(),
+            self.input_rows,
+            self.negatives.vectors.detach().numpy(),
+            self.output_rows,
+            self.positive,
+            self.log_q if corrected else self.no_log_q,
+            self.copied,
+        )
 
 
 def row_lists(start: Tensor, row: Tensor, size: int) -> "RowLists":

@@ -17,25 +17,20 @@ from contrast.candidates import as_rows
 from contrast.data.loader import Span
 from contrast.data.text.corpus import Corpus
 from contrast.distributed import rank, world_size
-from contrast.encoders import SubwordTable, WordTable
+from contrast.encoders import WordTable
 from contrast.errors import InputError
-from contrast.heads import AdaptiveSoftmax
 from contrast.heads.head import Head
 from contrast.negatives import Table, Tree
 from contrast.words import by_autograd, closed_form
 from contrast.words.base import TextModel
-from contrast.words.blocks import Passage, cut, keep_probability, kept_share
-from contrast.words.compiled import Loop, why_not
+from contrast.words.blocks import Passage, Passages, cut, keep_probability, kept_share
+from contrast.words.compiled import Loop, Tables, why_not
 from contrast.words.descent import Descent
-from contrast.words.sharded import ShardedDescent, most_over_ranks, part, whole
-from contrast.words.start import start_from, usual_rate, usual_subsample
+from contrast.words.sharded import ShardedDescent, check_same, most_over_ranks, part, whole
+from contrast.words.spans import Spans
+from contrast.words.start import check_options, check_parts, start_from, usual_rate, usual_subsample
 from contrast.words.workers import Workers
 
-MAX_WORKERS = 256
-NO_ADAPTIVE = (
-    "AdaptiveSoftmax has its own classes, and word vectors are compared with a Table or a Tree: "
-    "output=hierarchical_softmax, output=negative_sampling"
-)
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +40,7 @@ class Task(NamedTuple):
     ids: np.ndarray  # [T] int32, -1 between lines
     batch_number: int
     steps: int  # training steps of the run
+    span: tuple[Passages, Tensor | None, Tables] | None = None  # what is trained, where rows are on several ranks
 
 
 class WordVectors(TextModel):
@@ -67,13 +63,12 @@ class WordVectors(TextModel):
                max_pairs_per_row / pairs, where a pair with a vector v counts |v / T|^2 (`Descent`); None: never. The
                compiled loop needs no limit, because an update is one centre word there
     workers    processes that update the same tables without locks (contrast.words.workers), so that the result depends
-               on their timing. With one worker a run is a function of its seed. Several ranks have one each, and a part
-               of the tables (contrast.words.sharded)
+               on their timing. With one worker a run is a function of its seed. Each of several ranks has so many, and
+               a part of the tables (contrast.words.spans; without the compiled loop one, contrast.words.sharded)
 
     compiled   whether one centre word after another is trained in a loop that numba compiles (contrast.words.compiled);
-               None: where it can be, as it is faster. That is on a processor and one rank, with numba installed, for
-               dot products under InfoNCE without options and under NCE, with no learned or estimated part of the head,
-               and with independent draws or a tree
+               None: where it can be, as it is faster: on a processor, with numba, for dot products under InfoNCE and
+               NCE, with no learned or estimated part of the head, and with independent draws or a tree
     vectors    a run or a file of word vectors, from which the input vectors of the words in it start; `output_vectors`
                likewise. To go on with a run on other text give both: evaluation.output saves the latter
     words, seed, config  as in every `TextModel`
@@ -127,28 +122,10 @@ class WordVectors(TextModel):
         lr = usual_rate(method, math.inf) if lr is None else lr
         sizes = {"window": window, "chunk": chunk, "block": block, "blocks": blocks, "workers": workers}
         super().__init__(encoder, negatives, head, words, seed, config, **sizes)
-        if workers > MAX_WORKERS:
-            raise InputError(f"at most {MAX_WORKERS} workers share the tables, got {workers}")
-        if method not in ("skipgram", "cbow"):
-            raise InputError(f"the method is skipgram or cbow, not {method!r}")
-        if not lr > 0 or not 0 <= lr_end <= lr:
-            raise InputError(f"the learning rate falls from lr > 0 to lr_end in 0..lr, got {lr} and {lr_end}")
-        if max_pairs_per_row is not None and not max_pairs_per_row > 0:
-            raise InputError(f"max_pairs_per_row must be more than 0, or null for no limit, got {max_pairs_per_row}")
-        if not isinstance(encoder, WordTable):
-            raise InputError(f"word vectors are the rows of a WordTable, not a {type(encoder).__name__}: encoder=words")
-        if isinstance(head, AdaptiveSoftmax):
-            raise InputError(NO_ADAPTIVE)
-        if len(counts) != len(encoder.row_lists()[0]) - 1:
-            raise InputError(f"counts of {len(counts)} words do not fit {len(encoder.row_lists()[0]) - 1} vectors")
+        check_parts(encoder, negatives, head, counts)
+        check_options(method, workers, lr, lr_end, max_pairs_per_row)
         self.automatic_optimization = False
-        if output_vectors is not None and not isinstance(negatives, Table):
-            raise InputError("output_vectors are those of words, and the output layer of a Tree has none")
-        if isinstance(encoder, SubwordTable) and vectors is not None:
-            raise InputError("model.vectors has no vectors of n-grams: encoder=words starts from them")
-        for table, source in ((encoder.weight, vectors), (negatives.vectors, output_vectors)):
-            if source is not None:
-                start_from(source, words or (), table)
+        start_from(encoder, negatives, vectors, output_vectors, words or ())
         subsample = usual_subsample(counts) if subsample is None else subsample
         self.shrink_windows = shrink_windows
         self.method, self.window, self.subsample, self.lr, self.lr_end = method, window, subsample, lr, lr_end
@@ -157,17 +134,13 @@ class WordVectors(TextModel):
         self.register_buffer("keep", keep_probability(counts, subsample))
         self.kept_share = kept_share(counts, self.keep)
         self.has_closed_form = head.has_slopes() and negatives.has_output()
-        if isinstance(encoder, SubwordTable) and not self.has_closed_form:
-            raise InputError(
-                f"n-grams are trained in closed form, and {type(head).__name__} with these options goes pair by pair "
-                "through autograd: output=negative_sampling, output=hierarchical_softmax"
-            )
         self.epoch_loss = (0, 0.0, 0)  # number of the epoch, sum and number of the losses in it
         self.first_loss = (0.0, 0)  # sum and number of the losses of the chunk's first update, before it
         self.rows: dict[str, int] = {}  # of each table that is in parts on several ranks, during training
         self.sent = 0  # bytes of the chunk that went to other ranks
         self.pool: Workers[Task] | None = None  # during training
         self.loop: Loop | None = None  # likewise
+        self.spans: Spans | None = None  # likewise, where the loop trains on several ranks
         self.heads: list[Head] = []  # of each worker, during training
         self.threads: int | None = None  # torch's number of threads, which is restored after training
 
@@ -182,6 +155,8 @@ class WordVectors(TextModel):
 
     def on_fit_start(self) -> None:
         if world_size() > 1:
+            self.loop = self.compiled_loop()  # for whole tables
+            check_same(self.loop is not None, self.device)
             self.rows = {name: len(table) for name, table in self.tables().items()}
             for table in self.tables().values():
                 table.data = part(table.data)
@@ -205,15 +180,17 @@ class WordVectors(TextModel):
         self.head.plan(steps * math.ceil(blocks / self.blocks))
         shared = {id(each): each for each in self.head.parameters()}  # not copied, but used by all copies
         self.heads = [self.head, *(copy.deepcopy(self.head, dict(shared)) for _ in range(1, self.workers))]
-        self.loop = self.compiled_loop()
+        if not self.rows:
+            self.loop = self.compiled_loop()
+        elif self.loop is not None:
+            self.spans = self.spans_of(self.loop)
         if self.has_usual_rate and self.loop is not None:
             self.lr = usual_rate(self.method, self.kept_share * self.chunk * steps)
         self.pool = Workers(self, self.work, self.workers)
 
     def check_compiled(self) -> str | None:
         """Why the compiled loop cannot be used; None if it can. Raises InputError where it is required and cannot."""
-        reason = "several ranks have parts of the tables" if self.rows else None
-        reason = reason or why_not(self.encoder, self.negatives, self.head)
+        reason = why_not(self.encoder, self.negatives, self.head)
         if self.compiled and reason is not None:
             raise InputError(f"model.compiled=true: {reason}")
         return reason
@@ -231,7 +208,7 @@ class WordVectors(TextModel):
     def teardown(self, stage: str) -> None:
         if self.pool is not None:
             self.pool.close()
-        self.pool = self.loop = None
+        self.pool = self.loop = self.spans = None
         if self.threads is not None:
             torch.set_num_threads(self.threads)
             self.threads = None
@@ -239,8 +216,15 @@ class WordVectors(TextModel):
     def training_step(self, batch: Span, batch_idx: int) -> dict[str, Tensor]:
         steps = int(self.trainer.estimated_stepping_batches)
         texts = np.array_split(batch.ids.int().cpu().numpy(), self.workers)
+        tasks = [Task(text, self.batch_number, steps) for text in texts]
         assert self.pool is not None
-        self.pool.run([Task(text, self.batch_number, steps) for text in texts])
+        if self.spans is None:
+            self.pool.run(tasks)
+        else:
+            parts = [self.prepared(worker, text)[:2] for worker, text in enumerate(texts)]
+            spans = self.spans.fetch(parts, self.head, self.learning_rate((self.batch_number - 1) / steps))
+            self.pool.run([task._replace(span=span) for task, span in zip(tasks, spans, strict=True)])
+            self.sent = self.spans.send()
         self.optimizers().step()  # type: ignore[union-attr]  # without gradients: it only counts the step
         if self.logged and self.rows:
             self.log("train/bytes_per_word", self.sent / max(1, self.count(batch)))
@@ -257,18 +241,13 @@ class WordVectors(TextModel):
     def work(self, worker: int, task: Task) -> None:
         """Trains on a worker's part of a chunk."""
         self.batch_number = task.batch_number
-        ids, stream = torch.from_numpy(task.ids).long().to(self.device), rank() * self.workers + worker
-        text = cut(
-            ids, self.keep, self.window, self.block * self.blocks, self.generator(stream, 0), self.shrink_windows
-        )
-        if self.rows:  # all ranks exchange rows equally often
-            text = text.extended(most_over_ranks(text.passages, self.device))
-        head, random = self.heads[worker], self.generator(stream, 1)
-        drawn = None  # for all updates at once, which is faster
-        if self.has_closed_form:
-            drawn = self.negatives.draw(text.passages * self.blocks, random)
-        if self.loop is not None and drawn is not None:
-            as_rows(drawn, len(self.negatives.vectors))
+        head, random, tables = self.heads[worker], self.generator(0), None
+        if task.span is None:
+            text, drawn, random = self.prepared(worker, task.ids)
+        else:
+            text, drawn, tables = task.span
+            assert self.spans is not None
+            tables = self.spans.with_copies(tables)
         loads = torch.zeros_like(self.encoder.weight[:, 0])
         if worker == 0:
             self.first_loss, self.sent = (0.0, 0), 0
@@ -276,7 +255,7 @@ class WordVectors(TextModel):
             lr = self.learning_rate((task.batch_number - 1 + n / text.passages) / task.steps)
             noise = None if drawn is None else drawn[n * self.blocks : (n + 1) * self.blocks]
             if self.loop is not None:
-                loss = self.loop.step(text, n, head, noise, lr, worker == n == 0)
+                loss = self.loop.step(text, n, head, noise, lr, worker == n == 0, tables)
             else:
                 descent = (ShardedDescent if self.rows else Descent)(lr, self.max_pairs_per_row, loads)
                 loss = self.update(text.passage(n), head, noise, random, descent, worker == n == 0)
@@ -284,6 +263,29 @@ class WordVectors(TextModel):
             if loss is not None:
                 self.first_loss = float(loss[0]), int(loss[1])
             head.advance()
+
+    def prepared(self, worker: int, ids: np.ndarray) -> tuple[Passages, Tensor | None, torch.Generator]:
+        """A worker's part of a chunk as passages, their noise, and the generator of more random numbers."""
+        places, stream = torch.from_numpy(ids).long().to(self.device), rank() * self.workers + worker
+        size = self.block * self.blocks
+        text = cut(places, self.keep, self.window, size, self.generator(stream, 0), self.shrink_windows)
+        if self.rows and self.loop is None:  # all ranks exchange rows equally often
+            text = text.extended(most_over_ranks(text.passages, self.device))
+        random, drawn = self.generator(stream, 1), None
+        if self.has_closed_form:  # for all updates at once, which is faster
+            drawn = self.negatives.draw(text.passages * self.blocks, random)
+        if self.loop is not None and drawn is not None:
+            as_rows(drawn, len(self.negatives.vectors) if not self.rows else self.rows["negatives.vectors"])
+        return text, drawn, random
+
+    def spans_of(self, loop: Loop) -> Spans:
+        """Room for the rows of a span."""
+        tables, classes = (self.rows[name] for name in self.tables())
+        words = min(tables, -(-self.chunk // world_size()) + 1)  # and that of the padding
+        blocks = words // self.block + (self.blocks + 1) * self.workers  # the last passage of a worker is filled up
+        drawn = 0 if isinstance(self.negatives, Tree) else blocks * self.negatives.draws
+        rows = min(classes, words * loop.output_rows.most + drawn)
+        return Spans(loop, list(self.tables().values()), words, rows)
 
     def update(
         self,

@@ -4,7 +4,7 @@ Of R ranks, rank i mod R owns row i of both tables, and every rank trains on tex
 the owners for the rows that its words and its noise touch (`all_to_all_single`), computes its gradient from these, and
 sends the gradient and the load of each row back. The owner sums both over all ranks and takes one step with them, so
 that the limit on the pairs of a row counts those of all ranks, and R ranks compute what one rank computes that makes R
-times as large an update.
+times as large an update. In the compiled loop ranks exchange rows less often (contrast.words.spans).
 
 V rows, R ranks, n = V / R rows of a rank, rounded up; m rows of a step, u different ones among them, a rows that a rank
 is asked for by all ranks.
@@ -80,18 +80,32 @@ class ShardedRows(Rows):
         return result
 
 
-def check_ranks(workers: int, has_closed_form: bool, encoder: nn.Module, negatives: nn.Module, head: nn.Module) -> None:
-    """InputError for a model (contrast.words.WordVectors) that trains on one rank only."""
+def check_ranks(
+    workers: int, compiled: bool, has_closed_form: bool, encoder: nn.Module, negatives: nn.Module, head: nn.Module
+) -> None:
+    """InputError for a model (contrast.words.WordVectors) that trains on one rank only.
+
+    compiled  whether it trains in the compiled loop
+    """
     if isinstance(encoder, SubwordTable):
         raise InputError("vectors with n-grams train on one rank: trainer.devices=1, or encoder=words")
-    if workers > 1:
-        raise InputError(f"each of several ranks is one process: model.workers=1, not {workers}")
+    if workers > 1 and not compiled:
+        raise InputError(
+            f"without the compiled loop each of several ranks is one process: model.workers=1, not {workers}"
+        )
     if not has_closed_form:
         raise InputError("several ranks need a head and a source of negatives with gradients in closed form")
     if isinstance(negatives, Table) and negatives.sampler is None:
         raise InputError("on several ranks a full softmax would fetch the whole table in every update")
     if isinstance(head, NCE) and head.bias.needs_log_z:
         raise InputError("several ranks have no common estimate of Z: set a number for head.bias")
+
+
+def check_same(compiled: bool, device: torch.device) -> None:
+    """InputError on all ranks if only some of them train in the compiled loop, which exchanges rows in another way."""
+    number = int(sum_over_ranks(torch.tensor(float(compiled), device=device)))
+    if number not in (0, world_size()):
+        raise InputError(f"the compiled loop runs on {number} of {world_size()} ranks: is numba installed on all?")
 
 
 def part(table: Tensor) -> Tensor:

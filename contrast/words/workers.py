@@ -6,6 +6,7 @@ Recht, Re, Wright and Niu 2011.
 import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -59,7 +60,7 @@ class Workers(Generic[Task]):
         busy = [connection for _, connection in self.forks[: len(tasks) - 1]]
         try:
             for connection, task in zip(busy, tasks[1:], strict=True):
-                connection.send(task)
+                connection.send_bytes(pickle.dumps(task))  # torch has `send` share the memory of tensors
             self.work(0, tasks[0])
             failed = [error for connection in busy if (error := connection.recv()) is not None]
             if failed:
@@ -105,7 +106,7 @@ def serve(
         each.close()
     with suppress(EOFError, OSError):
         while True:
-            task = connection.recv()
+            task = pickle.loads(connection.recv_bytes())
             try:
                 work(worker, task)
                 connection.send(None)

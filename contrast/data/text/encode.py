@@ -118,32 +118,35 @@ def write_ids(parts: Iterable[Encoded], file: IO[bytes], max_distinct: int | Non
                   twice, and so on (word2vec's ReduceVocab); None: as many as fit in memory, or an InputError
     """
     numbers, counts = count(), np.zeros(1 << 16, np.int64)
-    number = defaultdict[str, int](numbers.__next__)
     special = {"\n": LINE, END: FILE, "": NO_WORD}
+    number = defaultdict[str, int](numbers.__next__, special)
     broken = lines = forgotten = 0
     was_open = was_broken = False
     for part in parts:
-        ids = np.array([special[word] if word in special else number[word] for word in part.words], np.int32)
+        ids = np.fromiter(map(number.__getitem__, part.words), np.int32, len(part.words))
+        is_word = ids >= 0
         while len(counts) <= max(ids, default=0):
             counts = np.concatenate([counts, np.zeros_like(counts)])
-        np.add.at(counts, ids[ids >= 0], part.counts[ids >= 0])
+        np.add.at(counts, ids[is_word], part.counts[is_word])
         of_text = ids[part.ids]
-        file.write(of_text[of_text != NO_WORD].tobytes())
+        file.write((of_text[of_text != NO_WORD] if NO_WORD in ids else of_text).data)
         broken += len(part.broken) - (was_open and was_broken and part.broken[:1] == [0])
         was_broken = part.broken[-1:] == [part.lines] or (was_open and was_broken and part.lines == 0)
         was_open, lines = part.open, lines + part.lines
-        if max_distinct is not None and len(number) > max_distinct:
+        distinct = len(number) - len(special)
+        if max_distinct is not None and distinct > max_distinct:
             forgotten += 1
-            for word in [word for word, i in number.items() if counts[i] <= forgotten]:
+            for word in [word for word, i in number.items() if i >= 0 and counts[i] <= forgotten]:
                 del number[word]
-        elif len(number) > _MANY and free_memory() < _LITTLE_MEMORY:
+        elif distinct > _MANY and free_memory() < _LITTLE_MEMORY:
             raise InputError(
-                f"{len(number):,} distinct words so far fill the memory: data.max_distinct={len(number) // 2} forgets "
+                f"{distinct:,} distinct words so far fill the memory: data.max_distinct={distinct // 2} forgets "
                 "the rarest on the way"
             )
     words = [""] * next(numbers)
     for word, i in number.items():
-        words[i] = word
+        if i >= 0:
+            words[i] = word
     return Words(words, counts[: len(words)], broken, lines, forgotten)
 
 

@@ -69,10 +69,10 @@ def chosen(
     if not total:
         beside = " beside the lines held out" if len(words) else ""
         raise InputError(f"{files[0]}{' and the other files' * (len(files) > 1)}: no words{beside}")
-    number = {word: i for i, word in enumerate(words) if counts[i] and word}
+    number = {words[i]: i for i in np.flatnonzero(counts).tolist() if words[i]}
     if limits.unknown == "keep":
         number.pop(UNKNOWN, None)  # of text that has such words already: they are of the rest
-    counted = {word: int(counts[i]) for word, i in number.items()}
+    counted = dict(zip(number, counts[list(number.values())].tolist(), strict=True))
     if over_ranks:
         counted = added_over_ranks(counted, limits.min_count)
     if limits.words is None:
@@ -90,11 +90,13 @@ def chosen(
         if word in number:
             places[number[word]] = i
     with TemporaryFile(dir=folder) as kept_file, TemporaryFile(dir=folder) as held_out_file:
-        writers = kept_writer, held_out = _IdWriter(kept_file), _IdWriter(held_out_file)
+        kept_writer, held_out = _IdWriter(kept_file), _IdWriter(held_out_file)
         for ids, held in _units(raw, limits):
             of_vocabulary = places[ids]
-            for is_held_out, writer in enumerate(writers):
-                writer.write(of_vocabulary[(of_vocabulary != _DROPPED) & (held == is_held_out)])
+            is_known = of_vocabulary != _DROPPED
+            kept_writer.write(of_vocabulary[is_known & ~held])
+            if limits.held_out:
+                held_out.write(of_vocabulary[is_known & held])
         if limits.held_out and not held_out.lines:
             lines = kept_writer.lines
             raise InputError(f"held_out={limits.held_out} beside {lines:,} lines holds out no word of the vocabulary")
@@ -137,23 +139,25 @@ def _units(raw: np.ndarray, limits: Limits, size: int = 1 << 22) -> Iterator[tup
         ids = raw[start:end]
         start = end
         is_word = ids >= 0
-        ids, is_word = ids[np.argmax(is_word) :], is_word[np.argmax(is_word) :]  # a part begins with a word
-        if not is_word.any():
+        first = int(np.argmax(is_word))
+        if not is_word[first]:
             continue
-        ends = np.flatnonzero(~is_word & np.concatenate([[False], is_word[:-1]]))  # the first border after a word
-        if limits.unit != "line" and len(ends):
-            closes = np.minimum.reduceat(ids, ends) == FILE  # [ends], among the borders there
-            if limits.unit == "paragraph":
+        ids, is_word = ids[first:], is_word[first:]  # a part begins with a word
+        kept = is_word.copy()
+        kept[1:] |= is_word[:-1]  # of the borders in a row, the first
+        if limits.unit != "line":
+            ends = np.flatnonzero(kept & ~is_word)
+            closes = np.minimum.reduceat(ids, ends) == FILE if len(ends) else ends  # [ends], among the borders there
+            if limits.unit == "paragraph" and len(ends):
                 closes |= np.add.reduceat(~is_word, ends, dtype=np.int64) > 1
-            ends = ends[closes]
-        is_word[ends] = True
-        last = np.zeros(len(ids), np.int64)
-        last[ends] = 1
-        ids = np.where(last, BORDER, ids)[is_word]
-        last = last[is_word]
-        of_unit = (number + np.cumsum(last) - last).astype(np.float64)  # [n], the number of the unit
-        number += int(last.sum())
-        held = np.floor((of_unit + 1) * limits.held_out + phase) > np.floor(of_unit * limits.held_out + phase)
+            kept[ends] = closes
+        ids = np.maximum(ids[kept], BORDER)  # LINE and FILE are not above it
+        held = np.zeros(len(ids), bool)
+        if limits.held_out:
+            last = ids == BORDER
+            of_unit = (number + np.cumsum(last) - last).astype(np.float64)  # [n], the number of the unit
+            number += int(last.sum())
+            held = np.floor((of_unit + 1) * limits.held_out + phase) > np.floor(of_unit * limits.held_out + phase)
         yield ids, held
 
 
@@ -173,7 +177,7 @@ class _IdWriter:
         self._closed = bool(border[-1])
         ids = ids[~(border & before)]
         self.lines += int((ids == BORDER).sum())
-        self._file.write(ids.tobytes())
+        self._file.write(ids.data)
 
     def ids(self) -> Tensor:
         """All that was written, [n] int32, mapped from the file."""
