@@ -22,7 +22,7 @@ import contrast.data.text.corpus
 import contrast.data.text.phrases
 import contrast.data.text.text_files
 from contrast.data.text.corpus import Corpus, corpus
-from contrast.data.text.encode import encode, write_ids
+from contrast.data.text.encode import Encoder, write_ids
 from contrast.data.text.split import Splitter, tokens
 from contrast.data.text.text_files import Texts, text_files
 from contrast.data.text.vocabulary import BORDER
@@ -255,7 +255,7 @@ def test_wrong_bytes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_line_of_many_wrong_bytes_counts_once(tmp_path: Path, size: int):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xff a b \xff c\nd e\nf \xff g \xff\n\xff\n\nh \xff i")
-    parts = (encode(Splitter(), block) for block in Texts([path]).blocks("", size))
+    parts = map(Encoder(Splitter()), Texts([path]).blocks("", size))
     assert write_ids(parts, BytesIO(), None).broken == 4
 
 

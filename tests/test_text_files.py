@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import contrast.data.text.corpus
 import contrast.data.text.vocabulary
 from contrast.data.text.corpus import Corpus, corpus
-from contrast.data.text.encode import Splitter, encode, encoded
+from contrast.data.text.encode import FILE, LINE, Encoder, Splitter, encoded, write_ids
 from contrast.data.text.text_files import Texts
 from contrast.data.text.tokenizer import described
 from contrast.data.text.vocabulary import BORDER
@@ -289,8 +290,26 @@ def test_processes_give_the_same_words(tmp_path: Path) -> None:
     several = corpus(path, min_count=1, workers=3, cache=tmp_path / "3")
     assert alone.words == several.words
     assert torch.equal(alone.ids, several.ids)
-    parts = [list(encoded(Splitter(), Texts([path]).blocks("", 500), 10**9, n)) for n in (1, 3)]
-    assert [part.words for part in parts[0]] == [part.words for part in parts[1]]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("most", [10**6, 40])
+def test_an_encoder_that_knows_or_forgets_words_gives_the_same_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool, most: int
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"Wort {i % 70} und {i % 11}, UND\u200b wort\n" for i in range(1000)))
+    expected = path.read_text().lower().replace(",", " ,").replace("\u200b", "").replace("\n", " \n ").split(" ")
+    monkeypatch.setattr("contrast.data.text.encode._MANY", most)
+    for workers in (1, 3):
+        with io.BytesIO() as file:
+            blocks = Texts([path]).blocks("", 500)
+            found = write_ids(encoded(Encoder(Splitter(), keeps), blocks, 10**9, workers), file, None)
+            ids = np.frombuffer(file.getvalue(), np.int32)
+        assert found.words == list(dict.fromkeys(word for word in expected if word.strip()))
+        text = ["\n" if i == LINE else found.words[i] for i in ids if i != FILE]
+        assert text == [word for word in expected if word]
+        assert found.counts.tolist() == [text.count(word) for word in found.words]
 
 
 def test_a_full_disk_and_full_memory_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,6 +399,6 @@ def test_which_tokenizers_are_known_again() -> None:
 
 
 def test_words_of_one_block_that_become_equal() -> None:
-    part = encode(Splitter(), next(Texts([Path(__file__)]).blocks("", 1 << 20)))
+    part = Encoder(Splitter())(next(Texts([Path(__file__)]).blocks("", 1 << 20)))
     assert len(part.words) == len(part.counts)
     assert part.counts.sum() == len(part.ids)

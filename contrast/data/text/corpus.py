@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from contrast.data.store import cache_folder, cached, digest, from_texts, to_texts
-from contrast.data.text.encode import encoded, write_ids
+from contrast.data.text.encode import Encoder, encoded, write_ids
 from contrast.data.text.phrases import Rules
 from contrast.data.text.ranks import files_of_rank, of_all_ranks
 from contrast.data.text.split import Splitter
@@ -183,7 +183,8 @@ def read(
             "encoded: give another cache (+data.cache=FOLDER)"
         )
     with TemporaryFile(dir=folder) as file:
-        parts = encoded(split, texts.blocks("reading words"), size, workers)
+        encoder = Encoder(split, keeps=max_distinct is None)  # a forgotten word is a new one when it comes back
+        parts = encoded(encoder, texts.blocks("reading words"), size, workers)
         words = write_ids(parts, file, max_distinct)
         ids = mapped(file)
     times, more = words.forgotten, len(texts.skipped) - 1

@@ -15,7 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -31,11 +31,17 @@ _MANY, _LITTLE_MEMORY = 1_000_000, 1 << 28  # words for which memory is looked a
 
 
 class Encoded(NamedTuple):
-    """A block of text: ids [n] int32 of the words of this block, their number in all of it, and broken lines."""
+    """A block of text as an `Encoder` numbers its words: ids [n] int32, and how often each of the numbers occurs.
 
+    words   those that are new, with the numbers from `first` on; 0: the encoder forgot all others
+    """
+
+    encoder: int
+    first: int
     words: list[str]
     ids: np.ndarray
-    counts: np.ndarray
+    numbers: np.ndarray  # [k], the different ones among the ids
+    counts: np.ndarray  # [k]
     broken: list[int]  # numbers of the lines that are not UTF-8
     lines: int
     open: bool
@@ -54,33 +60,51 @@ class Words(NamedTuple):
     forgotten: int
 
 
-def encode(splitter: Splitter, block: Block) -> Encoded:
-    """A block as ids of its own words."""
-    broken: list[int] = []
-    try:
-        text = block.data.decode()
-    except UnicodeDecodeError:
-        text = block.data.decode(errors="replace")
-        lines = enumerate(block.data.split(b"\n"))
-        broken = [number for number, line in lines if line.decode(errors="replace").encode() != line]
-    number = defaultdict[str, int](count().__next__)  # of each word, in the order in which they come
-    words = splitter.split(text)
-    ids = np.fromiter(map(number.__getitem__, words), np.int32, len(words))
-    kept = [word if word in ("\n", END) else splitter.finish(word) for word in number]
-    return Encoded(kept, ids, np.bincount(ids, minlength=len(kept)), broken, text.count("\n"), block.open)
+class Encoder:
+    """Turns blocks of text into ids. A word is finished, and sent to another process, only when it is new.
+
+    keeps  False: every word is new in every block
+    """
+
+    def __init__(self, splitter: Splitter, keeps: bool = True) -> None:
+        self.splitter, self.most = splitter, _MANY if keeps else 0
+        self.number: defaultdict[str, int] = defaultdict(count().__next__)  # of each word, in the order they come in
+
+    def __call__(self, block: Block) -> Encoded:
+        broken: list[int] = []
+        try:
+            text = block.data.decode()
+        except UnicodeDecodeError:
+            text = block.data.decode(errors="replace")
+            lines = enumerate(block.data.split(b"\n"))
+            broken = [number for number, line in lines if line.decode(errors="replace").encode() != line]
+        if len(self.number) > self.most:
+            self.number = defaultdict(count().__next__)
+        first, words = len(self.number), self.splitter.split(text)
+        ids = np.fromiter(map(self.number.__getitem__, words), np.int32, len(words))
+        finish = self.splitter.finish
+        new = [word if word in ("\n", END) else finish(word) for word in islice(self.number, first, None)]
+        counts = np.bincount(ids)
+        numbers = np.flatnonzero(counts)
+        return Encoded(os.getpid(), first, new, ids, numbers, counts[numbers], broken, text.count("\n"), block.open)
 
 
-def encoded(splitter: Splitter, blocks: Iterable[Block], size: int, workers: int | None) -> Iterator[Encoded]:
-    """`encode` of all blocks in order, on so many processes; None: one for each processor, if the text is of some size.
+def encoded(encoder: Encoder, blocks: Iterable[Block], size: int, workers: int | None) -> Iterator[Encoded]:
+    """All blocks in order, encoded on so many processes; None: one for each processor, if the text is of some size.
 
     A system without forks has one process. Tokenizers of transformers have threads of their own.
     """
     processes = len(os.sched_getaffinity(0)) if workers is None and sys.platform == "linux" else workers or 1
-    if processes == 1 or sys.platform != "linux" or (workers is None and size < _PARALLEL) or splitter.has_threads:
-        yield from (encode(splitter, block) for block in blocks)
+    if (
+        processes == 1
+        or sys.platform != "linux"
+        or (workers is None and size < _PARALLEL)
+        or encoder.splitter.has_threads
+    ):
+        yield from map(encoder, blocks)
         return
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, context, _start, (splitter, os.getpid())) as pool:
+    with ProcessPoolExecutor(processes, context, _start, (encoder, os.getpid())) as pool:
         waiting: deque[Future[Encoded]] = deque()  # not more than a few, so that memory stays small
         for block in blocks:
             waiting.append(pool.submit(_encode, block))
@@ -90,10 +114,10 @@ def encoded(splitter: Splitter, blocks: Iterable[Block], size: int, workers: int
             yield waiting.popleft().result()
 
 
-def _start(splitter: Splitter, parent: int) -> None:
+def _start(encoder: Encoder, parent: int) -> None:
     """Of a process: the first one reacts to Ctrl-C, and none outlives it."""
-    global _splitter
-    _splitter = splitter
+    global _encoder
+    _encoder = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -104,11 +128,11 @@ def _start(splitter: Splitter, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-_splitter: Splitter
+_encoder: Encoder
 
 
 def _encode(block: Block) -> Encoded:
-    return encode(_splitter, block)
+    return _encoder(block)
 
 
 def write_ids(parts: Iterable[Encoded], file: IO[bytes], max_distinct: int | None) -> Words:
@@ -120,15 +144,19 @@ def write_ids(parts: Iterable[Encoded], file: IO[bytes], max_distinct: int | Non
     numbers, counts = count(), np.zeros(1 << 16, np.int64)
     special = {"\n": LINE, END: FILE, "": NO_WORD}
     number = defaultdict[str, int](numbers.__next__, special)
+    tables: dict[int, np.ndarray] = {}  # the id of each number of an encoder
     broken = lines = forgotten = 0
     was_open = was_broken = False
     for part in parts:
-        ids = np.fromiter(map(number.__getitem__, part.words), np.int32, len(part.words))
+        new = np.fromiter(map(number.__getitem__, part.words), np.int32, len(part.words))
+        table = new if part.first == 0 else np.concatenate([tables[part.encoder], new])
+        tables[part.encoder] = table
+        ids = table[part.numbers]
         is_word = ids >= 0
-        while len(counts) <= max(ids, default=0):
+        while len(counts) <= ids.max(initial=0):
             counts = np.concatenate([counts, np.zeros_like(counts)])
         np.add.at(counts, ids[is_word], part.counts[is_word])
-        of_text = ids[part.ids]
+        of_text = table[part.ids]
         file.write((of_text[of_text != NO_WORD] if NO_WORD in ids else of_text).data)
         broken += len(part.broken) - (was_open and was_broken and part.broken[:1] == [0])
         was_broken = part.broken[-1:] == [part.lines] or (was_open and was_broken and part.lines == 0)

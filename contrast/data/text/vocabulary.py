@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from contrast.data.store import from_texts, to_texts
-from contrast.data.text.encode import FILE, encode, write_ids
+from contrast.data.text.encode import FILE, Encoder, write_ids
 from contrast.data.text.phrases import Rules, joined
 from contrast.data.text.ranks import added_over_ranks, of_all_ranks
 from contrast.data.text.split import Splitter
@@ -115,7 +115,7 @@ def ids_of(text: str, split: Splitter, vocabulary: Mapping[str, int], unknown: i
     vocabulary  the id of each word; unknown: that of other words; None: they are left out
     """
     with BytesIO() as file:
-        words = write_ids([encode(split, Block(text.encode(errors="replace"), False))], file, None).words
+        words = write_ids([Encoder(split)(Block(text.encode(errors="replace"), False))], file, None).words
         raw = np.frombuffer(file.getvalue(), np.int32)
     other = _DROPPED if unknown is None else unknown
     places = np.array([*(vocabulary.get(word, other) for word in words), BORDER])
