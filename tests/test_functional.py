@@ -308,3 +308,29 @@ def test_gather_in_one_process_adds_no_negatives() -> None:
     for call in (nt_xent, clip_loss, lambda a, b, gather: siglip_loss(a, b, 0.1, -3.0, gather=gather)):
         with pytest.raises(InputError, match="a batch of 1 has no negatives"):
             call(one, one, gather=True)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("n", [2, 40, 300])
+def test_one_matrix_and_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, n: int, normalize: bool) -> None:
+    """The functions choose between them by the number of scores."""
+    z1, z2 = rows(n, 5, seed=1), rows(n, 5, seed=2)
+    temperature = torch.tensor(T, dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)
+    labels = torch.arange(n) % 7
+    weights = rows(2 * n, seed=3).detach()
+    found = []
+    for most in (10**9, 0):
+        monkeypatch.setattr("contrast.losses.functions.MAX_SCORES_LABELS", most)
+        monkeypatch.setattr("contrast.losses.functions.MAX_SCORES_SIGMOID", most)
+        monkeypatch.setattr("contrast.losses.softmax.MAX_SCORES_CROSS_ENTROPY", most)
+        losses = [
+            sup_con(z1, z2, labels, temperature, "none", normalize),
+            siglip_loss(z1, z2, temperature, bias, "none", normalize),
+            nt_xent(z1, z2, temperature, "none", normalize),
+            clip_loss(z1, z2, temperature, "none", normalize),
+        ]
+        total = torch.stack([(each * weights[: len(each)]).sum() for each in losses]).sum()
+        found.append((*losses, *torch.autograd.grad(total, [z1, z2, temperature, bias])))
+    for of_matrix, of_tiles in zip(*found, strict=True):
+        torch.testing.assert_close(of_matrix, of_tiles)

@@ -32,11 +32,11 @@ from contrast.candidates import Candidates, as_ids
 from contrast.distributed import gather as gather_rows
 from contrast.distributed import rank, world_size
 from contrast.errors import InputError
-from contrast.losses.logistic import logistic_losses
-from contrast.losses.plan import PairLists, Scoring, pair_lists
+from contrast.losses import logistic
+from contrast.losses.plan import MAX_SCORES_LABELS, MAX_SCORES_SIGMOID, PairLists, Scoring, pair_lists
 from contrast.losses.sampled import Reduction, checked, reduced
 from contrast.losses.similarity import at_least_float32
-from contrast.losses.softmax import pair_losses, softmax_losses
+from contrast.losses.softmax import label_losses, pair_losses, softmax_losses
 
 
 def nt_xent(
@@ -96,7 +96,11 @@ def sup_con(
     if labels.shape != z1.shape[:1]:
         raise InputError(f"sup_con needs a label for each of {len(z1)} rows, got labels of shape {list(labels.shape)}")
     z, candidates, _ = _views(z1, z2, labels, gather)
-    losses, counted = softmax_losses(z, candidates, _scoring(temperature, normalize))
+    scoring = _scoring(temperature, normalize)
+    if not gather and z.device.type == "cpu" and len(z) ** 2 <= MAX_SCORES_LABELS:
+        losses, counted = label_losses(z, candidates, scoring)
+    else:
+        losses, counted = softmax_losses(z, candidates, scoring)
     return reduced(losses, counted, reduction, gather)
 
 
@@ -181,7 +185,11 @@ def siglip_loss(
     if bias.numel() != 1:
         raise InputError(f"the bias must be a scalar, got shape {list(bias.shape)}")
     candidates, lists = _paired(image, text, gather)
-    losses, _ = logistic_losses(image, candidates, _scoring(temperature, normalize), bias.reshape(()), lists=lists)
+    scoring, bias = _scoring(temperature, normalize), bias.reshape(())
+    if lists is not None and len(image) ** 2 <= MAX_SCORES_SIGMOID:
+        losses = logistic.pair_losses(image, text, scoring, bias)
+    else:
+        losses, _ = logistic.logistic_losses(image, candidates, scoring, bias, lists=lists)
     return reduced(losses, None, reduction, gather)
 
 

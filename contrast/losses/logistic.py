@@ -13,6 +13,7 @@ from torch import Tensor
 from contrast.candidates import Candidates
 from contrast.losses.plan import PairLists, Plan, Scoring, plan
 from contrast.losses.scores import in_blocks, own_positive_scores, score_matrix
+from contrast.losses.similarity import similarity
 from contrast.losses.softmax import statistics
 from contrast.losses.tiled.cpu import list_sums
 from contrast.losses.tiled.fused import fused_logistic
@@ -76,6 +77,13 @@ def logistic_losses(
     used = [scoring.temperature, bias]
     losses, counted = in_blocks(of_rows, query, candidates, used, scoring.cosine, how.method == "matrix")
     return losses, counted
+
+
+def pair_losses(query: Tensor, candidates: Tensor, scoring: Scoring, bias: Tensor) -> Tensor:
+    """Of queries [B, D] whose positive is the candidate [B, D] with the same number, from one matrix, [B]."""
+    scores = similarity(query, candidates, scoring.cosine) / scoring.temperature + bias
+    scores.diagonal().neg_()
+    return F.softplus(scores).sum(dim=1)
 
 
 @torch.no_grad()

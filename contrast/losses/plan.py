@@ -17,6 +17,10 @@ from contrast.losses.tiled.triton import can_run
 
 MIN_SCORES_CPU = 64 * 64  # from this many scores on, lists and tiles are no slower than the matrix with its masks
 MAX_SCORES_CROSS_ENTROPY = 160 * 160  # up to so many, a masked cross entropy is faster still, if it is the whole loss
+MAX_SCORES_LABELS = (
+    2048 * 2048
+)  # likewise for a masked log-sum-exp, where candidates with a query's label are positives
+MAX_SCORES_SIGMOID = 192 * 192  # likewise for sigmoids of all pairs
 MIN_SCORES_MASKED = 256 * 256  # the same for tiles that make their masks
 MIN_SCORES_BLOCKS = 2**22  # the same for blocks of rows: 16 MiB in float32
 MIN_SCORES_TRITON = 1024 * 1024  # a guess: no GPU has been measured yet

@@ -262,6 +262,15 @@ def pair_losses(
     return sums.negatives.mean(), None if sums.columns is None else sums.columns.mean()
 
 
+def label_losses(query: Tensor, candidates: Candidates, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """SupCon without log_q, margin and own positives, from one matrix: losses, and which queries count, both [B]."""
+    scores = score_similarity(query, candidates.vectors, scoring.cosine) / scoring.temperature  # [B, C]
+    positive, valid = candidates.masks()
+    number = positive.sum(dim=1)
+    loss = _lse(scores, valid) - _mean(scores, positive, number)
+    return torch.where(number > 0, loss, 0), number > 0
+
+
 def of_positives(listed: Tensor, own: Tensor | None, lists: PairLists) -> tuple[Tensor, Tensor]:
     """Log-sum-exp and mean over the positives of every query, each [B]; the dtype's lowest number and 0 without any.
 
