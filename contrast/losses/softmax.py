@@ -262,12 +262,16 @@ def pair_losses(
     return sums.negatives.mean(), None if sums.columns is None else sums.columns.mean()
 
 
-def label_losses(query: Tensor, candidates: Candidates, scoring: Scoring) -> tuple[Tensor, Tensor]:
-    """SupCon without log_q, margin and own positives, from one matrix: losses, and which queries count, both [B]."""
-    scores = score_similarity(query, candidates.vectors, scoring.cosine) / scoring.temperature  # [B, C]
-    positive, valid = candidates.masks()
+def label_losses(query: Tensor, labels: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """SupCon of queries that are each other's candidates, from one matrix: losses, and which queries count, both [B].
+
+    labels  [B], none of them ABSENT
+    """
+    scores = score_similarity(query, query, scoring.cosine) / scoring.temperature  # [B, B]
+    scores.fill_diagonal_(-torch.inf)
+    positive = (labels[:, None] == labels).fill_diagonal_(False)
     number = positive.sum(dim=1)
-    loss = _lse(scores, valid) - _mean(scores, positive, number)
+    loss = scores.logsumexp(dim=1) - _mean(scores, positive, number)
     return torch.where(number > 0, loss, 0), number > 0
 
 
