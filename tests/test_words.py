@@ -188,9 +188,9 @@ def test_each_method_has_its_own_learning_rate() -> None:
     assert model().lr == model(method="skipgram").lr == 0.025
     assert model(method="cbow").lr == 0.1
     assert model(method="cbow", lr=0.2).lr == 0.2
-    assert usual_rate("skipgram", 50e6) == usual_rate("skipgram", 1e9) == 0.025
-    assert usual_rate("skipgram", 25e6) == pytest.approx(0.025 * math.sqrt(2))
-    assert usual_rate("cbow", 25e6) == pytest.approx(0.1 * math.sqrt(2))
+    assert usual_rate("skipgram", 60e6) == usual_rate("skipgram", 1e9) == 0.025
+    assert usual_rate("skipgram", 25e6) == pytest.approx(0.025 * math.sqrt(2.4))
+    assert usual_rate("cbow", 25e6) == pytest.approx(0.1 * math.sqrt(2.4))
     assert usual_rate("skipgram", 12.5e6) == usual_rate("skipgram", 0) == 0.05
 
 
@@ -206,7 +206,7 @@ def test_a_resumed_run_keeps_its_rate() -> None:
     for each in (resumed, older):
         each.start_workers(100)  # so few words would have a larger one
         each.teardown("fit")
-    assert resumed.lr == made.lr == pytest.approx(0.025 * math.sqrt(2))
+    assert resumed.lr == made.lr == pytest.approx(0.025 * math.sqrt(2.4))
     assert older.lr == 0.025
 
 
@@ -223,7 +223,7 @@ def test_the_rate_fits_the_words_of_the_run(given: float | None) -> None:
     made = model(lr=given, chunk=1000)
     made.start_workers(25_000)  # 25 million words, none of which is dropped
     made.teardown("fit")
-    assert made.lr == (pytest.approx(0.025 * math.sqrt(2)) if given is None else given)
+    assert made.lr == (pytest.approx(0.025 * math.sqrt(2.4)) if given is None else given)
 
 
 @pytest.mark.parametrize("method", ["skipgram", "cbow"])

@@ -22,16 +22,16 @@ NO_ADAPTIVE = (
     "AdaptiveSoftmax has its own classes, and word vectors are compared with a Table or a Tree: "
     "output=hierarchical_softmax, output=negative_sampling"
 )
-MANY_WORDS = 50e6  # of a run for which word2vec's learning rate is enough
+MANY_WORDS = 60e6  # of a run for which word2vec's learning rate is enough
 
 
 def usual_rate(method: str, words: float) -> float:
     """The learning rate of the sum over pairs that a run begins with if none is given, for so many words to train on.
 
-    It is word2vec's 0.025 for 50 million words and more, counted in every epoch. A vector of a run of fewer words has
-    fewer steps to get anywhere, so the steps are longer: by sqrt(50 million / words), up to twice as long. This is for
+    It is word2vec's 0.025 for 60 million words and more, counted in every epoch. A vector of a run of fewer words has
+    fewer steps to get anywhere, so the steps are longer: by sqrt(60 million / words), up to twice as long. This is for
     the compiled loop; where the gradients of a whole update are summed, longer steps can overshoot, and the rate is
-    that of 50 million words. In CBOW all are four times as long, because each vector of a context gets only its share
+    that of 60 million words. In CBOW all are four times as long, because each vector of a context gets only its share
     of the gradient of their mean.
     """
     rate = 0.025 * min(2.0, max(1.0, math.sqrt(MANY_WORDS / max(1.0, words))))
