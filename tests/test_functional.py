@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contrast.candidates import ABSENT
 from contrast.errors import InputError
 from contrast.functional import (
     clip_loss,
@@ -312,7 +313,7 @@ def test_gather_in_one_process_adds_no_negatives() -> None:
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("n", [2, 40, 300])
-def test_one_matrix_and_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, n: int, normalize: bool) -> None:
+def test_one_matrix_and_the_other_ways_give_the_same(monkeypatch: pytest.MonkeyPatch, n: int, normalize: bool) -> None:
     """The functions choose between them by the number of scores."""
     z1, z2 = rows(n, 5, seed=1), rows(n, 5, seed=2)
     temperature = torch.tensor(T, dtype=torch.float64, requires_grad=True)
@@ -334,3 +335,32 @@ def test_one_matrix_and_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, n: 
         found.append((*losses, *torch.autograd.grad(total, [z1, z2, temperature, bias])))
     for of_matrix, of_tiles in zip(*found, strict=True):
         torch.testing.assert_close(of_matrix, of_tiles)
+
+
+def test_labels_of_their_own_are_the_pairs_of_nt_xent_in_float32() -> None:
+    """Also where the loss is nearly 0."""
+    z = F.normalize(rows(40, 16).detach().float())
+    z1, z2 = ((z + 0.01 * rows(40, 16, seed=seed).detach().float()).requires_grad_() for seed in (1, 2))
+    ours, theirs = sup_con(z1, z2, torch.arange(40), 0.07), nt_xent(z1, z2, 0.07)
+    assert theirs < 1e-2
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
+    for got, wanted in zip(*(torch.autograd.grad(each, [z1, z2]) for each in (ours, theirs)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("most", [0, 10**9])
+def test_rows_whose_label_is_absent_are_no_candidates(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, most: int
+) -> None:
+    monkeypatch.setattr("contrast.losses.functions.MAX_SCORES_LABELS", most)
+    z = rows(6, 4)
+    labels = torch.tensor([0, 0, 1, ABSENT, ABSENT, 1])
+    call = torch.compile(sup_con, backend="eager", fullgraph=True) if compiled else sup_con
+    losses = call(z, None, labels, T, "none")
+    some = [0, 1, 2, 5]
+    torch.testing.assert_close(losses[some], sup_con(z[some], None, labels[some], T, "none"))
+    assert losses[[3, 4]].tolist() == [0, 0]
+    only = sup_con(z[:2], None, torch.tensor([0, ABSENT]), T)
+    (gradient,) = torch.autograd.grad(only, z)
+    assert gradient.isfinite().all()

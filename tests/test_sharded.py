@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import Command
 from test_distributed import free_port, join, leave
@@ -251,10 +253,40 @@ def test_two_ranks_merge_what_each_has_learned_in_the_compiled_loop(exchanged: A
         assert not torch.equal(expected, table)
 
 
+def test_the_compiled_loop_runs_on_all_ranks_or_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded, "world_size", lambda: 3)
+    for number in (0.0, 3.0, 2.0):
+        monkeypatch.setattr(sharded, "sum_over_ranks", lambda _, number=number: torch.tensor(number))
+        if number == 2:
+            with pytest.raises(InputError, match="runs on 2 of 3 ranks"):
+                sharded.check_same(True, torch.device("cpu"))
+        else:
+            sharded.check_same(number > 0, torch.device("cpu"))
+
+
+def test_a_worker_is_sent_its_own_part_alone(tmp_path: Path) -> None:
+    """torch pickles all of the memory that a tensor is a part of."""
+    pytest.importorskip("numba")
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        made = model(workers=3)
+        made.loop = made.compiled_loop()
+        made.rows = {key: len(table) for key, table in made.tables().items()}
+        made.spans = made.spans_of(made.loop)
+        made.batch_number = 1
+        parts = [made.prepared(worker, CHUNKS[0])[:2] for worker in range(3)]
+        (one,), three = made.spans.fetch(parts[:1], made.head, 0.1), made.spans.fetch(parts, made.head, 0.1)
+        assert len(three) == 3
+        assert len(pickle.dumps(three[0][:2])) == len(pickle.dumps(one[:2]))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_changes_are_added_where_they_are_small_and_else_averaged() -> None:
     changes = torch.randn(5, D, dtype=torch.float64, generator=generator())
-    steps = torch.tensor([1e-9, 3e-9, 40.0, 50.0, 7.0])
-    found = spans.merged(changes, steps, torch.tensor([0, 0, 1, 1, 2]), 3)
+    progress = torch.tensor([1e-9, 3e-9, 40.0, 50.0, 7.0])
+    found = spans.merged(changes, progress, torch.tensor([0, 0, 1, 1, 2]), 3)
     expected = torch.stack([changes[0] + changes[1], (changes[2] + changes[3]) / 2, changes[4]])
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
@@ -290,9 +322,7 @@ def test_passages_without_pairs_follow_so_that_all_ranks_have_equally_many() -> 
 def test_what_trains_in_one_process_only(made: Callable[[], WordVectors], message: str) -> None:
     found = made()
     with pytest.raises(InputError, match=message):
-        sharded.check_ranks(
-            found.workers, found.compiled is None, found.has_closed_form, found.encoder, found.negatives, found.head
-        )
+        sharded.check_ranks(found.workers, found.compiled is None, found.encoder, found.negatives, found.head)
 
 
 def rank_of_run(rank: int, port: int, settings: tuple[str, ...]) -> None:

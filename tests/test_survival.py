@@ -400,7 +400,9 @@ def test_a_cause_that_a_full_disk_swallowed_is_not_one(tmp_path: Path) -> None:
     assert Ranks(tmp_path).cause({1: 3}) == "rank 1: it broke"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "[3]", "[7, [[[1]]]]", "7"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "[3]", "[7, [[[1]]]]", "7", '[{"packages": 7}]', '[{"packages": [3]}]']
+)
 def test_a_damaged_record_of_packages_is_left_out(tmp_path: Path, text: str) -> None:
     (tmp_path / "environment.json").write_text(text)
     with pytest.warns(UserWarning, match=r"environment.json is damaged .*: the versions of packages are left out"):

@@ -300,7 +300,7 @@ def test_an_encoder_that_knows_or_forgets_words_gives_the_same_ids(
     path = tmp_path / "a.txt"
     path.write_text("".join(f"Wort {i % 70} und {i % 11}, UND\u200b wort\n" for i in range(1000)))
     expected = path.read_text().lower().replace(",", " ,").replace("\u200b", "").replace("\n", " \n ").split(" ")
-    monkeypatch.setattr("contrast.data.text.encode._MANY", most)
+    monkeypatch.setattr("contrast.data.text.encode._KNOWN", most)
     for workers in (1, 3):
         with io.BytesIO() as file:
             blocks = Texts([path]).blocks("", 500)

@@ -17,6 +17,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -60,7 +61,9 @@ def digest(*parts: object) -> str:
     return state.hexdigest()
 
 
-def cached(folder: str | Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def cached(
+    folder: str | Path, key: str, make: Callable[[], dict[str, Tensor]], pool: Executor | None = None
+) -> dict[str, Tensor]:
     """The tensors in `folder/key.safetensors`, or those of `make()`, which are then kept there.
 
     Tensors are on the CPU and mapped from the file: they take no memory until they are read, and processes share it.
@@ -69,6 +72,8 @@ def cached(folder: str | Path, key: str, make: Callable[[], dict[str, Tensor]]) 
 
     A damaged file is made again, with a warning. If the file cannot be written, one warning for each folder says so,
     and the tensors are returned all the same.
+
+    pool  writes the file while the tensors that `make` returned are already in use; None: it is written first
     """
     path = Path(folder) / f"{key}.safetensors"
     if os.path.exists(path):  # False, too, in a folder of which this process may not know
@@ -82,17 +87,25 @@ def cached(folder: str | Path, key: str, make: Callable[[], dict[str, Tensor]]) 
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             warnings.warn(f"the cache file {path} is damaged ({one_line(error)}): it is made again", stacklevel=2)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-    try:
-        _remove_stale(path.parent)
-        with replacing(path) as temporary:
-            save_tensors(tensors, temporary, {name: _checksum(tensor) for name, tensor in tensors.items()})
-        _make_room(Path(folder), path)
-        return _read(path)
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        if str(folder) not in _warned:
-            _warned.add(str(folder))
-            warnings.warn(f"cannot write to the cache in {folder} ({one_line(error)}): going on without", stacklevel=2)
-        return tensors
+
+    def keep() -> dict[str, Tensor]:
+        try:
+            _remove_stale(path.parent)
+            with replacing(path) as temporary:
+                save_tensors(tensors, temporary, {name: _checksum(tensor) for name, tensor in tensors.items()})
+            _make_room(Path(folder), path)
+            return _read(path)
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            if str(folder) not in _warned:
+                _warned.add(str(folder))
+                message = f"cannot write to the cache in {folder} ({one_line(error)}): going on without"
+                warnings.warn(message, stacklevel=3)
+            return tensors
+
+    if pool is None:
+        return keep()
+    pool.submit(keep)
+    return tensors
 
 
 def entries(folder: Path) -> dict[Path, os.stat_result]:

@@ -28,7 +28,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from contrast.candidates import ABSENT, Candidates, as_ids
+from contrast.candidates import Candidates, as_ids
 from contrast.distributed import gather as gather_rows
 from contrast.distributed import rank, world_size
 from contrast.errors import InputError
@@ -97,9 +97,8 @@ def sup_con(
         raise InputError(f"sup_con needs a label for each of {len(z1)} rows, got labels of shape {list(labels.shape)}")
     z, candidates, _ = _views(z1, z2, labels, gather)
     scoring = _scoring(temperature, normalize)
-    is_small = not gather and z.device.type == "cpu" and len(z) ** 2 <= MAX_SCORES_LABELS
-    if is_small and (torch.compiler.is_compiling() or int(labels.min()) > ABSENT):
-        losses, counted = label_losses(z, candidates.query_ids, scoring)
+    if not gather and z.device.type == "cpu" and len(z) ** 2 <= MAX_SCORES_LABELS:
+        losses, counted = label_losses(z, candidates, scoring)
     else:
         losses, counted = softmax_losses(z, candidates, scoring)
     return reduced(losses, counted, reduction, gather)

@@ -262,17 +262,16 @@ def pair_losses(
     return sums.negatives.mean(), None if sums.columns is None else sums.columns.mean()
 
 
-def label_losses(query: Tensor, labels: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
-    """SupCon of queries that are each other's candidates, from one matrix: losses, and which queries count, both [B].
+def label_losses(query: Tensor, candidates: Candidates, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """SupCon without log_q, margin and own positives, from one matrix: losses, and which queries count, both [B].
 
-    labels  [B], none of them ABSENT
+    As exact as a cross entropy: its absolute error is that of float32, where `loss_of` keeps the relative one.
     """
-    scores = score_similarity(query, query, scoring.cosine) / scoring.temperature  # [B, B]
-    scores.fill_diagonal_(-torch.inf)
-    positive = (labels[:, None] == labels).fill_diagonal_(False)
+    scores = score_similarity(query, candidates.vectors, scoring.cosine) / scoring.temperature  # [B, C]
+    positive, valid = candidates.masks()
+    log_p = scores.masked_fill(~valid, torch.finfo(scores.dtype).min).log_softmax(dim=1)
     number = positive.sum(dim=1)
-    loss = scores.logsumexp(dim=1) - _mean(scores, positive, number)
-    return torch.where(number > 0, loss, 0), number > 0
+    return -_mean(log_p, positive, number), number > 0
 
 
 def of_positives(listed: Tensor, own: Tensor | None, lists: PairLists) -> tuple[Tensor, Tensor]:

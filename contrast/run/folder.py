@@ -182,13 +182,13 @@ def record(folder: Path | None) -> Config:
     """What the folder of a run says of it: its metrics, its command and the versions of packages; {} without one."""
     if folder is None:
         return {}
-    start: Config = {}
-    path = folder / "environment.json"
+    path, packages = folder / "environment.json", {"python": "unknown"}
     try:
-        start = dict(json.loads(path.read_text(encoding="utf-8"))[-1]) if path.is_file() else {}
-    except (OSError, ValueError, IndexError, TypeError, KeyError, RecursionError) as error:
+        if path.is_file():
+            start = json.loads(path.read_text(encoding="utf-8"))[-1]
+            packages = dict(start.get("packages") or {}) | {"python": start.get("python", "unknown")}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         warnings.warn(f"{path} is damaged ({one_line(error)}): the versions of packages are left out", stacklevel=2)
-    packages = dict(start.get("packages") or {}) | {"python": start.get("python", "unknown")}
     return {"metrics": read_metrics(folder), "overrides": read_overrides(folder), "packages": packages}
 
 

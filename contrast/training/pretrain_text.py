@@ -60,7 +60,7 @@ def check_text(cfg: DictConfig, model: WordVectors | LanguageModel, corpus: Corp
     if isinstance(model, WordVectors):
         compiled = model.check_compiled() is None and model.compiled is not False
         if trainer.world_size > 1:
-            check_ranks(model.workers, compiled, model.has_closed_form, model.encoder, model.negatives, model.head)
+            check_ranks(model.workers, compiled, model.encoder, model.negatives, model.head)
         if trainer.max_epochs == -1 and trainer.max_steps == -1:
             raise InputError("the rate of word vectors falls over a known number of steps: trainer.max_epochs=5")
         if cfg.get("evaluation") is None:

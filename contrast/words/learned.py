@@ -87,7 +87,7 @@ def shuffled(text: Passages, passages: int, random: torch.Generator) -> Passages
 def check_learned(model: WordVectors, ids: Tensor, words: int, cut_short: bool = False) -> str:
     """InputError if a trained model is no better than an untrained one, or has no pairs to train on.
 
-    Returns a warning, or "", where the model has learned hardly more than how often words occur.
+    Returns a warning where the model has learned hardly more than how often words occur, and "" elsewhere.
 
     ids, words  as `gain`; how many words there are in an epoch
     cut_short   the training was a trial of a few steps, which need not learn

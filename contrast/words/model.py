@@ -26,8 +26,8 @@ from contrast.words.base import TextModel
 from contrast.words.blocks import Passage, Passages, cut, keep_probability, kept_share
 from contrast.words.compiled import Loop, Tables, why_not
 from contrast.words.descent import Descent
-from contrast.words.sharded import ShardedDescent, check_same, most_over_ranks, part, whole
-from contrast.words.spans import Spans
+from contrast.words.sharded import ShardedDescent, check_ranks, check_same, most_over_ranks, part, whole
+from contrast.words.spans import SpanCopies
 from contrast.words.start import check_options, check_parts, start_from, usual_rate, usual_subsample
 from contrast.words.workers import Workers
 
@@ -140,7 +140,7 @@ class WordVectors(TextModel):
         self.sent = 0  # bytes of the chunk that went to other ranks
         self.pool: Workers[Task] | None = None  # during training
         self.loop: Loop | None = None  # likewise
-        self.spans: Spans | None = None  # likewise, where the loop trains on several ranks
+        self.spans: SpanCopies | None = None  # likewise, where the loop trains on several ranks
         self.heads: list[Head] = []  # of each worker, during training
         self.threads: int | None = None  # torch's number of threads, which is restored after training
 
@@ -155,8 +155,9 @@ class WordVectors(TextModel):
 
     def on_fit_start(self) -> None:
         if world_size() > 1:
+            check_same(why_not(self.encoder, self.negatives, self.head) is None, self.device)
             self.loop = self.compiled_loop()  # for whole tables
-            check_same(self.loop is not None, self.device)
+            check_ranks(self.workers, self.loop is not None, self.encoder, self.negatives, self.head)
             self.rows = {name: len(table) for name, table in self.tables().items()}
             for table in self.tables().values():
                 table.data = part(table.data)
@@ -241,13 +242,12 @@ class WordVectors(TextModel):
     def work(self, worker: int, task: Task) -> None:
         """Trains on a worker's part of a chunk."""
         self.batch_number = task.batch_number
-        head, random, tables = self.heads[worker], self.generator(0), None
-        if task.span is None:
+        head, tables = self.heads[worker], None
+        if task.span is None or self.spans is None:
             text, drawn, random = self.prepared(worker, task.ids)
         else:
             text, drawn, tables = task.span
-            assert self.spans is not None
-            tables = self.spans.with_copies(tables)
+            tables, random = self.spans.with_copies(tables), torch.Generator()  # which the loop does not use
         loads = torch.zeros_like(self.encoder.weight[:, 0])
         if worker == 0:
             self.first_loss, self.sent = (0.0, 0), 0
@@ -278,14 +278,14 @@ class WordVectors(TextModel):
             as_rows(drawn, len(self.negatives.vectors) if not self.rows else self.rows["negatives.vectors"])
         return text, drawn, random
 
-    def spans_of(self, loop: Loop) -> Spans:
+    def spans_of(self, loop: Loop) -> SpanCopies:
         """Room for the rows of a span."""
         tables, classes = (self.rows[name] for name in self.tables())
         words = min(tables, -(-self.chunk // world_size()) + 1)  # and that of the padding
         blocks = words // self.block + (self.blocks + 1) * self.workers  # the last passage of a worker is filled up
         drawn = 0 if isinstance(self.negatives, Tree) else blocks * self.negatives.draws
         rows = min(classes, words * loop.output_rows.most + drawn)
-        return Spans(loop, list(self.tables().values()), words, rows)
+        return SpanCopies(loop, list(self.tables().values()), words, rows)
 
     def update(
         self,

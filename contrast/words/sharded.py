@@ -20,7 +20,8 @@ from contrast.distributed import rank, sum_over_ranks, world_size
 from contrast.encoders import SubwordTable
 from contrast.errors import InputError
 from contrast.heads import NCE
-from contrast.negatives import Table
+from contrast.heads.head import Head
+from contrast.negatives import Table, Tree
 from contrast.words.descent import Descent, Rows
 
 
@@ -80,9 +81,7 @@ class ShardedRows(Rows):
         return result
 
 
-def check_ranks(
-    workers: int, compiled: bool, has_closed_form: bool, encoder: nn.Module, negatives: nn.Module, head: nn.Module
-) -> None:
+def check_ranks(workers: int, compiled: bool, encoder: nn.Module, negatives: Table | Tree, head: Head) -> None:
     """InputError for a model (contrast.words.WordVectors) that trains on one rank only.
 
     compiled  whether it trains in the compiled loop
@@ -93,7 +92,7 @@ def check_ranks(
         raise InputError(
             f"without the compiled loop each of several ranks is one process: model.workers=1, not {workers}"
         )
-    if not has_closed_form:
+    if not (head.has_slopes() and negatives.has_output()):
         raise InputError("several ranks need a head and a source of negatives with gradients in closed form")
     if isinstance(negatives, Table) and negatives.sampler is None:
         raise InputError("on several ranks a full softmax would fetch the whole table in every update")

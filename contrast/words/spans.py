@@ -26,7 +26,7 @@ from contrast.words.workers import shared
 CURVATURE = 1 / 256
 
 
-class Spans:
+class SpanCopies:
     """Copies of the rows of a span, in memory that the workers of this rank share.
 
     loop    made for whole tables
@@ -56,12 +56,13 @@ class Spans:
         words, ids = torch.cat([each.ids for each in texts]).unique(return_inverse=True)  # [u]
         lists = self.loop.output_rows
         start, row = torch.from_numpy(lists.start), torch.from_numpy(lists.row)
-        number = start[words + 1] - start[words]  # [u], rows of each word
-        ends = number.cumsum(0)
-        place = torch.arange(int(number.sum())) + (start[words] - ends + number).repeat_interleave(number)
+        rows_per_word = start[words + 1] - start[words]  # [u]
+        ends = rows_per_word.cumsum(0)
+        starts = start[words] - (ends - rows_per_word)
+        place = torch.arange(int(rows_per_word.sum())) + starts.repeat_interleave(rows_per_word)
         touched = torch.cat([row[place].long(), *(each.flatten() for each in noise)])
         outputs, of_outputs = touched.unique(return_inverse=True)  # [m]
-        of_words, of_noise = of_outputs[: len(place)], of_outputs[len(place) :]
+        word_rows, noise_rows = of_outputs[: len(place)], of_outputs[len(place) :]
 
         self.rows = [
             MergedRows(self.descent, table.data, rows)
@@ -69,24 +70,24 @@ class Spans:
         ]
         for copy, rows in zip(self.copies, self.rows, strict=True):
             copy[: len(rows.vectors)] = rows.vectors
-        of_context = torch.cat([each.number for each in texts]).double()
-        pairs = pairs_of(
-            ids, of_context, of_words, number, of_noise, loss.noise_weight, sum(map(len, noise)), self.loop.cbow
-        )
-        self.steps = steps(pairs, [each.vectors for each in self.rows], lr * loss.scale**2 * CURVATURE)
+        in_context = torch.cat([each.number for each in texts]).double()
+        per_draw = loss.noise_weight / max(1, sum(map(len, noise)))
+        pairs = pairs_of(ids, in_context, word_rows, rows_per_word, noise_rows, per_draw, self.loop.cbow)
+        self.progress = progress(pairs, [each.vectors for each in self.rows], lr * loss.scale**2 * CURVATURE)
 
         every = torch.arange(len(words) + 1)
         tables = Tables(
             inputs=np.empty((0, 0)),
             input_rows=row_lists(every, every[:-1], len(words)),
             outputs=np.empty((0, 0)),
-            output_rows=row_lists(torch.cat([ends[:0].new_zeros(1), ends]), of_words, len(outputs)),
+            output_rows=row_lists(torch.cat([ends.new_zeros(1), ends]), word_rows, len(outputs)),
             positive=self.loop.positive[place.numpy()],
             log_q=(self.loop.log_q if loss.corrected else self.loop.no_log_q)[outputs.numpy()],
             copied=self.loop.copied._replace(first=int((outputs < self.loop.copied.first).sum())),
         )
-        of_texts = ids.split([len(each.ids) for each in texts])
-        of_draws = iter(of_noise.split([each.numel() for each in noise]))
+        # each a tensor of its own, because a part of one is sent to a worker with all of its memory
+        of_texts = [each.clone() for each in ids.split([len(each.ids) for each in texts])]
+        of_draws = iter([each.clone() for each in noise_rows.split([each.numel() for each in noise])])
         return [
             (text._replace(ids=own), None if drawn is None else next(of_draws).view_as(drawn), tables)
             for (text, drawn), own in zip(parts, of_texts, strict=True)
@@ -101,10 +102,10 @@ class Spans:
     def send(self) -> int:
         """Sends the changes of all copies to the owners of their rows, which change them. All ranks call this together.
 
-        Returns the bytes that went to other ranks, both ways, since the last call.
+        Returns the bytes that this rank has sent since the last call: requests, rows and changes.
         """
-        for rows, copy, steps in zip(self.rows, self.copies, self.steps, strict=True):
-            rows.merge(copy[: len(rows.vectors)] - rows.vectors, steps)
+        for rows, copy, done in zip(self.rows, self.copies, self.progress, strict=True):
+            rows.merge(copy[: len(rows.vectors)] - rows.vectors, done)
         sent, self.descent.sent = self.descent.sent, 0
         return sent
 
@@ -112,77 +113,82 @@ class Spans:
 class MergedRows(ShardedRows):
     """Rows of which every rank has trained a copy."""
 
-    def merge(self, change: Tensor, steps: Tensor) -> None:
-        """change [u, D]; steps [u], see `merged`."""
+    def merge(self, change: Tensor, progress: Tensor) -> None:
+        """change [u, D]; progress [u], see `merged`."""
         by_owner = torch.empty_like(self.place).index_copy_(0, self.place, torch.arange(len(self.place)))  # [u]
-        sent = torch.cat([change, steps[:, None].to(change.dtype)], dim=1)[by_owner]
-        change, steps = self.send(sent, *self.parts).split((change.shape[1], 1), dim=1)  # [a, D], [a, 1]
+        sent = torch.cat([change, progress[:, None].to(change.dtype)], dim=1)[by_owner]
+        change, progress = self.send(sent, *self.parts).split((change.shape[1], 1), dim=1)  # [a, D], [a, 1]
         rows, place = self.owned.unique(return_inverse=True)  # [r], [a]
-        self.table.index_add_(0, rows, merged(change, steps[:, 0], place, len(rows)))
+        self.table.index_add_(0, rows, merged(change, progress[:, 0], place, len(rows)))
 
 
-def merged(change: Tensor, steps: Tensor, place: Tensor, rows: int) -> Tensor:
+def merged(change: Tensor, progress: Tensor, place: Tensor, rows: int) -> Tensor:
     """The change [r, D] of each row, of the changes [a, D] of its copies.
 
-    steps  [a]: its copy has come nearer to the row's optimum by exp(-steps)
-    place  [a], of its row among the r
+    progress  [a]: its copy has come nearer to the row's optimum by exp(-progress)
+    place     [a], of its row among the r
 
-    Where the copies one after another would have come nearer by exp(-S), with S the sum of their steps, the sum of
-    their changes comes nearer by the sum of all 1 - exp(-steps). It is scaled down to that.
+    Where the copies one after another would have come nearer by exp(-P), with P the sum of their progress, the sum of
+    their changes comes nearer by the sum of all 1 - exp(-progress). It is scaled down to that.
     """
     total = change.new_zeros(rows, change.shape[1]).index_add_(0, place, change)
-    all_steps, of_sum = (
+    of_all, of_sum = (
         torch.zeros(rows, dtype=torch.float64).index_add_(0, place, each)
-        for each in (steps.double(), -torch.expm1(-steps.double()))
+        for each in (progress.double(), -torch.expm1(-progress.double()))
     )
-    share = torch.where(of_sum > 0, -torch.expm1(-all_steps) / of_sum, 1.0)
+    share = torch.where(of_sum > 0, -torch.expm1(-of_all) / of_sum, 1.0)
     return total * share[:, None].to(total.dtype)
 
 
-def steps(pairs: "Pairs", vectors: Sequence[Tensor], rate: float) -> tuple[Tensor, Tensor]:
+class Pairs(NamedTuple):
+    """The pairs of a span, as far as their numbers can be expected.
+
+    per_word  [u]: the sum over the pairs with a word of the square of its share in their query. In skip-gram the word
+              is the query, so this is their number; in CBOW it is the number times (1 / C)^2, with C words in a context
+    per_row   [m]: how many pairs have a row of the output layer
+    total     the number of all pairs; in CBOW a centre word is one
+    """
+
+    per_word: Tensor
+    per_row: Tensor
+    total: float
+
+
+def pairs_of(
+    ids: Tensor,
+    in_context: Tensor,
+    word_rows: Tensor,
+    rows_per_word: Tensor,
+    noise_rows: Tensor,
+    per_draw: float,
+    cbow: bool,
+) -> Pairs:
+    """Counts the pairs of a span.
+
+    ids         [T], centre words; in_context [T], how many words are in the context of each
+    word_rows   rows of the words one after another, `rows_per_word` [u] of each
+    noise_rows  rows of all draws, each of which has the share `per_draw` of all pairs
+
+    A word is in as many contexts as it has words in its own, up to chance.
+    """
+    words = len(rows_per_word)
+    contexts = torch.bincount(ids, in_context, minlength=words)
+    targets = torch.bincount(ids, (in_context > 0).double(), minlength=words) if cbow else contexts
+    total = float(targets.sum())
+    per_word = contexts * (total / contexts.sum().clamp(min=1)) ** 2
+    rows = int(torch.cat([word_rows, noise_rows]).max()) + 1
+    per_row = torch.zeros(rows, dtype=torch.float64).index_add_(0, word_rows, targets.repeat_interleave(rows_per_word))
+    per_row += torch.bincount(noise_rows, minlength=rows) * (per_draw * total)
+    return Pairs(per_word, per_row, total)
+
+
+def progress(pairs: Pairs, vectors: Sequence[Tensor], rate: float) -> tuple[Tensor, Tensor]:
     """How far copies of rows come towards their optimum, in the sense of `merged`, [u] and [m] float64.
 
     vectors  [u, D] and [m, D], as they are before
     rate     the learning rate times the curvature of the loss of a pair with a vector of length 1
     """
     of_inputs, of_outputs = (rows.square().sum(dim=1).double() for rows in vectors)
-    of_query = float((pairs.of_words * of_inputs).sum() / pairs.of_words.sum().clamp(min=1e-30))  # mean square
-    of_outputs_of_a_pair = float((pairs.of_rows * of_outputs).sum() / max(1.0, pairs.number))
-    return rate * pairs.of_words * of_outputs_of_a_pair, rate * pairs.of_rows * of_query
-
-
-class Pairs(NamedTuple):
-    """How many pairs have each word [u] as their query, and each row [m] of the output layer; and the number of all."""
-
-    of_words: Tensor
-    of_rows: Tensor
-    number: float
-
-
-def pairs_of(
-    ids: Tensor,
-    of_context: Tensor,
-    of_words: Tensor,
-    number: Tensor,
-    of_noise: Tensor,
-    weight: float,
-    blocks: int,
-    cbow: bool,
-) -> Pairs:
-    """The pairs of a span, as far as their numbers can be expected.
-
-    ids         [T], centre words; of_context [T], how many words are in the context of each
-    of_words    rows of the words one after another, `number` [u] of each
-    of_noise    rows of the draws of so many blocks, each of which has the weight of so many pairs
-
-    A word is as often in a context as words are in its own. In CBOW a word is a part 1 / C of the query, with C words
-    in a context, and of C queries.
-    """
-    words = len(number)
-    in_contexts = torch.bincount(ids, of_context, minlength=words)
-    targets = torch.bincount(ids, (of_context > 0).double(), minlength=words) if cbow else in_contexts
-    of_queries = in_contexts * (targets.sum() / in_contexts.sum().clamp(min=1)) ** 2
-    rows = int(torch.cat([of_words, of_noise]).max()) + 1
-    of_rows = torch.zeros(rows, dtype=torch.float64).index_add_(0, of_words, targets.repeat_interleave(number))
-    of_rows += torch.bincount(of_noise, minlength=rows) * (weight * float(targets.sum()) / max(1, blocks))
-    return Pairs(of_queries, of_rows, float(targets.sum()))
+    of_query = float((pairs.per_word * of_inputs).sum() / pairs.per_word.sum().clamp(min=1e-30))  # mean square
+    of_a_pair = float((pairs.per_row * of_outputs).sum() / max(1.0, pairs.total))  # sum of the squares of its rows
+    return rate * pairs.per_word * of_a_pair, rate * pairs.per_row * of_query

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,12 +149,15 @@ def corpus(
         source = digest(_FORMAT, split.key, content(files, folder), column, on_error, max_distinct)
 
         def make() -> dict[str, Tensor]:
-            plain = cached(folder, f"texts/{source}", lambda: read(texts, split, folder, max_distinct, workers))
-            if not rules.passes:
-                return chosen(plain, limits, folder, files, over_ranks)
-            of_phrases = digest(source, limits.unit, limits.held_out, limits.seed, rules)
-            text = cached(folder, f"phrases/{of_phrases}", lambda: with_phrases(plain, limits, rules, folder))
-            return chosen(text, limits._replace(unit="line"), folder, files)
+            with ThreadPoolExecutor(1) as pool:  # writes the words of the text while those of the vocabulary are chosen
+                plain = cached(
+                    folder, f"texts/{source}", lambda: read(texts, split, folder, max_distinct, workers), pool
+                )
+                if not rules.passes:
+                    return chosen(plain, limits, folder, files, over_ranks)
+                of_phrases = digest(source, limits.unit, limits.held_out, limits.seed, rules)
+                text = cached(folder, f"phrases/{of_phrases}", lambda: with_phrases(plain, limits, rules, folder), pool)
+                return chosen(text, limits._replace(unit="line"), folder, files)
 
         # what the ranks find out together is in no cache, of which some may have a part and others none
         entry = make() if over_ranks else cached(folder, f"corpora/{digest(source, limits, rules)}", make)

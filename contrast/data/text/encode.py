@@ -27,6 +27,7 @@ from contrast.errors import InputError
 
 LINE, FILE, NO_WORD = -1, -2, -3  # ids of a line feed, of the end of a file or a record, and of a word that is none
 _PARALLEL = 1 << 23  # bytes; other processes are not started for less
+_KNOWN = 1 << 17  # words that an encoder remembers, about 20 MB; of them are nearly all words of a text
 _MANY, _LITTLE_MEMORY = 1_000_000, 1 << 28  # words for which memory is looked at, bytes of it that must be left
 
 
@@ -67,7 +68,7 @@ class Encoder:
     """
 
     def __init__(self, splitter: Splitter, keeps: bool = True) -> None:
-        self.splitter, self.most = splitter, _MANY if keeps else 0
+        self.splitter, self.most = splitter, _KNOWN if keeps else 0
         self.number: defaultdict[str, int] = defaultdict(count().__next__)  # of each word, in the order they come in
 
     def __call__(self, block: Block) -> Encoded:
