@@ -182,7 +182,7 @@ MORE_PRETRAIN: list[Row] = [
 
 MORE_WORDS: list[Row] = [
     ("trainer.accumulate_grad_batches=2", ["trainer", "accumulate_grad_batches=2"]),
-    ("trainer.devices=2 model.workers=2", ["model.workers=1"]),
+    ("trainer.devices=2 model.workers=2 model.compiled=false", ["model.workers=1"]),
     ("trainer.max_epochs=abc", ["trainer.max_epochs=abc"]),
     ("data.min_count=abc", ["data.min_count=abc"]),
     ("data.min_count=1000000", ["1000000"]),
