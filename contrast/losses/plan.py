@@ -18,7 +18,7 @@ from contrast.losses.tiled.triton import can_run
 MIN_SCORES_CPU = 64 * 64  # from this many scores on, lists and tiles are no slower than the matrix with its masks
 # Up to so many scores one matrix is faster than tiles, where nothing but the loss is needed (benchmarks/losses.py):
 MAX_SCORES_CROSS_ENTROPY = 160 * 160
-MAX_SCORES_LABELS = 1024 * 1024  # where candidates with a query's label are positives
+MAX_SCORES_LABELS = 2048 * 2048  # where candidates with a query's label are positives
 MAX_SCORES_SIGMOID = 192 * 192
 MIN_SCORES_MASKED = 256 * 256  # as MIN_SCORES_CPU, for tiles that make their masks
 MIN_SCORES_BLOCKS = 2**22  # the same for blocks of rows: 16 MiB in float32
