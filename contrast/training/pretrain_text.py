@@ -58,9 +58,9 @@ def check_text(cfg: DictConfig, model: WordVectors | LanguageModel, corpus: Corp
     if corpus.parts is not None and len(corpus.parts) != trainer.world_size:
         raise InputError(f"{len(corpus.parts)} ranks have read the text, and {trainer.world_size} train on it")
     if isinstance(model, WordVectors):
-        compiled = model.check_compiled() is None and model.compiled is not False
+        reason = model.check_compiled()
         if trainer.world_size > 1:
-            check_ranks(model.workers, compiled, model.encoder, model.negatives, model.head)
+            check_ranks(model.workers, reason is None, model.encoder, model.negatives, model.head)
         if trainer.max_epochs == -1 and trainer.max_steps == -1:
             raise InputError("the rate of word vectors falls over a known number of steps: trainer.max_epochs=5")
         if cfg.get("evaluation") is None:
@@ -115,4 +115,6 @@ def evaluate_vectors(
         )
     lines = [f"{name:<34}{value:>9.4f}" for name, value in metrics.items()]
     lines += neighbour_lines(vectors, corpus.words, evaluation.neighbours, evaluation.k, subwords)
-    return metrics, "\n".join(lines + [warning] * bool(warning))
+    if warning:
+        lines.append(warning)
+    return metrics, "\n".join(lines)

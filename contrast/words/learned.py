@@ -1,4 +1,4 @@
-"""Whether word vectors have learned anything: their loss beside two that need no learning, on the same text."""
+"""Whether word vectors have learned anything: their loss beside that of an untrained model, and on shuffled text."""
 
 import copy
 from typing import NamedTuple
@@ -51,7 +51,7 @@ def gain(model: WordVectors, ids: Tensor) -> Gain:
     untrained = copy.deepcopy(trained)
     untrained.temperature = as_temperature(1e30)
     still = Descent(0.0, None, torch.zeros(0, device=model.device))
-    in_disorder = shuffled(text, min(text.passages, PASSAGES), generator(model.seed, 1))
+    in_disorder = shuffled(text, min(text.passages, PASSAGES), generator(model.seed, PASSAGES + 1))
     rows = []  # of each passage: loss, untrained loss, loss in disorder, pairs
     for n in range(min(text.passages, PASSAGES)):
         losses = []

@@ -191,15 +191,14 @@ class WordVectors(TextModel):
 
     def check_compiled(self) -> str | None:
         """Why the compiled loop cannot be used; None if it can. Raises InputError where it is required and cannot."""
-        reason = why_not(self.encoder, self.negatives, self.head)
+        off = self.compiled is False
+        reason = "model.compiled=false" if off else why_not(self.encoder, self.negatives, self.head)
         if self.compiled and reason is not None:
             raise InputError(f"model.compiled=true: {reason}")
         return reason
 
     def compiled_loop(self) -> Loop | None:
         """The compiled loop, unless it is switched off or cannot be used."""
-        if self.compiled is False:
-            return None
         reason = self.check_compiled()
         if reason is None:
             return Loop(self.encoder, self.negatives, self.head, self.method, self.window, self.workers)

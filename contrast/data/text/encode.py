@@ -27,7 +27,7 @@ from contrast.errors import InputError
 
 LINE, FILE, NO_WORD = -1, -2, -3  # ids of a line feed, of the end of a file or a record, and of a word that is none
 _PARALLEL = 1 << 23  # bytes; other processes are not started for less
-_KNOWN = 1 << 17  # words that an encoder remembers, about 20 MB; of them are nearly all words of a text
+_KNOWN = 1 << 17  # different words that an encoder remembers, about 20 MB: they cover nearly all of a text
 _MANY, _LITTLE_MEMORY = 1_000_000, 1 << 28  # words for which memory is looked at, bytes of it that must be left
 
 
@@ -68,8 +68,10 @@ class Encoder:
     """
 
     def __init__(self, splitter: Splitter, keeps: bool = True) -> None:
-        self.splitter, self.most = splitter, _KNOWN if keeps else 0
-        self.number: defaultdict[str, int] = defaultdict(count().__next__)  # of each word, in the order they come in
+        self.splitter, self.max_known = splitter, _KNOWN if keeps else 0
+        self.number: defaultdict[str, int] = defaultdict(
+            count().__next__
+        )  # of each word, in the order in which they come
 
     def __call__(self, block: Block) -> Encoded:
         broken: list[int] = []
@@ -79,7 +81,7 @@ class Encoder:
             text = block.data.decode(errors="replace")
             lines = enumerate(block.data.split(b"\n"))
             broken = [number for number, line in lines if line.decode(errors="replace").encode() != line]
-        if len(self.number) > self.most:
+        if len(self.number) > self.max_known:
             self.number = defaultdict(count().__next__)
         first, words = len(self.number), self.splitter.split(text)
         ids = np.fromiter(map(self.number.__getitem__, words), np.int32, len(words))

@@ -145,10 +145,10 @@ def _units(raw: np.ndarray, limits: Limits, size: int = 1 << 22) -> Iterator[tup
         ids, is_word = ids[first:], is_word[first:]  # a part begins with a word
         kept = is_word.copy()
         kept[1:] |= is_word[:-1]  # of the borders in a row, the first
-        if limits.unit != "line":
-            ends = np.flatnonzero(kept & ~is_word)
-            closes = np.minimum.reduceat(ids, ends) == FILE if len(ends) else ends  # [ends], among the borders there
-            if limits.unit == "paragraph" and len(ends):
+        ends = np.flatnonzero(kept & ~is_word)
+        if limits.unit != "line" and len(ends):
+            closes = np.minimum.reduceat(ids, ends) == FILE  # [ends], among the borders there
+            if limits.unit == "paragraph":
                 closes |= np.add.reduceat(~is_word, ends, dtype=np.int64) > 1
             kept[ends] = closes
         ids = np.maximum(ids[kept], BORDER)  # LINE and FILE are not above it
