@@ -186,21 +186,28 @@ def test_tables_of_float32_stay_float32(numba: Any) -> None:
     torch.testing.assert_close(made.encoder.weight.detach(), exact, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("lr", "least", "most"), [(1e-6, 0.999, 1.0), (1.0, 1 / 3, 0.95)])
-def test_workers_add_a_share_of_what_their_copies_of_common_nodes_learn(
-    numba: Any, lr: float, least: float, most: float
+@pytest.mark.parametrize(("lr", "least", "most"), [(1e-6, 0.999, 1.0), (4.0, 1 / 3, 0.95)])
+@pytest.mark.parametrize("name", ["tree", "negative sampling"])
+def test_workers_add_a_share_of_what_their_copies_of_common_rows_learn(
+    numba: Any, name: str, lr: float, least: float, most: float
 ) -> None:
-    results, start = [], model("tree")
+    results, start = [], model(name)
     text = passages(start)
     for workers in (1, 3):
-        made = model("tree")
+        made = model(name)
         loop = Loop(made.encoder, made.negatives, made.head, "skipgram", W, workers)
-        loop.step(text, 0, made.head, None, lr)
+        if name != "tree":  # the rows before and after these have no copies
+            loop.copied = loop.copied._replace(first=1, stop=V - 1)
+        loop.step(text, 0, made.head, None if name == "tree" else noise(made, text)[0], lr)
         results.append((made.encoder.weight.detach(), made.negatives.vectors.detach() - start.negatives.vectors))
     (words, alone), (words_of_three, shared) = results
     torch.testing.assert_close(words, words_of_three, rtol=1e-12, atol=1e-12)  # trained with the copies
     changed = alone.abs().sum(dim=1) > 0
     assert changed.sum() > 5
+    if name != "tree":
+        for row in (0, V - 1):
+            torch.testing.assert_close(shared[row], alone[row], rtol=1e-9, atol=1e-12)
+            changed[row] = False
     share = (shared / alone)[changed]
     torch.testing.assert_close(share, share[:, :1].expand_as(share), rtol=1e-4, atol=1e-4)  # one for each row
     assert share.min() >= least - 1e-4

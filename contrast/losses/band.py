@@ -75,14 +75,14 @@ class ClassRows(NamedTuple):
     row       [m] int32
     positive  [m] float32, 1 for a positive row, else 0
     log_q     [rows], log expected count of each row among the draws; None: there are none
-    common    how many rows, the last ones, most classes share
+    common    the rows that most steps change
     """
 
     start: Tensor
     row: Tensor
     positive: Tensor
     log_q: Tensor | None = None
-    common: int = 0
+    common: range = range(0)
 
 
 class PairLoss(NamedTuple):

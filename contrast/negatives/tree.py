@@ -117,9 +117,9 @@ class Tree(Source):
         """The nodes of each class's path, positive if it turns left there. `huffman` numbers those at the root last."""
         on_path = self.path >= 0
         start = F.pad(on_path.sum(dim=1).cumsum(0), (1, 0))
-        return ClassRows(
-            start, self.path[on_path], (self.sign[on_path] > 0).float(), common=min(1023, len(self.vectors))
-        )
+        nodes = len(self.vectors)
+        upper = range(max(0, nodes - 1023), nodes)
+        return ClassRows(start, self.path[on_path], (self.sign[on_path] > 0).float(), common=upper)
 
     def _arrange(self, *_: object) -> None:
         """Divides the nodes into those near the root and those below, which are listed class after class."""

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'contrast-learning[words]'"
 
+# Of the loss of a pair along the change of a row, for the other vector of length 1: at most 1 / 4, but vectors have
+# many directions. Copies of a row that several workers or ranks train are merged by it (`spans.merged`). Two copies
+# learn what one does with 1 / 256, and less with 1 / 4. Those of two workers learn less with 1 / 64 already.
+CURVATURE = 1 / 256
+
 
 def why_not(encoder: WordTable, negatives: Table | Tree, head: Head) -> str | None:
     """Why these parts cannot be trained in the compiled loop; None if they can."""
@@ -77,8 +82,8 @@ class Loop:
         self.train = kernel(inputs.shape[1], self.dtype)
         self.input_rows = row_lists(*of_words, len(inputs))
         self.output_rows = row_lists(of_classes.start, of_classes.row, len(outputs))
-        common = of_classes.common if workers > 1 else 0
-        self.copied = Copied(len(outputs) - common, workers)
+        common = of_classes.common if workers > 1 else range(0)
+        self.copied = Copied(common.start, common.stop, workers, CURVATURE)
         self.positive = of_classes.positive.numpy().astype(self.dtype)
         self.no_log_q = np.zeros(len(outputs), self.dtype)
         self.log_q = self.no_log_q if of_classes.log_q is None else of_classes.log_q.numpy().astype(self.dtype)

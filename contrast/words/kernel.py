@@ -45,13 +45,16 @@ class Noise(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """Rows of the output layer from `first` on that nearly all words change: each of so many workers trains copies.
+    """Rows first .. stop - 1 of the output layer, which steps change most: each of so many workers trains copies.
 
     Otherwise a worker would wait at every step for the other processors to hand these rows over.
+    curvature: of the loss of a pair along the change of a row, for a query of length 1 (contrast.words.compiled).
     """
 
     first: int
+    stop: int
     workers: int
+    curvature: float
 
 
 class Scores(NamedTuple):
@@ -119,8 +122,7 @@ def merged_share(steps: float, workers: int) -> float:
     """The share of its change that each worker adds to a row, whose copy has come nearer to its optimum by exp(-steps).
 
     With the sum of all changes the row would overshoot, where the workers one after another would come nearer by
-    exp(-workers * steps). The curvature of a pair is at most |v|^2 / 4. Along the change of a row it is less, because
-    vectors have many directions: with |v|^2 / 64, two workers learn what one does, with |v|^2 / 8 they learn less.
+    exp(-workers * steps).
     """
     return 1.0 if steps == 0 else math.expm1(-workers * steps) / (workers * math.expm1(-steps))
 
@@ -202,8 +204,8 @@ def kernel(dim: int, dtype: np.dtype, keeps: bool = True) -> Callable[..., tuple
         vector, gradient = np.empty(dim, dtype), np.empty(dim, dtype)
         row = np.empty(output_rows.most * 2 * words.window + draws, np.int64)
         label, weight, scores = np.empty((3, len(row)), dtype)
-        originals = outputs[copied.first :]
-        copies, before, curvature = originals.copy(), originals.copy(), np.zeros(len(originals))
+        originals = outputs[copied.first : copied.stop]
+        copies, before, squares = originals.copy(), originals.copy(), np.zeros(len(originals))
         merged = output_rows.most > 1  # paths of words share nodes; each is one column
         column = np.empty(len(outputs) if merged else 0, np.uint32)
         total, pairs = 0.0, 0
@@ -243,7 +245,7 @@ def kernel(dim: int, dtype: np.dtype, keeps: bool = True) -> Callable[..., tuple
                 columns += 1
             for c in range(columns):
                 r = row[c]
-                if r < copied.first:
+                if r < copied.first or r >= copied.stop:
                     s = dot(vector, outputs, r, dim, zero)
                 else:
                     s = dot(vector, copies, r - copied.first, dim, zero)
@@ -258,18 +260,18 @@ def kernel(dim: int, dtype: np.dtype, keeps: bool = True) -> Callable[..., tuple
                 square += vector[d] ** 2
             for c in range(columns):
                 r, step = row[c], -lr * head.scale * scores[c]
-                if r < copied.first:
+                if r < copied.first or r >= copied.stop:
                     exchange(vector, gradient, outputs, r, step, dim)
                 else:
                     exchange(vector, gradient, copies, r - copied.first, step, dim)
-                    curvature[r - copied.first] += weight[c] * square
+                    squares[r - copied.first] += weight[c] * square
             part = real(1 / len(read))
             for word in read:
                 for n in range(input_rows.start[word], input_rows.start[word + 1]):
                     add_to_row(inputs, input_rows.row[n], part, gradient, dim)
             pairs += len(targets)
         for r in range(len(copies)):
-            share = real(merged_share(lr * head.scale**2 * curvature[r] / 64, copied.workers))
+            share = real(merged_share(lr * head.scale**2 * copied.curvature * squares[r], copied.workers))
             for d in range(dim):
                 originals[r, d] += share * (copies[r, d] - before[r, d])
         return total, pairs

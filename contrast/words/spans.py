@@ -17,13 +17,9 @@ from torch import Tensor, nn
 
 from contrast.heads.head import Head
 from contrast.words.blocks import Passages
-from contrast.words.compiled import Loop, Tables, row_lists
+from contrast.words.compiled import CURVATURE, Loop, Tables, row_lists
 from contrast.words.sharded import ShardedDescent, ShardedRows
 from contrast.words.workers import shared
-
-# Of the loss along the change of a row, for a pair with a vector of length 1: at most 1 / 4, but vectors have many
-# directions. Two ranks learn what one does with 1 / 256, with 1 / 64 and 1 / 1024 nearly; with 1 / 4 they learn less.
-CURVATURE = 1 / 256
 
 
 class SpanCopies:
@@ -83,7 +79,9 @@ class SpanCopies:
             output_rows=row_lists(torch.cat([ends.new_zeros(1), ends]), word_rows, len(outputs)),
             positive=self.loop.positive[place.numpy()],
             log_q=(self.loop.log_q if loss.corrected else self.loop.no_log_q)[outputs.numpy()],
-            copied=self.loop.copied._replace(first=int((outputs < self.loop.copied.first).sum())),
+            copied=self.loop.copied._replace(
+                first=int((outputs < self.loop.copied.first).sum()), stop=int((outputs < self.loop.copied.stop).sum())
+            ),
         )
         # each a tensor of its own, because a part of one is sent to a worker with all of its memory
         of_texts = [each.clone() for each in ids.split([len(each.ids) for each in texts])]
