@@ -54,7 +54,7 @@ def join(rank: int, world: int, port: int) -> None:
 
 
 def leave() -> None:
-    """Ends this process when all ranks are here, without Python's own end: while gloo's threads run, it may abort."""
+    """Ends this process when all ranks are here, without Python's own end, in which one rank has aborted."""
     dist.barrier()
     os._exit(0)
 

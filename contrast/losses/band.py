@@ -75,7 +75,7 @@ class ClassRows(NamedTuple):
     row       [m] int32
     positive  [m] float32, 1 for a positive row, else 0
     log_q     [rows], log expected count of each row among the draws; None: there are none
-    common    the rows that most steps change
+    common    the rows that steps change most often
     """
 
     start: Tensor

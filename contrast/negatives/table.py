@@ -124,12 +124,12 @@ class Table(Source):
         return isinstance(self.sampler, Sampler)
 
     def class_rows(self) -> ClassRows:
-        """Each class has one row, its own. The first classes are the most frequent ones in a vocabulary."""
+        """Each class has one row, its own."""
         assert isinstance(self.sampler, Sampler)
         every = torch.arange(len(self.vectors) + 1)
         log_q = self.sampler.log_prob(every[:-1].to(self.vectors.device)).double() + math.log(self.draws)
         log_q = log_q.clamp(min=LOWEST_LOG_Q)
-        common = range(min(512, len(self.vectors)))
+        common = range(min(512, len(self.vectors)))  # a vocabulary begins with the most frequent words
         return ClassRows(every, every[:-1].int(), torch.ones(len(self.vectors)), log_q, common)
 
     def rows(self, ids: Tensor) -> Tensor:

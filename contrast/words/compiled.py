@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'contrast-learning[words]'"
 
 # Of the loss of a pair along the change of a row, for the other vector of length 1: at most 1 / 4, but vectors have
-# many directions. Copies of a row that several workers or ranks train are merged by it (`spans.merged`). Two copies
-# learn what one does with 1 / 256, and less with 1 / 4. Those of two workers learn less with 1 / 64 already.
+# many directions. Copies of a row that several workers or ranks train are merged by it (`spans.merged`). Two ranks
+# learn what one does with 1 / 256, with 1 / 64 and 1 / 1024 nearly, and less with 1 / 4. Of two workers with copies of
+# words, MEN is lower by 0.003 in NCE with 1 / 256 than without copies, by 0.012 with 1 / 64 (two and three seeds).
 CURVATURE = 1 / 256
 
 

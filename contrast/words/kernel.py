@@ -45,10 +45,10 @@ class Noise(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """Rows first .. stop - 1 of the output layer, which steps change most: each of so many workers trains copies.
+    """Rows first .. stop - 1 of the output layer, which steps change most often: each worker trains copies of them.
 
     Otherwise a worker would wait at every step for the other processors to hand these rows over.
-    curvature: of the loss of a pair along the change of a row, for a query of length 1 (contrast.words.compiled).
+    curvature: `contrast.words.compiled.CURVATURE`
     """
 
     first: int

@@ -72,6 +72,7 @@ class SpanCopies:
         self.progress = progress(pairs, [each.vectors for each in self.rows], lr * loss.scale**2 * CURVATURE)
 
         every = torch.arange(len(words) + 1)
+        first, stop = torch.searchsorted(outputs, torch.tensor(self.loop.copied[:2])).tolist()
         tables = Tables(
             inputs=np.empty((0, 0)),
             input_rows=row_lists(every, every[:-1], len(words)),
@@ -79,9 +80,7 @@ class SpanCopies:
             output_rows=row_lists(torch.cat([ends.new_zeros(1), ends]), word_rows, len(outputs)),
             positive=self.loop.positive[place.numpy()],
             log_q=(self.loop.log_q if loss.corrected else self.loop.no_log_q)[outputs.numpy()],
-            copied=self.loop.copied._replace(
-                first=int((outputs < self.loop.copied.first).sum()), stop=int((outputs < self.loop.copied.stop).sum())
-            ),
+            copied=self.loop.copied._replace(first=first, stop=stop),
         )
         # each a tensor of its own, because a part of one is sent to a worker with all of its memory
         of_texts = [each.clone() for each in ids.split([len(each.ids) for each in texts])]
