@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pty
+import shutil
 import socket
 import struct
 import subprocess
@@ -26,7 +27,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from contrast.errors import InputError
 from contrast.run import environment, loggers
-from contrast.run.compose import config_loader, load_config
+from contrast.run.compose import config_loader, irregular_file, load_config
 from contrast.run.curves import CurvesLog, figure_of, read_curves, save_curves
 from contrast.run.metrics import MetricsLog, read_rows
 from contrast.run.signals import Signals
@@ -192,6 +193,12 @@ def test_each_job_has_its_own_offline_run_and_a_resumed_one_continues(jobs: Simp
         run_id = (folder / "wandb_id").read_text().strip()
         assert len(list(folder.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))) == count
         assert len(list(folder.glob("wandb/offline-run-*"))) == count
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_copied_run_has_no_link_that_leads_out_of_it(jobs: SimpleNamespace, name: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(jobs.root / "sweep" / name, tmp_path / "copy", symlinks=True)
+    assert irregular_file(copy) is None
 
 
 def test_a_run_resumed_within_the_second_gets_a_folder_of_its_own(tmp_path: Path) -> None:

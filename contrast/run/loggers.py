@@ -111,6 +111,8 @@ def wandb_logger(
             run = start(**settings | run_path(run_dir))
     except wandb.Error as error:
         raise InputError(f"W&B cannot start a run: {error} (WANDB_MODE=offline or logger=csv do without)") from error
+    # W&B's link to the log of its process is an absolute path, so a moved or copied run would lead out of its folder.
+    (Path(run.dir).parent / "logs" / "debug-core.log").unlink(missing_ok=True)
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     upload = f"; to upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}" if mode == "offline" else ""
