@@ -245,7 +245,7 @@ def kernel(dim: int, dtype: np.dtype, keeps: bool = True) -> Callable[..., tuple
                 columns += 1
             for c in range(columns):
                 r = row[c]
-                # the table is chosen, and no branch with a loop of its own: this is 1.4 to 1.7 times as fast
+                # one inner loop for both tables: with one in each of two branches, a step took 1.4 to 1.7 times as long
                 is_copied = copied.first <= r < copied.stop
                 table, place = (copies, r - copied.first) if is_copied else (outputs, r)
                 scores[c] = head.scale * dot(vector, table, place, dim, zero) + head.shift - log_q[r]

@@ -69,9 +69,16 @@ def chosen(
     if not total:
         beside = " beside the lines held out" if len(words) else ""
         raise InputError(f"{files[0]}{' and the other files' * (len(files) > 1)}: no words{beside}")
-    number = {words[i]: i for i in np.flatnonzero(counts).tolist() if words[i]}
-    if limits.unknown == "keep":
-        number.pop(UNKNOWN, None)  # of text that has such words already: they are of the rest
+    no_word = ("", UNKNOWN) if limits.unknown == "keep" else ("",)  # an <unk> of the text itself is of the rest
+
+    def numbers(least: int) -> dict[str, int]:
+        """Of the words that occur so often."""
+        return {words[i]: i for i in np.flatnonzero(counts >= least).tolist() if words[i] not in no_word}
+
+    # Most words are rare, and a dictionary of all of them takes long. It is needed only for a given vocabulary, for the
+    # counts of other ranks, and for the error about a vocabulary that would be empty.
+    needs_all = limits.words is not None or over_ranks
+    number = numbers(1 if needs_all else limits.min_count) or numbers(1)
     counted = dict(zip(number, counts[list(number.values())].tolist(), strict=True))
     if over_ranks:
         counted = added_over_ranks(counted, limits.min_count)
@@ -86,9 +93,8 @@ def chosen(
     other = vocabulary.get(UNKNOWN, _DROPPED) if limits.unknown == "keep" else _DROPPED
     places = np.full(len(words) + 1, other, np.int32)  # by id; the last one is that of a border, -1
     places[-1] = BORDER
-    for word, i in vocabulary.items():
-        if word in number:
-            places[number[word]] = i
+    known = [word for word in vocabulary if word in number]
+    places[[number[word] for word in known]] = [vocabulary[word] for word in known]
     with TemporaryFile(dir=folder) as kept_file, TemporaryFile(dir=folder) as held_out_file:
         kept_writer, held_out = _IdWriter(kept_file), _IdWriter(held_out_file)
         for ids, held in _units(raw, limits):
