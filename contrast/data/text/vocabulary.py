@@ -72,7 +72,7 @@ def chosen(
     no_word = ("", UNKNOWN) if limits.unknown == "keep" else ("",)  # an <unk> of the text itself is of the rest
 
     def numbers(least: int) -> dict[str, int]:
-        """Of the words that occur so often."""
+        """The index of each word that occurs at least so often."""
         return {words[i]: i for i in np.flatnonzero(counts >= least).tolist() if words[i] not in no_word}
 
     # Most words are rare, and a dictionary of all of them takes long. It is needed only for a given vocabulary, for the
