@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from contrast.errors import InputError
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -14,6 +16,16 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def check_equal(what: str, value: object) -> None:
+    """Raises InputError on all ranks if `value` is not the same on all of them."""
+    if world_size() == 1:
+        return
+    values: list[object] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    if others := [number for number, each in enumerate(values) if each != values[0]]:
+        raise InputError(f"{what}: rank {others[0]} has {values[others[0]]}, and rank 0 has {values[0]}")
 
 
 def gather(rows: Tensor) -> Tensor:

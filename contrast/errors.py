@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,7 +35,10 @@ def making(key: str) -> AbstractContextManager[None]:
 
 def need(module: str, extra: str, what: str) -> None:
     """Raises InputError if `module` is not installed, which `what` needs and `contrast-learning[extra]` brings."""
-    if sys.modules.get(module) is None and find_spec(module) is None:
+    is_there = sys.modules.get(module) is not None
+    with suppress(ModuleNotFoundError):  # of the package that a module is in
+        is_there = is_there or find_spec(module) is not None
+    if not is_there:
         raise InputError(f"{what} needs {module}: pip install 'contrast-learning[{extra}]'")
 
 

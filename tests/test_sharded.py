@@ -400,6 +400,48 @@ def test_the_words_of_the_files_of_all_ranks_are_counted_together(workplace: Pat
     assert torch.equal(state["state_dict"]["keep"], keep_probability(whole.counts, 0))
 
 
+def rank_with_a_text(rank: int, port: int, settings: tuple[str, ...]) -> None:
+    rank_of_run(rank, port, (*settings, f"data.path=text{rank}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((), "all ranks must train on the same text: rank 1 has"),
+        (("data.over_ranks=true",), "same files: rank 1 has 3"),
+    ],
+)
+def test_ranks_with_other_texts_end(workplace: Path, capfd: Any, settings: tuple[str, ...], message: str) -> None:
+    for rank in range(2):
+        Path(f"text{rank}").mkdir()
+        for n in range(2 + rank):
+            write_corpus(Path(f"text{rank}/{n}.txt"))
+    words = (*SMALL, *settings, "trainer.devices=2", "trainer.strategy=ddp", "hydra.run.dir=run")
+    with pytest.raises((mp.ProcessExitedException, mp.ProcessRaisedException)):
+        mp.start_processes(rank_with_a_text, (free_port(), words), nprocs=2, start_method="fork")
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_complete_run_ends_at_once_on_all_ranks(workplace: Path) -> None:
+    write_corpus(Path("corpus.txt"))
+    on_two_ranks(*SMALL, run="run")
+    before = Path("run/metrics.jsonl").read_bytes()
+    on_two_ranks("resume=run", run="run")
+    assert Path("run/metrics.jsonl").read_bytes() == before
+
+
+def test_torchrun_with_another_number_of_processes(
+    words: Command, workplace: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(Path("corpus.txt"))
+    for name, value in {"TORCHELASTIC_RUN_ID": "run", "WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert words(*SMALL, "trainer.devices=2") == 2
+    assert "torchrun has started 3: trainer.devices=3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("parts", [None, [10, 23, 17]])
 def test_the_ranks_read_each_place_of_the_text_once(parts: list[int] | None) -> None:
     """One text cut in parts, or a text of each rank, which ends earlier than others; all have equally many spans."""

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import random
 import re
 import sys
 import zipfile
@@ -89,6 +90,9 @@ def test_many_records_and_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert read(tmp_path / "a.parquet", column="text") == ["a b", "c", "d"]
     with pytest.raises(InputError, match="has the columns id, text"):
         corpus(tmp_path / "a.parquet", column="body")
+    with arrow.ipc.new_stream(tmp_path / "c.arrow", arrow.schema([("text", arrow.list_(arrow.string()))])) as stream:
+        stream.write_table(arrow.table({"text": [["a", "b"], ["c"]]}))
+    assert read(tmp_path / "c.arrow", column="text") == ["a b", "c"]
     (tmp_path / "b.parquet").write_text("no parquet")
     with pytest.raises(InputError, match=r"b\.parquet cannot be read"):
         corpus(tmp_path / "b.parquet", column="text")
@@ -99,6 +103,44 @@ def test_broken_records(tmp_path: Path) -> None:
         (tmp_path / f"{number}.jsonl").write_text(text)
         with pytest.raises(InputError, match=said):
             corpus(tmp_path / f"{number}.jsonl", column="text")
+
+
+def test_values_that_are_no_text(tmp_path: Path) -> None:
+    rows = [{"text": ["one", "two"]}, {"text": None}, {"id": 3}, {"text": 5}, {"text": "six"}]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(InputError, match=r"line 4 of .*a\.jsonl has 5 in place of a text"):
+        corpus(tmp_path / "a.jsonl", column="text", min_count=1)
+    with pytest.warns(UserWarning, match=r"line 4 of .*; 1 such lines are left out"):
+        assert read(tmp_path / "a.jsonl", column="text", on_error="skip") == ["one two", "six"]
+
+
+@pytest.mark.parametrize("before", ["\ufeff", "\n\n", " ", "\ufeff\n "])
+def test_json_lines_are_known_whatever_is_before_them(tmp_path: Path, before: str) -> None:
+    (tmp_path / "a.txt").write_text(before + '{"text": "one"}\n{"text": "two"}\n')
+    assert read(tmp_path / "a.txt", column="text") == ["one", "two"]
+    with pytest.raises(InputError, match="has the columns text; which of these"):
+        corpus(tmp_path / "a.txt")
+
+
+def test_a_column_of_plain_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text,n\none,1\n")
+    with pytest.raises(InputError, match=r"a\.txt is plain text, which has no column 'text'"):
+        corpus(tmp_path / "a.txt", column="text", min_count=1)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+def test_compressed_files_that_end_too_early_or_are_none(tmp_path: Path, suffix: str) -> None:
+    packs = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+    pack = packs[suffix] if suffix in packs else pytest.importorskip("backports.zstd").compress
+    whole = pack(random.Random(0).randbytes(1 << 16).hex().encode())
+    for name, data in (("half", whole[: len(whole) // 2]), ("none", b"plain text\n")):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=rf"{name}\{suffix} cannot be read"):
+            corpus(path, min_count=1)
+        (tmp_path / "good.txt").write_text("one\n")
+        with pytest.warns(UserWarning, match=rf"passed over: .*{name}\{suffix} cannot be read"):
+            assert "one" in read([path, tmp_path / "good.txt"], on_error="skip")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
@@ -126,7 +168,7 @@ def test_columns_are_listed_whichever_line_is_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["", ".zst"])
 def test_json_whose_first_line_is_longer_than_a_block(tmp_path: Path, suffix: str) -> None:
     text = json.dumps({"text": "one " * 9, "id": "x" * (1 << 20)}) + '\n{"text": "two"}\n'
-    pack = pytest.importorskip("zstandard").compress if suffix else bytes
+    pack = pytest.importorskip("backports.zstd").compress if suffix else bytes
     for name in ("a.json", "a.jsonl"):
         path = tmp_path / f"{name}{suffix}"
         path.write_bytes(pack(text.encode()))
@@ -139,11 +181,11 @@ def test_compressed_and_packed_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = b"one two\nthree\n"
     packs = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".GZ": gzip.compress}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(sys.modules, "zstandard", None)
+        patched.setitem(sys.modules, "backports.zstd", None)
         (tmp_path / "a.zst").write_bytes(b"?")
-        with pytest.raises(InputError, match="needs zstandard: pip install"):
+        with pytest.raises(InputError, match=r"needs backports\.zstd: pip install"):
             corpus(tmp_path / "a.zst")
-    if zstd := pytest.importorskip("zstandard", reason="pip install 'contrast-learning[zstd]'"):
+    if zstd := pytest.importorskip("backports.zstd", reason="pip install 'contrast-learning[zstd]'"):
         packs[".zst"] = zstd.compress
     for suffix, pack in packs.items():
         (tmp_path / f"b{suffix}").write_bytes(pack(text))
@@ -201,8 +243,10 @@ def test_what_is_no_text_is_passed_over(tmp_path: Path) -> None:
     (folder / "d.gz").write_bytes(b"no gzip")
     with pytest.raises(InputError, match=r"a\.txt holds NUL bytes \(byte 12\); data.on_error=skip"):
         corpus(folder, min_count=1)
-    with pytest.warns(UserWarning, match=r"a\.txt, byte 12: .*b\.png holds NUL.*d\.gz cannot be read"):
+    with pytest.warns(UserWarning, match=r"a\.txt, from byte 12: 1 lines .*b\.png holds NUL.*d\.gz cannot be read"):
         assert read(folder, on_error="skip") == ["one two", "three", "four"]
+    with pytest.warns(UserWarning, match=r"a\.txt, from byte 12"):  # no byte is read again
+        assert read(folder, on_error="skip", unknown="keep") == ["one two", "three", "four"]
     with pytest.raises(InputError, match=r"b\.png holds NUL bytes .* not a text in UTF-8"):
         corpus(folder / "b.png")
 
@@ -220,7 +264,7 @@ def test_records_with_nul_are_passed_over(tmp_path: Path) -> None:
 
 def test_json_that_is_no_json_lines_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[\n  {"text": "one two"}\n]\n')
-    with pytest.raises(InputError, match=r"line 1 of .*a\.json is no JSON"):
+    with pytest.raises(InputError, match=r"a\.json is an array of JSON"):
         corpus(tmp_path / "a.json", column="text", min_count=1)
 
 
@@ -229,6 +273,7 @@ def test_json_that_is_no_json_lines_is_no_text(tmp_path: Path) -> None:
     [
         ({"path": ""}, "a corpus of no files"),
         ({"max_distinct": 0}, "max_distinct must be at least 1, not 0"),
+        ({"workers": -1}, "not workers=-1"),
         (
             {"tokenizer": lambda line: [len(word) for word in line.split()], "min_count": 1},
             "gives 3, which is no",
@@ -258,7 +303,7 @@ def test_same_bytes_under_another_suffix_are_read_anew(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\none\n")
     (tmp_path / "a.txt").write_text("text\none\n")
     assert read(tmp_path / "a.csv", column="text") == ["one"]
-    assert read(tmp_path / "a.txt", column="text") == ["text", "one"]
+    assert read(tmp_path / "a.txt") == ["text", "one"]
     (tmp_path / "b.txt").write_bytes(gzip.compress(text.encode()))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"one"))
     assert read(tmp_path / "b.txt.gz") == ["one"]
@@ -334,8 +379,32 @@ def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
     path.write_text("one two\n\nthree\n")
     assert read(path, tokenizer=shout) == ["ONE! TWO!", "THREE!"]
     assert read(path, tokenizer=lambda line: line.split()[:1]) == ["one", "three"]
-    with pytest.raises(InputError, match="gives the word 'one two': no file of word vectors holds a word with a space"):
+    with pytest.raises(InputError, match="gives the word 'one two': files of word vectors hold no empty word"):
         corpus(path, tokenizer=lambda line: [line])
+    with pytest.raises(InputError, match="gives None for a line"):
+        corpus(path, tokenizer=lambda line: None)  # type: ignore[arg-type, return-value]
+
+
+STOPS = {"one"}
+
+
+def is_kept(word: str) -> bool:
+    return word not in STOPS
+
+
+def without_stops(line: str) -> list[str]:
+    return [word for word in line.split() if is_kept(word)]
+
+
+def test_what_a_tokenizer_refers_to_is_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one two\n")
+    assert read(path, tokenizer=without_stops) == ["two"]
+    assert described(without_stops) == described(without_stops)
+    monkeypatch.setattr(sys.modules[__name__], "STOPS", {"two"})
+    assert read(path, tokenizer=without_stops) == ["one"]
+    monkeypatch.setattr(sys.modules[__name__], "is_kept", lambda word: True)
+    assert read(path, tokenizer=without_stops) == ["one two"]
 
 
 class Shorter:

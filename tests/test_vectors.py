@@ -184,6 +184,7 @@ def test_suffixes(tmp_path: Path) -> None:
             match=rf"of .txt, .vec, .bin, .safetensors, or .* and .gz, or .floret, not '{name}'",
         ):
             save_vectors(tmp_path / name, "ab", torch.zeros(2, 2))
+        (tmp_path / name).touch()
         with pytest.raises(InputError, match="not 'v"):
             load_vectors(tmp_path / name)
     with pytest.raises(InputError, match=r"v\.bin does not exist"):
@@ -205,6 +206,8 @@ def test_suffixes(tmp_path: Path) -> None:
         ("v.bin", b"9 9\na 123", "too short for 9 words of 9 numbers"),
         ("v.bin", b"2 1\na 1234\nbbbbbbbbb", "ends after 1 of 2 words"),
         ("v.bin", b"2 1\na 1234\nb 123", "ends after 1 of 2 words"),
+        ("v.bin", b"1 2\nking 111 222\nqueen 3 4\n", "goes on after its 1 words"),
+        ("v.txt", b"a 1 nan\nb 1 2\n", "not finite, such as in the vector of 'a'"),
         ("v.bin", b"-2 1\na 1234\n", "holds no word vectors"),
         ("v.bin", b"0 4\n", "holds 0 words"),
         ("v.safetensors", b"not one", "holds no word vectors"),

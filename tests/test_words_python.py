@@ -13,6 +13,7 @@ from test_pretrain_text import write_corpus
 
 import contrast
 from contrast.errors import InputError
+from contrast.run.metrics import read_rows
 
 SMALL: dict[str, Any] = {"dim": 16, "subsample": 0, "chunk": 2000, "workers": 1, "epochs": 2, "min_count": 1}
 
@@ -85,6 +86,18 @@ def test_random_events_end_with_a_warning(workplace: Path, capsys: Any) -> None:
         sentences = [[f"item{each}" for each in text[i : i + number]] for i in range(0, 40_000, number)]
         contrast.words.train(sentences, epochs=5, workers=1)
         assert ("hardly more than how often words occur: the loss is 2.7" in capsys.readouterr().out) == (number == 8)
+
+
+def test_a_full_softmax_does_not_overshoot(workplace: Path) -> None:
+    """Few classes have most of the probability when a training begins, and their rows most of the steps."""
+    draw = random.Random(0)
+    topics = [[f"w{topic}_{i}" for i in range(50)] for topic in range(8)]
+    frequency = [1 / (i + 1) for i in range(50)]
+    sentences = [draw.choices(draw.choice(topics), frequency, k=20) for _ in range(2000)]
+    settings: dict[str, Any] = {"dim": 8, "epochs": 4, "min_count": 1, "subsample": 0, "workers": 1, "chunk": 10_000}
+    contrast.words.train(sentences, "output=full_softmax", **settings, run_dir="run")
+    losses = [row["train/loss"] for row in read_rows(Path("run/metrics.jsonl")) if "train/loss" in row]
+    assert losses[-1] < 3.4 < max(losses) < 6.1  # log 400 = 5.99, and 3.2 if the topic is known
 
 
 def test_what_it_refuses(workplace: Path) -> None:

@@ -45,7 +45,7 @@ class WordEvaluation(TypedDict):
     pairs: Text | list[Text] | None
     analogies: Text | None
     restrict: Positive | None
-    neighbours: list[Text]
+    neighbours: list[Text | int]  # [10,150] are the words 10 and 150
     k: Positive
     max_train: NotRequired[int]  # debug=quick sets these of images, too
     max_test: NotRequired[int]
@@ -134,7 +134,7 @@ class Reader(TypedDict):
 class Neighbours(TypedDict, total=False):
     """What conf/protocol/words.yaml adds to conf/evaluate.yaml."""
 
-    neighbours: list[Text]
+    neighbours: list[Text | int]  # [10,150] are the words 10 and 150
 
 
 @with_config(extra="forbid")

@@ -37,11 +37,13 @@ NAMES = {
     **{name: f"encoder.{name}" for name in ("minn", "maxn", "buckets", "hashes")},
     **{name: name for name in ("seed", "name", *GROUPS)},
 }
+WIDTH = ("dim", "vector_size")
 # gensim's names whose values differ from those of the setting here
 INSTEAD = {
     "sg": 'method="skipgram" is sg=1, and method="cbow" is sg=0',
     "hs": 'output="hierarchical_softmax" is hs=1, and output="negative_sampling" is hs=0',
 }
+IN_RUN = ("evaluation.files=", "evaluation.output=")
 PARTS: dict[str, Callable[..., object]] = {"data": corpus, "model": WordVectors}
 FACTS = {"path", "encoder", "negatives", "head", "counts", "words", "config"}  # which a run gives itself
 
@@ -63,10 +65,16 @@ def train(
                max_n and bucket mean the same
     overrides  anything else, as words of the command line: "head.temperature=2"
     run_dir    a folder that keeps the run, with its checkpoint; None: only the vectors are kept, in memory. A run on
-               sentences does not keep their text, so that `resume` cannot continue it; one on a path can be resumed
+               sentences does not keep their text, so that `resume` cannot continue it; one on a path can be resumed.
+               A second run beside RUN goes to RUN_2
 
     Raises InputError for what the command would refuse, an unknown setting, and sentences that hold no text.
     """
+    if isinstance(text, Mapping | bytes) or not isinstance(text, str | os.PathLike | Iterable):
+        what = f" of {', '.join(map(str, text))}: give one of these" if isinstance(text, Mapping) else ""
+        raise InputError(f"a text is a path or sentences, not {type(text).__name__}{what}")
+    if run_dir is None and (lost := [word for word in overrides if word.startswith(IN_RUN)]):
+        raise InputError(f"{lost[0]} is a file in the run folder, which is kept with run_dir only")
     with TemporaryDirectory(prefix="contrast-words-") as scratch:
         is_list = isinstance(text, list) and text and all(isinstance(each, os.PathLike) for each in text)
         if not (isinstance(text, str | os.PathLike) or is_list):
@@ -83,11 +91,16 @@ def keys(settings: Mapping[str, Setting]) -> Iterator[tuple[str, Setting]]:
     """The key of the configuration of each setting; InputError for an unknown one."""
     known = {name: f"{part}.{name}" for part, made in PARTS.items() for name in inspect.signature(made).parameters}
     known = {name: key for name, key in known.items() if name not in FACTS} | NAMES
+    given: dict[str, str] = {}
     for name, value in settings.items():
         if name in INSTEAD:
             raise InputError(f"{name} is a setting of gensim: {INSTEAD[name]}")
         if name not in known:
             raise InputError(f"{name}: no setting of word vectors{nearest(name, known)}; known are {', '.join(known)}")
+        if (other := given.setdefault(known[name], name)) != name:
+            raise InputError(f"{other} and {name} are one setting: give one of them")
+        if known[name].startswith("encoder.") and name not in WIDTH and "encoder" not in settings:
+            raise InputError(f'{name} is a setting of n-grams: encoder="subwords" or encoder="floret"')
         yield known[name], value
 
 
@@ -106,11 +119,11 @@ def write_sentences(path: Path, sentences: Iterable[object], column: str) -> boo
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for number, sentence in enumerate(sentences, start=1):
             if isinstance(sentence, Mapping):
-                if not isinstance(sentence.get(column), str):
+                if not isinstance(sentence.get(column), str | list | tuple):
                     raise InputError(f"sentence {number} has no text in the column '{column}': {', '.join(sentence)}")
                 sentence = sentence[column]
             kinds.add(isinstance(sentence, str))
-            if not isinstance(sentence, Iterable):
+            if not isinstance(sentence, Iterable) or isinstance(sentence, bytes):
                 kind = type(sentence).__name__
                 raise InputError(f"sentence {number} is a {kind}, neither a string nor a list of words")
             words = [sentence] if isinstance(sentence, str) else [str(word) for word in sentence]
@@ -118,6 +131,8 @@ def write_sentences(path: Path, sentences: Iterable[object], column: str) -> boo
                 raise InputError(f"sentence {number}: the word '{wrong[0]}' is empty or has a space in it")
             line = " ".join(" ".join(words).splitlines())
             file.write(f"{line}\n")
+    if not kinds:
+        raise InputError("there are no sentences to train on")
     if len(kinds) > 1:
         raise InputError("some sentences are strings and others lists of words: all must be of one kind")
     return kinds == {False}

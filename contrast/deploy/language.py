@@ -67,6 +67,8 @@ class NextWordModel(nn.Module):
 
     def perplexity(self, text: str) -> float:
         """exp of the mean of -log p over the words of the text and the ends of its lines."""
+        if not isinstance(text, str):
+            raise InputError(f"the perplexity is that of a string, not of a {type(text).__name__}")
         return perplexity(self._measured(text)[1])
 
     @torch.inference_mode()

@@ -24,7 +24,7 @@ from contrast.data.images.decode import decode, to_pixels
 from contrast.data.images.folder import files_below
 from contrast.data.images.image_set import UNLABELLED, ImageFiles, Images
 from contrast.data.text.tokenizer import tokenizer_of
-from contrast.data.text.vectors import BINARY, PACKED, SAFE, TEXT
+from contrast.data.text.vectors import BINARY, FLORET, PACKED, SAFE, TEXT
 from contrast.deploy.language import NextWordModel, is_language_model, language_model
 from contrast.deploy.words import WordEmbeddings
 from contrast.encoders.pretrained import checkpoint_file, is_own
@@ -219,7 +219,7 @@ def load(what: str | os.PathLike[str], trust: Trust = False) -> ImageEncoder | W
         return encoder_of(exported(downloaded(name.removeprefix("hf:"))), trust)
     path = Path(name).expanduser()
     alone = path.suffix in SAFE and not (path.parent / CONFIG).is_file()  # without a config.json
-    if (path / VECTORS).is_file() or path.suffix in (*TEXT, *BINARY, PACKED) or alone:
+    if (path / VECTORS).is_file() or path.suffix in (*TEXT, *BINARY, PACKED, FLORET) or alone:
         return WordEmbeddings(*word_vectors(path), subwords_of(path))
     saved = saved_model(path)
     return language_model(saved, trust) if is_language_model(saved) else encoder_of(saved, trust)

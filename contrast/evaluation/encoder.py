@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 import torch
 from hydra.utils import instantiate
 from omegaconf import ListConfig
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from contrast.config.facts import complete
 from contrast.config.trust import Config, Trust, from_file
 from contrast.data.images.image_set import ImageFiles, Images
-from contrast.data.text.vectors import SAFE, load_vectors
+from contrast.data.text.vectors import SAFE, file_format, load_vectors, tensors_of
 from contrast.encoders.normalize import Normalize
 from contrast.encoders.pretrained import Weights, is_own, own_statistics, pretrained, published, statistics_of
 from contrast.encoders.subwords import Subwords
@@ -209,8 +208,5 @@ def subwords_of(path: str | Path) -> Subwords | None:
     """The n-grams saved beside the word vectors in a run folder or a file; None if it has none."""
     path = Path(path).expanduser()
     path = path / VECTORS if path.is_dir() else path
-    if path.suffix not in SAFE:
-        return None
-    with safe_open(path, "pt") as file:
-        names = [name for name in sorted(file.keys()) if name.startswith("subword")]
-        return Subwords.of({name: file.get_tensor(name) for name in names}) if names else None
+    tensors = tensors_of(path, "subword") if file_format(path) in SAFE else {}
+    return Subwords.of(tensors) if tensors else None

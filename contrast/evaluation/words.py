@@ -214,12 +214,12 @@ def nearest_words(
 
 
 def neighbour_lines(
-    vectors: Tensor, words: Sequence[str], queries: Sequence[str], k: int, subwords: Subwords | None = None
+    vectors: Tensor, words: Sequence[str], queries: Sequence[str | int], k: int, subwords: Subwords | None = None
 ) -> list[str]:
     """For each word of `queries` a line of its k nearest words; an unknown word has a line that says so."""
     known = set(words)
     lines = []
-    for word in queries:
+    for word in map(str, queries):  # a configuration has 150 as a number
         more, of_all = (words, vectors) if subwords is None else subwords.extend(words, vectors, [word])
         is_known = word in known or len(more) > len(words)
         near = nearest_words(of_all, more, word, k) if is_known else ()
@@ -243,7 +243,9 @@ def as_list(files: str | Sequence[str] | None) -> list[str]:
     return [files] if isinstance(files, str) else list(files or ())
 
 
-def words(data: WordData, restrict: int | None = None, neighbours: Sequence[str] = (), k: int = 10) -> dict[str, float]:
+def words(
+    data: WordData, restrict: int | None = None, neighbours: Sequence[str | int] = (), k: int = 10
+) -> dict[str, float]:
     """The protocol: `word_scores` of `data`; prints the k nearest words of each of `neighbours`.
 
     k  nearest words that are printed

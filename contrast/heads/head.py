@@ -106,6 +106,14 @@ class Head(ScalarOwner):
         """Derivatives of the sum of the pairs' losses by the `band_scores` near and shared, which are overwritten."""
         raise NotImplementedError
 
+    def shared_pairs(self, output: Output, slopes: Tensor) -> Tensor:
+        """How many pairs each shared row [N, M] counts as, in the limit on the pairs of a row; slopes [N, L, M]."""
+        return (self.noise_weight(output.draws) * output.shared.total).sum(dim=1).expand(slopes[:, 0].shape)
+
+    def counts_of_all_classes(self, scores: Scores, counts: Tensor) -> Tensor:
+        """As `shared_pairs`, of each score of a pair [P, 1 + C], if the candidates are all classes; usually `counts`."""
+        return counts
+
     def total_loss(self, output: Output, near: Tensor, shared: Tensor) -> Tensor:
         """The sum of the pairs' losses, a scalar, from the `band_scores` near and shared."""
         raise NotImplementedError

@@ -126,6 +126,18 @@ class InfoNCE(Head):
         mass = output.band.collect(rest.sum(dim=1)[:, :, None])  # [S, 1]
         return -rest, share.mul_(mass.view(total.shape) / total)
 
+    def shared_pairs(self, output: Output, slopes: Tensor) -> Tensor:
+        """Of all classes, 4 times the probability that a row has in all pairs, the sum of its slopes; of draws as usual.
+
+        The second derivative of a softmax loss by a score is p (1 - p), at most p, and that of a logistic loss is at
+        most 1 / 4. Of all classes a few may have most of p; with 1 / V for each, the first steps overshot.
+        """
+        return 4 * slopes.sum(dim=1) if output.holds_targets else super().shared_pairs(output, slopes)
+
+    def counts_of_all_classes(self, scores: Scores, counts: Tensor) -> Tensor:
+        counts = 4 * scores.values.masked_fill(~scores.valid, -torch.inf).softmax(dim=1)
+        return counts + F.one_hot(counts.new_zeros(1).long(), counts.shape[1])  # the target is in column 0
+
     def total_loss(self, output: Output, near: Tensor, shared: Tensor) -> Tensor:
         log_total = output.band.windows(shared.logsumexp(dim=2).view(-1, 1)).mT  # [n, 1, R]
         loss = log_total - near if output.holds_targets else F.softplus(log_total - near)

@@ -120,7 +120,7 @@ def check_groups(cfg: DictConfig) -> None:
         if choices.get("output") is not None and choices.get(group) is not None:
             raise InputError(
                 f"{group}={choices[group]} and output={choices['output']} both set {group}: an output layer brings its "
-                "own, and output=null leaves negatives and head to you"
+                "own, and ~output leaves negatives and head to you"
             )
 
 
@@ -277,8 +277,6 @@ def check_differences(run: Path, cfg: DictConfig, restored: Sequence[str]) -> bo
         InputError: a difference below one of the keys `restored`, which the checkpoint brings back; or other data for
             a run that is complete and does not train longer.
     """
-    if not folder.is_first_rank():
-        return True
     before = folder.read_config(run)
     folder.make_absolute(before)  # that of an older version may not be
     ended = folder.is_complete(run, before) and folder.absolute(Path(cfg.resume).expanduser()) in (
@@ -296,6 +294,8 @@ def check_differences(run: Path, cfg: DictConfig, restored: Sequence[str]) -> bo
                 f"{line}: {run} is complete, and its metrics are those of its own data; "
                 f"contrast-evaluate checkpoint={run} data=... measures it on other data"
             )
+    if not folder.is_first_rank():  # which comes to the same result: nothing is written before all ranks have joined
+        return bool(lines) or not ended
     for line in lines:
         print(f"other than when the run began: {line}")
     if ended and not lines:

@@ -66,7 +66,7 @@ def configuration_error(error: BaseException, groups: Callable[[], Iterable[str]
         if isinstance(cause, OmegaConfBaseException):
             return f"{cause.full_key}: {one_line(str(cause.msg or cause).partition(chr(10) + '    full_key')[0])}"
     if isinstance(error, ValueError) and "Config group override must be a string" in str(error):
-        return "a group of the configuration cannot be null on the command line: ~method removes the group method"
+        return "a group of the configuration cannot be null on the command line: ~GROUP removes it, such as ~output"
     if isinstance(error, HydraException) and (group := NO_GROUP.search(str(error))):
         return f"this command has no group '{group[1]}' to choose from: leave out {group[1]}=..."
     return one_line(str(error).partition("\nConfig search path:")[0]) if isinstance(error, HydraException) else None

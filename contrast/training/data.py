@@ -8,6 +8,9 @@ from torch import Tensor
 
 from contrast.data.images.image_set import ImageFiles, Images
 from contrast.data.loader import Batches, Resumable, Spans
+from contrast.data.store import digest
+from contrast.data.text.corpus import Corpus
+from contrast.distributed import check_equal, world_size
 from contrast.errors import InputError
 
 
@@ -92,16 +95,31 @@ class SpanData(ResumableData):
     by_rank  each rank takes an equal part of the `size` places of a step, from its own part of the text. False: every
              rank takes all of them
     parts    numbers of places in the texts of the ranks, if each has read its own text; None: all have the same text
+    corpus   the text, if all ranks have the same; InputError when the training begins if one has another
     """
 
     kind, unit = "text", "words and ends of lines"
 
     def __init__(
-        self, ids: Tensor, size: int, seed: int, by_rank: bool = False, parts: Sequence[int] | None = None
+        self,
+        ids: Tensor,
+        size: int,
+        seed: int,
+        by_rank: bool = False,
+        parts: Sequence[int] | None = None,
+        corpus: Corpus | None = None,
     ) -> None:
         super().__init__()
+        self.corpus = corpus
         self.ids, self.size, self.seed, self.by_rank, self.parts = ids, size, seed, by_rank, parts
         self.count = len(ids) if parts is None else sum(parts)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.corpus is not None and self.parts is None and world_size() > 1:
+            words, counts = self.corpus.words, self.corpus.counts
+            text = f"{len(words):,} words at {len(self.ids):,} places (digest {digest(words, counts)[:8]})"
+            check_equal("all ranks must train on the same text", text)
 
     def loader(self, trainer: pl.Trainer) -> Spans:
         rank, ranks = (trainer.global_rank, trainer.world_size) if self.by_rank else (0, 1)

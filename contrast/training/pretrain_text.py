@@ -36,12 +36,12 @@ def pretrain_text(cfg: DictConfig, corpus: Corpus, run_dir: Path) -> float | Non
         scores = model.metrics(corpus, device)
         return scores, model.table(scores)
 
-    data = SpanData(corpus.ids, model.chunk, cfg.seed, isinstance(model, WordVectors), corpus.parts)
+    data = SpanData(corpus.ids, model.chunk, cfg.seed, isinstance(model, WordVectors), corpus.parts, corpus)
     callbacks = [StopAfterNonFinite(), throughput, *callbacks_of(cfg, {"corpus": corpus})]
-    title = f"{corpus.total_words:,} words of {corpus.name}, {len(corpus.words):,} different ones"
+    title = f"{corpus.total_words:,} words of {corpus.name}, {len(corpus.words):,} in the vocabulary"
     if isinstance(model, WordVectors):
         number = round(model.kept_share * int(corpus.counts.sum()))
-        title += f"; {number:,}, {model.kept_share:.0%} of them, are trained on in an epoch{few_words(model)}"
+        title += f"; {number:,}, {number / corpus.total_words:.0%}, are trained on in an epoch{few_words(model)}"
     try:
         metrics = train(cfg, run_dir, model, data, callbacks, title, evaluate)
     finally:
@@ -72,7 +72,9 @@ def check_text(cfg: DictConfig, model: WordVectors | LanguageModel, corpus: Corp
             file_format(file)
             check_floret(file, file not in output and getattr(model.encoder, "hashes", 0) > 0)
             if Path(file).name != file:
-                raise InputError(f"evaluation.files are names in the run folder, not paths such as {file}")
+                raise InputError(
+                    f"evaluation.files and evaluation.output are names in the run folder, not paths: {file}"
+                )
         names = names | score_names(as_list(cfg.evaluation.pairs), cfg.evaluation.analogies)
     else:
         if corpus.parts is not None:

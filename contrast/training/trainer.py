@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import re
 import signal
 import sys
@@ -161,18 +162,27 @@ def bare_trainer(trainer: DictConfig, **given: object) -> pl.Trainer:
 
     given  settings in place of those of the configuration
 
-    Raises InputError for settings that Lightning refuses; it names those that Lightning's message mentions.
+    Raises InputError for settings that Lightning refuses; it names those that Lightning's message mentions. And for
+    another number of processes than torchrun has started, each of which would otherwise train alone.
     """
+    processes = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
+    if processes is not None and isinstance(devices, int) and devices > 0 and devices * nodes != processes:
+        raise InputError(
+            f"trainer.devices={devices} on trainer.num_nodes={nodes} are {devices * nodes} processes, and torchrun has "
+            f"started {processes}: trainer.devices={processes // nodes} trainer.strategy=ddp"
+        )
     try:
         named = "ddp" if trainer.strategy == SHARDED else trainer.strategy  # of the same devices
         bare = {"strategy": named, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        return instantiate(trainer, **bare | given)
+        made = instantiate(trainer, **bare | given)
     except InstantiationException as error:
         reason = one_line(error.__cause__ or error)
         words = set(re.findall(r"[\w-]+", reason))
         settings = {str(name): str(value) for name, value in trainer.items()}
         named = [f"trainer.{name}={value}" for name, value in settings.items() if words & {name, value}]
         raise InputError(f"{' '.join(named) or 'trainer'}: {reason}") from error
+    return made
 
 
 class Unwrapped(DDPStrategy):

@@ -103,22 +103,30 @@ def step(encoder: WordTable, negatives: Table | Tree, head: Head, scored: list[S
 
 def row_pairs(head: Head, scored: Scored) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Rows of the table or tree, and rows of the input vectors, each with how many pairs update it."""
-    classes, pairs, counted = scored.candidates.classes, len(scored.targets), weights(head, scored)
+    classes, counted = scored.candidates.classes, pair_counts(head, scored)
     assert classes is not None
     if classes.ndim == 2:  # [P, L], the nodes of each pair's path
         outputs = classes[classes >= 0], counted[classes >= 0]
     else:
-        outputs = torch.cat([scored.targets, classes]), torch.cat([counted[:1].expand(pairs), pairs * counted[1:]])
+        outputs = torch.cat([scored.targets, classes]), torch.cat([counted[:, 0], counted[:, 1:].sum(dim=0)])
     return outputs, (scored.inputs, scored.weights.square())
 
 
 def compared(head: Head, scored: Scored) -> Tensor:
     """Sum of |v|^2 over what each pair is compared with, [P]."""
-    candidates, counted = scored.candidates, weights(head, scored)
+    candidates, counted = scored.candidates, pair_counts(head, scored)
     squares = candidates.vectors.square().sum(dim=-1)  # [C] or [P, L]
     if candidates.positives is None:
         return (counted * squares).sum(dim=1)
-    return candidates.positives[:, 0].square().sum(dim=1) + counted[1:] @ squares
+    return counted[:, 0] * candidates.positives[:, 0].square().sum(dim=1) + counted[:, 1:] @ squares
+
+
+def pair_counts(head: Head, scored: Scored) -> Tensor:
+    """How many pairs each score counts as in the limit on the pairs of a row, [P, 1 + C], or [P, L] of nodes."""
+    candidates, counted = scored.candidates, weights(head, scored).expand(len(scored.targets), -1)
+    if candidates.excluded_groups is None:
+        return counted
+    return head.counts_of_all_classes(head.scores(scored.queries, candidates), counted)
 
 
 def head_load(head: Head, scored: list[Scored], parameter: Tensor) -> Tensor:

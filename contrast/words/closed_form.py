@@ -90,6 +90,7 @@ def output_step(
     near, shared = (each.detach() for each in scores)
     loss = (head.total_loss(output, near, shared), band.number.sum()) if with_loss else None
     near, shared = head.slopes(output, near, shared)
+    shared_pairs = head.shared_pairs(output, shared)
     if learned:
         first = torch.zeros(1, dtype=torch.int64, device=query.device)
         grads = torch.autograd.grad(scores, learned, (near, shared), retain_graph=True)
@@ -100,8 +101,7 @@ def output_step(
         near, shared = near / temperature, shared / temperature
 
     to_query = band.collect(torch.bmm(near.mT, near_rows)).view(blocks.shape).baddbmm_(shared, shared_rows)
-    of_shared = (weight * output.shared.total).sum(dim=1).expand(shared_shape)
-    row_pairs = torch.cat([output.near.total.sum(dim=2).view(-1), of_shared.reshape(-1)])  # [n K + N M]
+    row_pairs = torch.cat([output.near.total.sum(dim=2).view(-1), shared_pairs.reshape(-1)])  # [n K + N M]
     pairs = band.number.sum().clamp(min=1)
     divisor = pairs * temperature**2  # scores are dot products divided by the temperature
     load = (band.number[:, 0] @ squares(query)) / divisor  # of a row, for each of its pairs

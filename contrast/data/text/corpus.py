@@ -26,7 +26,7 @@ from contrast.data.text.tokenizer import check_vocabulary, splitter
 from contrast.data.text.vocabulary import Limits, chosen, mapped, with_phrases
 from contrast.errors import InputError, named_errors
 
-_FORMAT = 3  # part of every key: to change when the same files are to give other ids
+_FORMAT = 4  # part of every key: to change when the same files are to give other ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def corpus(
 
     Text is read once, block by block; memory grows with the number of distinct words only. All words as ids are in the
     cache, so that other limits of the vocabulary read no text again. Wrong UTF-8 is read as U+FFFD; a warning counts
-    the lines.
+    the lines, whether the text is read or in the cache.
 
     Raises InputError for a path that does not exist or cannot be read, text without words, a vocabulary without words,
     a held-out part without lines, a cache that cannot be written, and values out of range.
@@ -127,6 +127,8 @@ def corpus(
     ):
         if value not in known:
             raise InputError(f"one of {', '.join(known)} is wanted, not '{value}'")
+    if workers is not None and workers < 1:
+        raise InputError(f"a text needs at least 1 process that reads it, not workers={workers}")
     if max_distinct is not None and max_distinct < 1:
         raise InputError(f"max_distinct must be at least 1, not {max_distinct}")
     if not 0 <= held_out < 1:
@@ -148,19 +150,29 @@ def corpus(
         texts = Texts(files, column, on_error == "skip")
         source = digest(_FORMAT, split.key, content(files, folder), column, on_error, max_distinct)
 
+        told: set[str] = set()
+
+        def tell(entry: dict[str, Tensor]) -> None:
+            for note in set(to_texts(entry["notes"])) - told:
+                warnings.warn(note, stacklevel=3)
+                told.add(note)
+
         def make() -> dict[str, Tensor]:
             with ThreadPoolExecutor(1) as pool:  # writes the words of the text while those of the vocabulary are chosen
                 plain = cached(
                     folder, f"texts/{source}", lambda: read(texts, split, folder, max_distinct, workers), pool
                 )
+                tell(plain)  # before an error about this text
+                notes = {"notes": plain["notes"]}
                 if not rules.passes:
-                    return chosen(plain, limits, folder, files, over_ranks)
+                    return chosen(plain, limits, folder, files, over_ranks) | notes
                 of_phrases = digest(source, limits.unit, limits.held_out, limits.seed, rules)
                 text = cached(folder, f"phrases/{of_phrases}", lambda: with_phrases(plain, limits, rules, folder), pool)
-                return chosen(text, limits._replace(unit="line"), folder, files)
+                return chosen(text, limits._replace(unit="line"), folder, files) | notes
 
         # what the ranks find out together is in no cache, of which some may have a part and others none
         entry = make() if over_ranks else cached(folder, f"corpora/{digest(source, limits, rules)}", make)
+    tell(entry)
     total_words, count, unknown_id = entry["numbers"].tolist()
     return Corpus(
         name or ("stdin" if given != path else _name(path, files)),
@@ -178,7 +190,7 @@ def corpus(
 def read(
     texts: Texts, split: Splitter, folder: Path, max_distinct: int | None, workers: int | None
 ) -> dict[str, Tensor]:
-    """All words of a text as ids, and their counts: an entry of the cache."""
+    """All words of a text as ids, their counts, and notes of what was noticed on the way: an entry of the cache."""
     folder.mkdir(parents=True, exist_ok=True)
     size = sum(file.stat().st_size for file in texts.files)
     if (free := shutil.disk_usage(folder).free) < size:
@@ -198,9 +210,9 @@ def read(
         f"there are more than {max_distinct or 0:,} distinct words: those seen {times} times or less so far were "
         f"forgotten on the way, so counts may be up to {times * (times + 1) // 2} too low": times,
     }
-    for note in (note for note, applies in notes.items() if applies):
-        warnings.warn(note, stacklevel=4)
-    return {"ids": ids, "words": from_texts(words.words), "counts": torch.from_numpy(words.counts)}
+    told = [note for note, applies in notes.items() if applies]
+    counts = torch.from_numpy(words.counts)
+    return {"ids": ids, "words": from_texts(words.words), "counts": counts, "notes": from_texts(told)}
 
 
 def _name(path: Text | Sequence[Text], files: Sequence[Path]) -> str:

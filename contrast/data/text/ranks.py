@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from contrast.distributed import rank, world_size
+from contrast.data.store import digest
+from contrast.distributed import check_equal, rank, world_size
 from contrast.errors import InputError
 
 _PATIENCE = timedelta(days=1)  # the longest that one rank reads after another has finished
@@ -18,13 +19,19 @@ _PATIENCE = timedelta(days=1)  # the longest that one rank reads after another h
 def files_of_rank(files: Sequence[Path]) -> list[Path]:
     """Every R-th of the files, from that with the number of the rank on; it joins the other ranks first.
 
-    Raises InputError outside torchrun, which starts all ranks before they read, and if there are more ranks than files.
+    Raises InputError outside torchrun, which starts all ranks before they read, if there are more ranks than files, and
+    if the ranks have lists of other files, of which some would be read by none.
     """
     if not dist.is_initialized():
         if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
-            raise InputError("data.over_ranks=true is for ranks that torchrun starts")
+            raise InputError(
+                "data.over_ranks=true is for ranks that torchrun starts: data.over_ranks=false trainer.devices=1 reads "
+                "all text in one process"
+            )
         kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(kinds, timeout=_PATIENCE)  # Lightning takes one that exists
+    sizes = [(file.name, file.stat().st_size) for file in files]
+    check_equal("all ranks must list the same files", f"{len(files):,} files (digest {digest(sizes)[:8]})")
     if len(files) < world_size():
         raise InputError(f"{world_size()} ranks read {len(files)} files: split the text, a file is read by one rank")
     return list(files[rank() :: world_size()])

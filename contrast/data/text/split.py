@@ -93,7 +93,7 @@ class ByLine(Splitter):
             raise InputError(f"the tokenizer gives {word!r}, which is no string")
         if word.split() != [word]:
             raise InputError(
-                f"the tokenizer gives the word {word!r}: no file of word vectors holds a word with a space"
+                f"the tokenizer gives the word {word!r}: files of word vectors hold no empty word, none with a space"
             )
         return word
 

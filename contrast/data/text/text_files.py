@@ -6,7 +6,6 @@ In a block, a line feed ends a line, and END a file, or a record of a file that 
 import bz2
 import glob
 import gzip
-import io
 import json
 import lzma
 import os
@@ -16,9 +15,10 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from time import time
@@ -34,19 +34,25 @@ from contrast.errors import InputError, named_errors, need
 BLOCK = 1 << 20  # bytes read at a time, after decompression
 END = b"\x1c"  # of a file or a record: ASCII's file separator
 STDIN = "-"
+_BOM = b"\xef\xbb\xbf"
 _MAX_WORD = 16 * BLOCK  # bytes; a longer word is cut
 _MAX_LINE = 64 * BLOCK  # bytes of a first line that may be JSON
 _SETTLED = 2.0  # seconds after which a change of a file shows in its time of change
+_ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 
-def _zstd(file: IO[bytes]) -> IO[bytes]:
-    need("zstandard", "zstd", "a file of .zst")
-    import zstandard
+@contextmanager
+def _zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    need(_ZSTD, "zstd", "a file of .zst")
+    zstd = import_module(_ZSTD)
+    try:
+        with zstd.open(file) as stream:
+            yield stream
+    except zstd.ZstdError as error:  # of a module that is imported here only, so _DAMAGED cannot have it
+        raise OSError(str(error)) from None
 
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))  # for lines
 
-
-_OPEN: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
+_OPEN: dict[str, Callable[[IO[bytes]], AbstractContextManager[IO[bytes]]]] = {
     ".xz": lzma.open,
     ".gz": gzip.open,  # type: ignore[dict-item]
     ".bz2": bz2.open,
@@ -81,7 +87,8 @@ class Texts:
         """The text of all files, by about `size` bytes; a bar counts the bytes on the disk.
 
         The suffix says how a file is compressed (.xz, .gz, .bz2, .zst, .zip) and whether it has records (.jsonl, .csv,
-        .tsv, .parquet). A line that is longer than a block comes in parts, each from the space between two words on.
+        .tsv, .parquet, .arrow). A line that is longer than a block comes in parts, each from the space between two
+        words on.
 
         Raises InputError for a file that cannot be read, is not what its suffix says or ends too early, or that holds
         NUL bytes, which no text in UTF-8 does.
@@ -120,19 +127,23 @@ class Texts:
         """The blocks of a stream that messages call `place`, and whose suffix that of `name` is."""
         suffix = Path(name).suffix
         read = b"" if suffix in RECORDS else stream.read(size)
-        if read[:1] == b"{" and b"\n" not in read:
+        begin = read.removeprefix(_BOM).lstrip()
+        if begin[:1] == b"{" and b"\n" not in begin:
             read += stream.readline(_MAX_LINE)  # whether it is JSON shows in the whole line only
-        if suffix in RECORDS or (read[:1] == b"{" and _is_object(read)):
+        if suffix in RECORDS or _is_json(read):
             skipped = self.skipped if self.skip else None
             texts = records(place, suffix, read, stream, self.column, skipped)
             yield from self._joined(self._without_nul(place, texts), size)
             return
+        if self.column is not None and self.files == [Path(place)]:  # beside others, it may be plain text among tables
+            tables = f"the suffixes of files with columns are {', '.join(RECORDS)}"
+            raise InputError(f"{place} is plain text, which has no column '{self.column}'; {tables}")
         rest, at, is_first, is_open, in_nul = b"", 0, True, False, False
         while True:
             following = stream.read(size) if read else b""
             if b"\0" in read:
                 self._check_nul(place, read, at, is_first)
-            data = rest + (read.removeprefix(b"\xef\xbb\xbf") if is_first else read)
+            data = rest + (read.removeprefix(_BOM) if is_first else read)
             if in_nul or b"\0" in read:
                 data = b"\0" * in_nul + data
                 in_nul = b"\0" in data[data.rfind(b"\n") + 1 :]
@@ -184,13 +195,17 @@ class Texts:
                 raise InputError(f"{place} holds NUL bytes (byte {byte:,}): it is not a text in UTF-8{hint}") from None
         if not self.skip:
             raise InputError(f"{place} holds NUL bytes (byte {byte:,}){hint}")
-        self.skipped.append(f"{place}, byte {byte:,}: lines that hold NUL bytes")
+        number = sum(b"\0" in line for line in read.split(b"\n"))
+        self.skipped.append(f"{place}, from byte {byte:,}: {number:,} lines that hold NUL bytes")
 
 
-def _is_object(read: bytes) -> bool:
-    """Whether the first line is an object of JSON."""
+def _is_json(read: bytes) -> bool:
+    """Whether a file that begins so has an object of JSON on its first line, or an array of objects."""
+    begin = read.removeprefix(_BOM).lstrip()
+    if begin[:1] != b"{":
+        return re.match(rb'\[\s*\{\s*"', begin) is not None
     try:
-        return isinstance(json.loads(read.partition(b"\n")[0]), dict)
+        return isinstance(json.loads(begin.partition(b"\n")[0]), dict)
     except ValueError:
         return False
 
@@ -211,8 +226,13 @@ def text_files(path: Text | Sequence[Text]) -> list[Path]:
     if not isinstance(path, str | os.PathLike):
         return [file for part in path for file in text_files(part)]
     root = Path(path).expanduser()
-    if root.is_file():
-        return [root]
+    try:
+        if root.is_file():
+            return [root]
+    except OSError as error:
+        name = os.fspath(path)
+        said = f"{error.strerror}; a text in memory is a list of sentences, for contrast.words.train"
+        raise InputError(f"a path of {len(name):,} characters, '{name[:60]}...': {said}") from None
     if root.is_dir():
         below = sorted(file for file in root.rglob("*") if file.is_file())
         files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(root).parts)]
@@ -237,6 +257,8 @@ def with_stdin(path: Text | Sequence[Text], folder: Path) -> Iterator[Text | Seq
     with NamedTemporaryFile(dir=folder, prefix="stdin-", suffix=".txt") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
         file.flush()
+        if not file.tell():
+            raise InputError("nothing comes from the standard input; what a sweep reads must be in a file")
         yield file.name
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import re
 import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from uuid import uuid4
 
 import torch
@@ -87,36 +86,53 @@ def splitter(
         pieces = HFTokenizer(tokenizer)
         return ByLine(pieces.pieces, pieces.digest(), has_threads=True)
     function = tokenizer
-    return ByLine(lambda lines: [list(function(line)) for line in lines], digest(described(function)))
+
+    def words(line: str) -> list[str]:
+        found = function(line)
+        if not isinstance(found, Iterable):
+            raise InputError(f"the tokenizer gives {found!r} for a line, and not its words")
+        return list(found)
+
+    return ByLine(lambda lines: [words(line) for line in lines], digest(described(function)))
 
 
 def described(function: object) -> str:
-    """A text that differs between functions: the code and the values that it was made with, such as those of a closure.
+    """A text that differs between functions: the code, and the values that it was made with or refers to.
 
-    Global variables do not count. If another value is not plain, the text is a new one at each call, so that nothing
-    in a cache is taken for what this function gives.
+    Those are the variables of a closure and the global ones, functions of the same module among them. If a value is not
+    plain, the text is a new one at each call, so that nothing in a cache is taken for what this function gives.
     """
     try:
-        return _described(function)
+        made = function.func if isinstance(function, functools.partial) else function
+        named = made if hasattr(made, "__module__") else type(made)
+        return _described(function, named.__module__, set())
     except (OSError, TypeError, ValueError, RecursionError):
         return uuid4().hex
 
 
-def _described(value: object) -> str:
-    """A text of a plain value, of a function or of an object with plain attributes; TypeError or OSError otherwise."""
+def _described(value: object, home: str, seen: set[int]) -> str:
+    """A text of a plain value, of a function or of an object with plain attributes; TypeError or OSError otherwise.
+
+    home  the module for whose functions the global variables count
+    seen  functions and classes whose text is there already
+    """
     if value is None or type(value) in (str, bytes, bool, int, float):
         return repr(value)
     if inspect.ismodule(value):
         return value.__name__
     if isinstance(value, types.MethodDescriptorType) or (inspect.isclass(value) and value.__module__ == "builtins"):
         return value.__qualname__  # str.split, list
+    if inspect.isfunction(value) or inspect.isclass(value):
+        if id(value) in seen:
+            return value.__qualname__
+        seen.add(id(value))
     if type(value) in (set, frozenset):
-        parts: Iterable[object] = sorted(map(_described, value))  # type: ignore[call-overload]
+        parts: Iterable[object] = sorted(_described(each, home, seen) for each in value)  # type: ignore[attr-defined]
     elif type(value) in (list, tuple):
         parts = value  # type: ignore[assignment]
     elif type(value) is dict:
         parts = value.items()
-    elif isinstance(value, re.Pattern):
+    elif hasattr(value, "pattern") and hasattr(value, "flags"):  # of re or of regex
         parts = value.pattern, value.flags
     elif isinstance(value, functools.partial):
         parts = value.func, value.args, value.keywords
@@ -126,11 +142,21 @@ def _described(value: object) -> str:
         parts = value.__func__, value.__self__
     elif inspect.isfunction(value):
         closure = [cell.cell_contents for cell in value.__closure__ or ()]
-        parts = inspect.getsource(value.__code__), closure, value.__defaults__, value.__kwdefaults__
+        names = sorted(_names(value.__code__)) if value.__module__ == home else ()
+        used = {name: value.__globals__[name] for name in names if name in value.__globals__}
+        parts = inspect.getsource(value.__code__), closure, value.__defaults__, value.__kwdefaults__, used
+    elif inspect.isclass(value):
+        kinds = value.__mro__[:-1]
+        parts = *map(inspect.getsource, kinds), *filter(inspect.isfunction, vars(value).values())
     else:
-        kind = value if inspect.isclass(value) else type(value)
-        parts = *map(inspect.getsource, kind.__mro__[:-1]), None if kind is value else vars(value)
-    return f"{type(value).__name__}({', '.join(map(_described, parts))})"
+        parts = type(value), vars(value)
+    return f"{type(value).__name__}({', '.join(_described(each, home, seen) for each in parts)})"
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names that code refers to, with those in functions within it."""
+    inner = (_names(each) for each in code.co_consts if inspect.iscode(each))
+    return set(code.co_names).union(*inner)
 
 
 def check_vocabulary(min_count: int, max_words: int | None) -> None:
@@ -236,16 +262,24 @@ class HFTokenizer:
     def facts(self) -> Facts:
         return {"name": self.name}
 
+    def _backend(self) -> Any:
+        """The tokenizer of `tokenizers`, which then neither cuts nor pads, as its file may say; None: there is none."""
+        inner = getattr(self._tokenizer, "backend_tokenizer", None)
+        if inner is not None:
+            inner.no_truncation()
+            inner.no_padding()
+        return inner
+
     def pieces(self, texts: list[str]) -> list[list[str]]:
         """The tokens of each text as words, without special tokens."""
-        inner = getattr(self._tokenizer, "backend_tokenizer", None)
+        inner = self._backend()
         if inner is None:
             return [self._tokenizer.tokenize(text, verbose=False) for text in texts]
         return [each.tokens for each in inner.encode_batch(texts, add_special_tokens=False)]
 
     def digest(self) -> str:
         """Differs between tokenizers that give other tokens, whatever their names."""
-        inner = getattr(self._tokenizer, "backend_tokenizer", None)
+        inner = self._backend()
         rules = json.dumps(sorted(self._tokenizer.get_vocab().items())) if inner is None else inner.to_str()
         return digest(type(self._tokenizer).__name__, rules)
 

@@ -24,8 +24,8 @@ from typing import IO, Literal, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 from tqdm import tqdm
 
@@ -95,18 +95,19 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     Text may lack the line "V D", as GloVe's does, and then a word may have spaces in it. Of a word that occurs twice
     the first vector is taken, with a warning; bytes that are not UTF-8 are read as U+FFFD.
 
-    Raises InputError for a file that does not exist, has another suffix, or is not in the format of its suffix.
+    Raises InputError for a file that does not exist, has another suffix, is not in the format of its suffix, or has a
+    number that is not finite.
     """
     path = Path(path).expanduser()
-    suffix = file_format(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist")
+        raise InputError(f"{path} is no file" if path.exists() else f"{path} does not exist")
+    suffix = file_format(path)
     if suffix == FLORET:
         raise InputError(f"{path} has vectors of n-grams and no words: take the .safetensors of the same run")
     kinds = (SafetensorError, OSError, EOFError, zlib.error, ValueError, TypeError, RuntimeError)
     with named_errors(kinds, f"{path} holds no word vectors"):
         if suffix in SAFE:
-            tensors = load(bytes(_bytes(path))) if path.suffix == PACKED else load_file(path)
+            tensors = tensors_of(path)
             if not {"vectors", "words"} <= set(tensors):
                 raise ValueError(f"it has no `vectors` and `words`, but {len(tensors)} other tensors")
             words = tensors["words"].numpy().tobytes().decode().split("\n")[:-1]
@@ -114,12 +115,23 @@ def load_vectors(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
         else:
             words, vectors = _read_binary(path) if suffix in BINARY else _read_text(path)
     _check(words, vectors, str(path))
+    if not (finite := vectors.isfinite().all(dim=1)).all():
+        row = int(finite.int().argmin())
+        raise InputError(f"{path} has numbers that are not finite, such as in the vector of '{words[row]}'")
     first = {word: row for row, word in reversed(list(enumerate(words)))}
     if len(first) == len(words):
         return tuple(words), vectors
     warnings.warn(f"{len(words) - len(first)} words of {path} occur again: the first vector is taken", stacklevel=2)
     rows = sorted(first.values())
     return tuple(words[row] for row in rows), vectors[rows]
+
+
+def tensors_of(path: Path, begin: str = "") -> dict[str, Tensor]:
+    """The tensors in a .safetensors or .safetensors.gz whose names begin so."""
+    if path.suffix == PACKED:
+        return {name: tensor for name, tensor in load(bytes(_bytes(path))).items() if name.startswith(begin)}
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in sorted(file.keys()) if name.startswith(begin)}
 
 
 def file_format(path: str | Path) -> str:
@@ -247,4 +259,6 @@ def _read_binary(path: Path) -> tuple[list[str], Tensor]:
         words.append(content[at:space].lstrip(b"\n").decode(errors="replace"))  # some tools write no line feed
         values[row] = np.frombuffer(content[space + 1 : end], "<f4")
         at = end
+    if content[at:].strip(b"\n"):
+        raise ValueError(f"it goes on after its {size} words: it is of another format, or damaged")
     return words, torch.from_numpy(values.astype(np.float32, copy=False))
