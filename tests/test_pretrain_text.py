@@ -1,5 +1,6 @@
 """contrast-words: word vectors that learn, leave, resume, and are evaluated."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,19 @@ def test_subsampling_that_leaves_too_little_is_reported(words: Command, workplac
     assert not Path("run/metrics.json").exists()
     assert words(*run, "model.subsample=0", "hydra.run.dir=all") == 0
     assert "warning: subsample" not in capsys.readouterr().out
+
+
+def test_a_run_folder_in_the_home_folder_and_words_that_are_numbers(
+    words: Command, workplace: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(workplace / "home"))
+    Path("corpus.txt").write_text("10 150 x\n" * 100)
+    run = (*SMALL, "trainer.max_epochs=1", "model.subsample=0", "hydra.run.dir=~/runs/a")
+    assert words(*run, "evaluation.neighbours=[10,150,7]") == 0
+    assert (workplace / "home" / "runs" / "a" / "metrics.json").is_file()
+    told = capsys.readouterr().out
+    assert re.search(r"^10: (150|x) ", told, flags=re.M)
+    assert "7: none of the 3 words" in told
 
 
 def test_a_small_vocabulary_is_not_thinned_out_by_default(words: Command, workplace: Path, capsys: Any) -> None:

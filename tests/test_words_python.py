@@ -111,10 +111,36 @@ def test_what_it_refuses(workplace: Path) -> None:
         contrast.words.train("corpus.txt")
     with pytest.raises(InputError, match="sentence 2: the word 'new york'"):
         contrast.words.train([["a"], ["new york"]])
-    with pytest.raises(InputError, match="sentence 1 is a int"):
+    with pytest.raises(InputError, match="sentence 1 is of type int"):
         contrast.words.train([1, 2])
     with pytest.raises(InputError, match="no text in the column 'text': title"):
         contrast.words.train([{"title": "a"}])
     with pytest.raises(InputError, match="all must be of one kind"):
         contrast.words.train([["a"], "b"])
+    with pytest.raises(InputError, match="no sentences"):
+        contrast.words.train([])
+    with pytest.raises(InputError, match="sentence 1 is of type bytes"):
+        contrast.words.train([b"the king"])
+    for text, said in ((None, "not NoneType"), ({"train": [], "test": []}, "of train, test: give one")):
+        with pytest.raises(InputError, match=said):
+            contrast.words.train(text)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"a path of [\d,]* characters"):
+        contrast.words.train("the king and the queen " * 1000)
+    with pytest.raises(InputError, match="dim and vector_size are one setting"):
+        contrast.words.train([["a"]], dim=3, vector_size=4)
+    with pytest.raises(InputError, match='minn is a setting of n-grams: encoder="subwords"'):
+        contrast.words.train([["a"]], minn=3)
+    with pytest.raises(InputError, match=r"evaluation.output=x\.bin is a file in the run folder"):
+        contrast.words.train([["a"]], "evaluation.output=x.bin")
     assert [path.name for path in workplace.iterdir() if path.name != "cache"] == []
+
+
+def test_ngrams_are_in_a_compressed_file_too(workplace: Path) -> None:
+    sentences = [["kings", "kingdom", "walking", "walked"]] * 50
+    found = contrast.words.train(sentences, **SMALL, encoder="subwords", buckets=1000)
+    for name in ("a.safetensors", "a.safetensors.gz"):
+        found.save(name)
+        assert torch.equal(contrast.load(name)["king"], found["king"])
+    Path("a.floret").touch()
+    with pytest.raises(InputError, match="vectors of n-grams and no words"):
+        contrast.load("a.floret")

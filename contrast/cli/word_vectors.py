@@ -125,7 +125,7 @@ def write_sentences(path: Path, sentences: Iterable[object], column: str) -> boo
             kinds.add(isinstance(sentence, str))
             if not isinstance(sentence, Iterable) or isinstance(sentence, bytes):
                 kind = type(sentence).__name__
-                raise InputError(f"sentence {number} is a {kind}, neither a string nor a list of words")
+                raise InputError(f"sentence {number} is of type {kind}, neither a string nor a list of words")
             words = [sentence] if isinstance(sentence, str) else [str(word) for word in sentence]
             if wrong := [word for word in words if word.split() != [word] and words[0] is not sentence]:
                 raise InputError(f"sentence {number}: the word '{wrong[0]}' is empty or has a space in it")

@@ -111,7 +111,7 @@ class Head(ScalarOwner):
         return (self.noise_weight(output.draws) * output.shared.total).sum(dim=1).expand(slopes[:, 0].shape)
 
     def counts_of_all_classes(self, scores: Scores, counts: Tensor) -> Tensor:
-        """As `shared_pairs`, of each score of a pair [P, 1 + C], if the candidates are all classes; usually `counts`."""
+        """As `shared_pairs`, for scores of pairs [P, 1 + C] with all classes as candidates; usually `counts`."""
         return counts
 
     def total_loss(self, output: Output, near: Tensor, shared: Tensor) -> Tensor:

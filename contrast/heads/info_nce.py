@@ -127,7 +127,7 @@ class InfoNCE(Head):
         return -rest, share.mul_(mass.view(total.shape) / total)
 
     def shared_pairs(self, output: Output, slopes: Tensor) -> Tensor:
-        """Of all classes, 4 times the probability that a row has in all pairs, the sum of its slopes; of draws as usual.
+        """For all classes 4 times the probability of a row in all pairs, the sum of its slopes; for draws as usual.
 
         The second derivative of a softmax loss by a score is p (1 - p), at most p, and that of a logistic loss is at
         most 1 / 4. Of all classes a few may have most of p; with 1 / V for each, the first steps overshot.

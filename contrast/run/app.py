@@ -75,7 +75,7 @@ def run(command: Command) -> None:
 def start(command: Command, words: list[str]) -> int:
     """Does what `run` promises with the command line `words`, with errors as exceptions; returns the exit status."""
     task, verify = command.task, command.verify
-    words = [folder.readable(word) for word in words]
+    words = [folder.readable(compose.in_home(word)) for word in words]
     args, only_shows = parse_arguments(words)
     conf = Path(args.config_path).absolute() if args.config_path else folder.conf_folder()
     name = args.config_name or command.name

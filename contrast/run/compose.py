@@ -74,6 +74,13 @@ def quoted_range(word: str) -> str:
     return f"{key}={folder.quoted(value)}" if re.match(r"[^'\"\[{]*\{\d+\.\.\d+\}", value) else word
 
 
+def in_home(word: str) -> str:
+    """A word such as hydra.run.dir=~/runs with the home folder: Hydra would make a folder with the name ~."""
+    key, _, value = word.partition("=")
+    is_folder = key in ("hydra.run.dir", "hydra.sweep.dir") and value.startswith("~/")
+    return f"{key}={Path.home()}{value[1:]}" if is_folder else word
+
+
 def files_of_pattern(word: str) -> str:
     """A word such as checkpoint=RUN/checkpoints/*.ckpt with the files in place of the pattern, by name."""
     key, _, pattern = word.partition("=")

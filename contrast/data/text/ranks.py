@@ -11,8 +11,9 @@ import torch.distributed as dist
 
 from contrast.data.store import digest
 from contrast.distributed import check_equal, rank, world_size
-from contrast.errors import InputError
+from contrast.errors import InputError, named_errors
 
+LOST = "another rank has ended, and its message says why"
 _PATIENCE = timedelta(days=1)  # the longest that one rank reads after another has finished
 
 
@@ -31,7 +32,8 @@ def files_of_rank(files: Sequence[Path]) -> list[Path]:
         kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(kinds, timeout=_PATIENCE)  # Lightning takes one that exists
     sizes = [(file.name, file.stat().st_size) for file in files]
-    check_equal("all ranks must list the same files", f"{len(files):,} files (digest {digest(sizes)[:8]})")
+    with named_errors((RuntimeError,), LOST):
+        check_equal("all ranks must list the same files", f"{len(files):,} files (digest {digest(sizes)[:8]})")
     if len(files) < world_size():
         raise InputError(f"{world_size()} ranks read {len(files)} files: split the text, a file is read by one rank")
     return list(files[rank() :: world_size()])
@@ -40,7 +42,8 @@ def files_of_rank(files: Sequence[Path]) -> list[Path]:
 def of_all_ranks(number: int) -> list[int]:
     """A number of each rank."""
     numbers: list[int] = [0] * world_size()
-    dist.all_gather_object(numbers, number)
+    with named_errors((RuntimeError,), LOST):
+        dist.all_gather_object(numbers, number)
     return numbers
 
 
@@ -50,12 +53,14 @@ def added_over_ranks(counts: dict[str, int], min_count: int) -> dict[str, int]:
     The first rank needs memory for the different words of all ranks.
     """
     parts: list[dict[str, int]] | None = [{}] * world_size() if rank() == 0 else None
-    dist.gather_object(counts, parts)
+    with named_errors((RuntimeError,), LOST):
+        dist.gather_object(counts, parts)
     added: list[dict[str, int]] = [{}]
     if parts is not None:
         total: Counter[str] = Counter()
         for part in parts:
             total.update(part)
         added = [{word: count for word, count in total.items() if count >= min_count} or dict(total)]
-    dist.broadcast_object_list(added)
+    with named_errors((RuntimeError,), LOST):
+        dist.broadcast_object_list(added)
     return added[0]
