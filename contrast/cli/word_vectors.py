@@ -37,7 +37,7 @@ NAMES = {
     **{name: f"encoder.{name}" for name in ("minn", "maxn", "buckets", "hashes")},
     **{name: name for name in ("seed", "name", *GROUPS)},
 }
-WIDTH = ("dim", "vector_size")
+OF_NGRAMS = {name for name, key in NAMES.items() if key.startswith("encoder.")} - {"dim", "vector_size"}
 # gensim's names whose values differ from those of the setting here
 INSTEAD = {
     "sg": 'method="skipgram" is sg=1, and method="cbow" is sg=0',
@@ -75,6 +75,9 @@ def train(
         raise InputError(f"a text is a path or sentences, not {type(text).__name__}{what}")
     if run_dir is None and (lost := [word for word in overrides if word.startswith(IN_RUN)]):
         raise InputError(f"{lost[0]} is a file in the run folder, which is kept with run_dir only")
+    has_ngrams = "encoder" in settings or any(word.startswith("encoder=") for word in overrides)
+    if not has_ngrams and (of_ngrams := OF_NGRAMS & settings.keys()):
+        raise InputError(f'{min(of_ngrams)} is a setting of n-grams: encoder="subwords" or encoder="floret"')
     with TemporaryDirectory(prefix="contrast-words-") as scratch:
         is_list = isinstance(text, list) and text and all(isinstance(each, os.PathLike) for each in text)
         if not (isinstance(text, str | os.PathLike) or is_list):
@@ -99,8 +102,6 @@ def keys(settings: Mapping[str, Setting]) -> Iterator[tuple[str, Setting]]:
             raise InputError(f"{name}: no setting of word vectors{nearest(name, known)}; known are {', '.join(known)}")
         if (other := given.setdefault(known[name], name)) != name:
             raise InputError(f"{other} and {name} are one setting: give one of them")
-        if known[name].startswith("encoder.") and name not in WIDTH and "encoder" not in settings:
-            raise InputError(f'{name} is a setting of n-grams: encoder="subwords" or encoder="floret"')
         yield known[name], value
 
 

@@ -175,14 +175,13 @@ def bare_trainer(trainer: DictConfig, **given: object) -> pl.Trainer:
     try:
         named = "ddp" if trainer.strategy == SHARDED else trainer.strategy  # of the same devices
         bare = {"strategy": named, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        made = instantiate(trainer, **bare | given)
+        return instantiate(trainer, **bare | given)
     except InstantiationException as error:
         reason = one_line(error.__cause__ or error)
         words = set(re.findall(r"[\w-]+", reason))
         settings = {str(name): str(value) for name, value in trainer.items()}
         named = [f"trainer.{name}={value}" for name, value in settings.items() if words & {name, value}]
         raise InputError(f"{' '.join(named) or 'trainer'}: {reason}") from error
-    return made
 
 
 class Unwrapped(DDPStrategy):

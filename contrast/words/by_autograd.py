@@ -121,6 +121,7 @@ def compared(head: Head, scored: Scored) -> Tensor:
     return counted[:, 0] * candidates.positives[:, 0].square().sum(dim=1) + counted[:, 1:] @ squares
 
 
+@torch.no_grad()
 def pair_counts(head: Head, scored: Scored) -> Tensor:
     """How many pairs each score counts as in the limit on the pairs of a row, [P, 1 + C], or [P, L] of nodes."""
     candidates, counted = scored.candidates, weights(head, scored).expand(len(scored.targets), -1)

@@ -153,9 +153,10 @@ def corpus(
         told: set[str] = set()
 
         def tell(entry: dict[str, Tensor]) -> None:
-            for note in set(to_texts(entry["notes"])) - told:
-                warnings.warn(note, stacklevel=3)
-                told.add(note)
+            for note in to_texts(entry["notes"]):
+                if note not in told:
+                    warnings.warn(note, stacklevel=3)
+                    told.add(note)
 
         def make() -> dict[str, Tensor]:
             with ThreadPoolExecutor(1) as pool:  # writes the words of the text while those of the vocabulary are chosen
