@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import functools
 import gzip
 import io
 import json
@@ -23,7 +24,7 @@ import contrast.data.text.corpus
 import contrast.data.text.vocabulary
 from contrast.data.text.corpus import Corpus, corpus
 from contrast.data.text.encode import FILE, LINE, Encoder, Splitter, encoded, write_ids
-from contrast.data.text.text_files import Texts
+from contrast.data.text.text_files import _ZSTD, Texts
 from contrast.data.text.tokenizer import described
 from contrast.data.text.vocabulary import BORDER
 from contrast.errors import InputError
@@ -93,6 +94,13 @@ def test_many_records_and_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with arrow.ipc.new_stream(tmp_path / "c.arrow", arrow.schema([("text", arrow.list_(arrow.string()))])) as stream:
         stream.write_table(arrow.table({"text": [["a", "b"], ["c"]]}))
     assert read(tmp_path / "c.arrow", column="text") == ["a b", "c"]
+    table = arrow.table({"text": [["a"], [None], ["b"]]})
+    with arrow.ipc.new_file(tmp_path / "d.arrow", table.schema) as file:
+        file.write_table(table)
+    with pytest.raises(InputError, match=r"row 2 of .*d\.arrow has \[null\]"):
+        corpus(tmp_path / "d.arrow", column="text", min_count=1)
+    with pytest.warns(UserWarning, match=r"row 2 of .*; 1 such lines are left out"):
+        assert read(tmp_path / "d.arrow", column="text", on_error="skip") == ["a", "b"]
     (tmp_path / "b.parquet").write_text("no parquet")
     with pytest.raises(InputError, match=r"b\.parquet cannot be read"):
         corpus(tmp_path / "b.parquet", column="text")
@@ -131,7 +139,7 @@ def test_a_column_of_plain_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
 def test_compressed_files_that_end_too_early_or_are_none(tmp_path: Path, suffix: str) -> None:
     packs = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
-    pack = packs[suffix] if suffix in packs else pytest.importorskip("backports.zstd").compress
+    pack = packs[suffix] if suffix in packs else pytest.importorskip(_ZSTD).compress
     whole = pack(random.Random(0).randbytes(1 << 16).hex().encode())
     for name, data in (("half", whole[: len(whole) // 2]), ("none", b"plain text\n")):
         path = tmp_path / f"{name}{suffix}"
@@ -168,7 +176,7 @@ def test_columns_are_listed_whichever_line_is_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["", ".zst"])
 def test_json_whose_first_line_is_longer_than_a_block(tmp_path: Path, suffix: str) -> None:
     text = json.dumps({"text": "one " * 9, "id": "x" * (1 << 20)}) + '\n{"text": "two"}\n'
-    pack = pytest.importorskip("backports.zstd").compress if suffix else bytes
+    pack = pytest.importorskip(_ZSTD).compress if suffix else bytes
     for name in ("a.json", "a.jsonl"):
         path = tmp_path / f"{name}{suffix}"
         path.write_bytes(pack(text.encode()))
@@ -181,11 +189,11 @@ def test_compressed_and_packed_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = b"one two\nthree\n"
     packs = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".GZ": gzip.compress}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(sys.modules, "backports.zstd", None)
+        patched.setitem(sys.modules, _ZSTD, None)
         (tmp_path / "a.zst").write_bytes(b"?")
-        with pytest.raises(InputError, match=r"needs backports\.zstd: pip install"):
+        with pytest.raises(InputError, match=r"needs .*zstd: pip install"):
             corpus(tmp_path / "a.zst")
-    if zstd := pytest.importorskip("backports.zstd", reason="pip install 'contrast-learning[zstd]'"):
+    if zstd := pytest.importorskip(_ZSTD, reason="pip install 'contrast-learning[zstd]'"):
         packs[".zst"] = zstd.compress
     for suffix, pack in packs.items():
         (tmp_path / f"b{suffix}").write_bytes(pack(text))
@@ -245,7 +253,7 @@ def test_what_is_no_text_is_passed_over(tmp_path: Path) -> None:
         corpus(folder, min_count=1)
     with pytest.warns(UserWarning, match=r"a\.txt, from byte 12: 1 lines .*b\.png holds NUL.*d\.gz cannot be read"):
         assert read(folder, on_error="skip") == ["one two", "three", "four"]
-    with pytest.warns(UserWarning, match=r"a\.txt, from byte 12"):  # no byte is read again
+    with pytest.warns(UserWarning, match=r"when the text was first read: .*a\.txt, from byte 12"):
         assert read(folder, on_error="skip", unknown="keep") == ["one two", "three", "four"]
     with pytest.raises(InputError, match=r"b\.png holds NUL bytes .* not a text in UTF-8"):
         corpus(folder / "b.png")
@@ -458,6 +466,34 @@ def test_a_tokenizer_with_other_values_is_another(tmp_path: Path, make: Callable
     path = tmp_path / "a.txt"
     path.write_text("one two\n")
     assert [read(path, tokenizer=make(letters)) for letters in (1, 2)] == [["o t"], ["on tw"]]
+
+
+class Base:
+    def __call__(self, line: str) -> list[str]:
+        return self.kept(line.split())
+
+    @staticmethod
+    def kept(words: list[str]) -> list[str]:
+        return [word for word in words if word not in STOPS]
+
+
+class Derived(Base):
+    pattern, flags = "a", 0
+
+    def __init__(self, lower: bool = True) -> None:
+        self.lower = lower
+
+
+def test_what_classes_and_functions_of_one_kind_refer_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = described(Derived())
+    assert described(Derived()) == before != described(Derived(lower=False))
+    monkeypatch.setattr(sys.modules[__name__], "STOPS", {"two"})
+    assert described(Derived()) != before
+    one, two = in_closure(1), in_closure(2)
+    assert described(functools.partial(Shorter, [one, two, one])) != described(
+        functools.partial(Shorter, [one, two, two])
+    )
+    assert described(functools.partial(re.findall, r"\w+")) == described(functools.partial(re.findall, r"\w+"))
 
 
 def test_which_tokenizers_are_known_again() -> None:

@@ -73,7 +73,8 @@ def train(
     if isinstance(text, Mapping | bytes) or not isinstance(text, str | os.PathLike | Iterable):
         what = f" of {', '.join(map(str, text))}: give one of these" if isinstance(text, Mapping) else ""
         raise InputError(f"a text is a path or sentences, not {type(text).__name__}{what}")
-    if run_dir is None and (lost := [word for word in overrides if word.startswith(IN_RUN)]):
+    lost = [word for word in overrides if word.lstrip("+").startswith(IN_RUN) and not word.endswith(("=null", "=[]"))]
+    if run_dir is None and lost:
         raise InputError(f"{lost[0]} is a file in the run folder, which is kept with run_dir only")
     has_ngrams = "encoder" in settings or any(word.startswith("encoder=") for word in overrides)
     if not has_ngrams and (of_ngrams := OF_NGRAMS & settings.keys()):

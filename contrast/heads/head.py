@@ -110,8 +110,8 @@ class Head(ScalarOwner):
         """How many pairs each shared row [N, M] counts as, in the limit on the pairs of a row; slopes [N, L, M]."""
         return (self.noise_weight(output.draws) * output.shared.total).sum(dim=1).expand(slopes[:, 0].shape)
 
-    def counts_of_all_classes(self, scores: Scores, counts: Tensor) -> Tensor:
-        """As `shared_pairs`, for scores of pairs [P, 1 + C] with all classes as candidates; usually `counts`."""
+    def counts_of_all_classes(self, query: Tensor, candidates: Candidates, counts: Tensor) -> Tensor:
+        """As `shared_pairs`, for the scores of pairs [P, 1 + C] with all classes as candidates; usually `counts`."""
         return counts
 
     def total_loss(self, output: Output, near: Tensor, shared: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ class InfoNCE(Head):
         """
         return 4 * slopes.sum(dim=1) if output.holds_targets else super().shared_pairs(output, slopes)
 
-    def counts_of_all_classes(self, scores: Scores, counts: Tensor) -> Tensor:
+    def counts_of_all_classes(self, query: Tensor, candidates: Candidates, counts: Tensor) -> Tensor:
+        scores = self.scores(query, candidates)
         counts = 4 * scores.values.masked_fill(~scores.valid, -torch.inf).softmax(dim=1)
         return counts + F.one_hot(counts.new_zeros(1).long(), counts.shape[1])  # the target is in column 0
 

@@ -168,9 +168,11 @@ def bare_trainer(trainer: DictConfig, **given: object) -> pl.Trainer:
     processes = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
     devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
     if processes is not None and isinstance(devices, int) and devices > 0 and devices * nodes != processes:
+        of_each, rest = divmod(processes, nodes)
+        right = f"trainer.num_nodes=1 trainer.devices={processes}" if rest else f"trainer.devices={of_each}"
         raise InputError(
             f"trainer.devices={devices} on trainer.num_nodes={nodes} are {devices * nodes} processes, and torchrun has "
-            f"started {processes}: trainer.devices={processes // nodes} trainer.strategy=ddp"
+            f"started {processes}: {right} trainer.strategy=ddp"
         )
     try:
         named = "ddp" if trainer.strategy == SHARDED else trainer.strategy  # of the same devices

@@ -77,11 +77,12 @@ def step(encoder: WordTable, negatives: Table | Tree, head: Head, scored: list[S
     parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
     total = torch.cat([each.losses for each in scored]).sum()
     grads = torch.autograd.grad(total, parameters, allow_unused=True)
-    of_outputs, of_inputs = zip(*(row_pairs(head, each) for each in scored), strict=True)
+    counts = [pair_counts(head, each) for each in scored]
+    of_outputs, of_inputs = zip(*map(row_pairs, scored, counts), strict=True)
     with torch.no_grad():
         scale = 1 if head.cosine else float(head.temperature()) ** -2
         load = scale * torch.cat([each.queries.square().sum(dim=1) for each in scored]).mean()
-        query_load = scale * torch.cat([compared(head, each) for each in scored]).mean()
+        query_load = scale * torch.cat([*map(compared, scored, counts)]).mean()
     pairs = {encoder.weight: (of_inputs, query_load), negatives.vectors: (of_outputs, load)}
     scalars = {parameter for each in head.scalars() for parameter in each.parameters()}
     number = total.new_tensor([sum(len(each.losses) for each in scored)])  # of pairs
@@ -101,9 +102,9 @@ def step(encoder: WordTable, negatives: Table | Tree, head: Head, scored: list[S
             descent.update(parameter, ids, rows, load * torch.bincount(at, number_of_pairs))
 
 
-def row_pairs(head: Head, scored: Scored) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Rows of the table or tree, and rows of the input vectors, each with how many pairs update it."""
-    classes, counted = scored.candidates.classes, pair_counts(head, scored)
+def row_pairs(scored: Scored, counted: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Rows of the table or tree, and rows of the input vectors, each with how many pairs (`pair_counts`) update it."""
+    classes = scored.candidates.classes
     assert classes is not None
     if classes.ndim == 2:  # [P, L], the nodes of each pair's path
         outputs = classes[classes >= 0], counted[classes >= 0]
@@ -112,9 +113,9 @@ def row_pairs(head: Head, scored: Scored) -> tuple[tuple[Tensor, Tensor], tuple[
     return outputs, (scored.inputs, scored.weights.square())
 
 
-def compared(head: Head, scored: Scored) -> Tensor:
-    """Sum of |v|^2 over what each pair is compared with, [P]."""
-    candidates, counted = scored.candidates, pair_counts(head, scored)
+def compared(scored: Scored, counted: Tensor) -> Tensor:
+    """Sum of |v|^2 over what each pair is compared with, [P], as often as `pair_counts` says."""
+    candidates = scored.candidates
     squares = candidates.vectors.square().sum(dim=-1)  # [C] or [P, L]
     if candidates.positives is None:
         return (counted * squares).sum(dim=1)
@@ -127,7 +128,7 @@ def pair_counts(head: Head, scored: Scored) -> Tensor:
     candidates, counted = scored.candidates, weights(head, scored).expand(len(scored.targets), -1)
     if candidates.excluded_groups is None:
         return counted
-    return head.counts_of_all_classes(head.scores(scored.queries, candidates), counted)
+    return head.counts_of_all_classes(scored.queries, candidates, counted)
 
 
 def head_load(head: Head, scored: list[Scored], parameter: Tensor) -> Tensor:

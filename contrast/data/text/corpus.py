@@ -98,7 +98,7 @@ def corpus(
                they do not count for the vocabulary
     cache      folder of encoded text, by default $CONTRAST_CACHE or ~/.cache/contrast; files are known by content
     unit       what no context window crosses the end of: a "line"; a "paragraph", which ends at an empty line, for text
-               whose lines are wrapped; or a "file", which a record of JSON lines, .csv, .tsv or .parquet is, too
+               whose lines are wrapped; or a "file", which a record of a file with columns is, too
     column     of such records: where the text is
     on_error   "skip" passes over files and lines that are no text, and a warning lists them; "raise" ends with an error
     max_distinct  distinct words that are counted at once; when there are more, those seen once so far are forgotten,
@@ -145,25 +145,27 @@ def corpus(
         named_errors((OSError,), f"cannot write the encoded text to {folder}, give another cache (+data.cache=FOLDER)"),
     ):
         files = text_files(given)
+        alone = len(files) == 1
         if over_ranks:
             files = files_of_rank(files)
-        texts = Texts(files, column, on_error == "skip")
+        texts = Texts(files, column, on_error == "skip", alone)
         source = digest(_FORMAT, split.key, content(files, folder), column, on_error, max_distinct)
 
         told: set[str] = set()
 
-        def tell(entry: dict[str, Tensor]) -> None:
+        def tell(entry: dict[str, Tensor], when: str = "when the text was first read: ") -> dict[str, Tensor]:
             for note in to_texts(entry["notes"]):
                 if note not in told:
-                    warnings.warn(note, stacklevel=3)
+                    warnings.warn(f"{when}{note}", stacklevel=3)
                     told.add(note)
+            return entry
+
+        def words_of_text() -> dict[str, Tensor]:
+            return tell(read(texts, split, folder, max_distinct, workers), "")
 
         def make() -> dict[str, Tensor]:
             with ThreadPoolExecutor(1) as pool:  # writes the words of the text while those of the vocabulary are chosen
-                plain = cached(
-                    folder, f"texts/{source}", lambda: read(texts, split, folder, max_distinct, workers), pool
-                )
-                tell(plain)  # before an error about this text
+                plain = tell(cached(folder, f"texts/{source}", words_of_text, pool))  # before an error about this text
                 notes = {"notes": plain["notes"]}
                 if not rules.passes:
                     return chosen(plain, limits, folder, files, over_ranks) | notes

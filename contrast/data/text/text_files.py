@@ -37,6 +37,7 @@ STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 _MAX_WORD = 16 * BLOCK  # bytes; a longer word is cut
 _MAX_LINE = 64 * BLOCK  # bytes of a first line that may be JSON
+_LONGEST_NAME = 255  # bytes, of a file
 _SETTLED = 2.0  # seconds after which a change of a file shows in its time of change
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
@@ -74,13 +75,15 @@ class Block(NamedTuple):
 class Texts:
     """Files that are read block by block.
 
-    column  of JSON lines, tables and parquet: where the text is
+    column  of JSON lines, tables, parquet and Arrow: where the text is
     skip    files and lines that are no text are passed over, and `skipped` lists them; otherwise they are errors
+    alone   the text is one file: with a column, it is an error if it has none. Among others there may be plain text
     """
 
     files: list[Path]
     column: str | None = None
     skip: bool = False
+    alone: bool = False
     skipped: list[str] = field(default_factory=list)
 
     def blocks(self, desc: str, size: int = BLOCK) -> Iterator[Block]:
@@ -135,7 +138,7 @@ class Texts:
             texts = records(place, suffix, read, stream, self.column, skipped)
             yield from self._joined(self._without_nul(place, texts), size)
             return
-        if self.column is not None and self.files == [Path(place)]:  # beside others, it may be plain text among tables
+        if self.column is not None and self.alone and Path(place) in self.files:  # no member of an archive
             tables = f"the suffixes of files with columns are {', '.join(RECORDS)}"
             raise InputError(f"{place} is plain text, which has no column '{self.column}'; {tables}")
         rest, at, is_first, is_open, in_nul = b"", 0, True, False, False
@@ -226,13 +229,12 @@ def text_files(path: Text | Sequence[Text]) -> list[Path]:
     if not isinstance(path, str | os.PathLike):
         return [file for part in path for file in text_files(part)]
     root = Path(path).expanduser()
-    try:
+    if max(len(os.fsencode(part)) for part in root.parts or ("",)) > _LONGEST_NAME:
+        said = "no file has such a name; a text in memory is a list of sentences, for contrast.words.train"
+        raise InputError(f"a path of {len(str(root)):,} characters, '{root!s:.60}...': {said}")
+    with named_errors((OSError,), f"{root} cannot be read"):
         if root.is_file():
             return [root]
-    except OSError as error:
-        name = os.fspath(path)
-        said = f"{error.strerror}; a text in memory is a list of sentences, for contrast.words.train"
-        raise InputError(f"a path of {len(name):,} characters, '{name[:60]}...': {said}") from None
     if root.is_dir():
         below = sorted(file for file in root.rglob("*") if file.is_file())
         files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(root).parts)]
