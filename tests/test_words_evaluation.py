@@ -452,7 +452,8 @@ def test_command_on_a_run_and_lists(evaluate: Command, files: list[str]) -> None
     [
         (["checkpoint=v.bin"], ["measured on a file of word pairs"]),
         (["checkpoint=none.bin", "data.pairs=pairs.tsv"], ["none.bin does not exist"]),
-        (["checkpoint=v.ckpt", "data.pairs=pairs.tsv"], ["are files of .txt", "not 'v.ckpt'"]),
+        (["checkpoint=none.ckpt", "data.pairs=pairs.tsv"], ["none.ckpt does not exist"]),
+        (["checkpoint=pairs.tsv", "data.pairs=pairs.tsv"], ["are files of .txt", "not 'pairs.tsv'"]),
         (["checkpoint=.", "data.pairs=pairs.tsv"], ["has no vectors.safetensors"]),
         (["checkpoint=q.txt", "data.pairs=pairs.tsv"], ["q.txt holds no word vectors"]),
         (["checkpoint=v.bin", "data.pairs=none.tsv"], ["none.tsv cannot be read"]),
