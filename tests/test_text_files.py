@@ -23,9 +23,9 @@ import torch
 import contrast.data.text.corpus
 import contrast.data.text.vocabulary
 from contrast.data.text.corpus import Corpus, corpus
+from contrast.data.text.described import described
 from contrast.data.text.encode import FILE, LINE, Encoder, Splitter, encoded, write_ids
 from contrast.data.text.text_files import _ZSTD, Texts
-from contrast.data.text.tokenizer import described
 from contrast.data.text.vocabulary import BORDER
 from contrast.errors import InputError
 from contrast.run.compose import config_loader, load_config
