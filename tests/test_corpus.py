@@ -402,6 +402,8 @@ def test_tokens_of_transformers(tmp_path: Path):
     inner = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     inner.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 1)])
+    inner.enable_truncation(1)  # as a file may say, but a text is neither cut nor filled up
+    inner.enable_padding(length=9, pad_token="[CLS]", pad_id=1)
     special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "model_max_length": 2}
     transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(tmp_path / "pieces")
     path = written(tmp_path / "a.txt", "dogs run", "dog runs")
