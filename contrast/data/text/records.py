@@ -12,6 +12,7 @@ from typing import IO
 
 from contrast.errors import InputError, named_errors, need
 
+BOM = b"\xef\xbb\xbf"  # a mark of UTF-8 before the first line
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 
@@ -38,7 +39,7 @@ def records(
             yield from (row[number] if number < len(row) else "" for row in rows)
         file.detach()  # or it would close the file
     else:
-        lines = chain((read + stream.readline()).removeprefix(b"\xef\xbb\xbf").splitlines(), stream)
+        lines = chain((read + stream.readline()).removeprefix(BOM).splitlines(), stream)
         yield from _json_lines(place, lines, column, skipped)
 
 

@@ -28,13 +28,12 @@ from tqdm import tqdm
 
 from contrast.atomic import replacing
 from contrast.data.store import digest
-from contrast.data.text.records import RECORDS, records
+from contrast.data.text.records import BOM, RECORDS, records
 from contrast.errors import InputError, named_errors, need
 
 BLOCK = 1 << 20  # bytes read at a time, after decompression
 END = b"\x1c"  # of a file or a record: ASCII's file separator
 STDIN = "-"
-_BOM = b"\xef\xbb\xbf"
 _MAX_WORD = 16 * BLOCK  # bytes; a longer word is cut
 _MAX_LINE = 64 * BLOCK  # bytes of a first line that may be JSON
 _LONGEST_NAME = 255  # bytes, of a file
@@ -130,7 +129,7 @@ class Texts:
         """The blocks of a stream that messages call `place`, and whose suffix that of `name` is."""
         suffix = Path(name).suffix
         read = b"" if suffix in RECORDS else stream.read(size)
-        begin = read.removeprefix(_BOM).lstrip()
+        begin = read.removeprefix(BOM).lstrip()
         if begin[:1] == b"{" and b"\n" not in begin:
             read += stream.readline(_MAX_LINE)  # whether it is JSON shows in the whole line only
         if suffix in RECORDS or _is_json(read):
@@ -146,7 +145,7 @@ class Texts:
             following = stream.read(size) if read else b""
             if b"\0" in read:
                 self._check_nul(place, read, at, is_first)
-            data = rest + (read.removeprefix(_BOM) if is_first else read)
+            data = rest + (read.removeprefix(BOM) if is_first else read)
             if in_nul or b"\0" in read:
                 data = b"\0" * in_nul + data
                 in_nul = b"\0" in data[data.rfind(b"\n") + 1 :]
@@ -204,7 +203,7 @@ class Texts:
 
 def _is_json(read: bytes) -> bool:
     """Whether a file that begins so has an object of JSON on its first line, or an array of objects."""
-    begin = read.removeprefix(_BOM).lstrip()
+    begin = read.removeprefix(BOM).lstrip()
     if begin[:1] != b"{":
         return re.match(rb'\[\s*\{\s*"', begin) is not None
     try:
