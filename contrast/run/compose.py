@@ -301,7 +301,7 @@ def check_differences(run: Path, cfg: DictConfig, restored: Sequence[str]) -> bo
                 f"{line}: {run} is complete, and its metrics are those of its own data; "
                 f"contrast-evaluate checkpoint={run} data=... measures it on other data"
             )
-    if not folder.is_first_rank():  # which comes to the same result: nothing is written before all ranks have joined
+    if not folder.is_first_rank():  # it finds the same, because nothing is written before all ranks have joined
         return bool(lines) or not ended
     for line in lines:
         print(f"other than when the run began: {line}")
